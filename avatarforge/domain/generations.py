@@ -1,0 +1,50 @@
+"""What travels between the tracker and a Stable Diffusion replica: the task there, its updates back.
+
+The updates are also the replica's heartbeats: a replica that works, or holds a task in its queue, sends
+one every few seconds.
+"""
+
+from dataclasses import dataclass
+
+from avatarforge.domain.jobs import GenerationParameters, JobError, Outcome, StoredImage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationTask:
+    """One attempt at one job."""
+
+    job_id: str
+    customer_id: str
+    attempt: int
+    original: StoredImage
+    parameters: GenerationParameters
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationProgress:
+    """Steps done of `total_steps`; 0 of 0 while the task waits in the replica."""
+
+    step: int = 0
+    total_steps: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationFinished:
+    """The avatar is in storage under the attempt's key. The stream's last item."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationFailed:
+    """The generation cannot succeed. The stream's last item.
+
+    `retryable` when the trouble is the worker's or its surroundings', not the request's: the job then
+    waits for another attempt.
+    """
+
+    error: JobError
+    retryable: bool = False
+
+
+GenerationUpdate = GenerationProgress | GenerationFinished | GenerationFailed

@@ -1,0 +1,311 @@
+"""The REST calls: each takes a request apart, asks `ProfilePhotos`, and puts the answer together."""
+
+from collections.abc import Mapping
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Path, Query, Request
+from starlette.responses import Response
+
+from avatarforge.domain import errors
+from avatarforge.domain.customers import GRAMMAR, checked_customer_id
+from avatarforge.domain.errors import InvalidCustomerId, InvalidRequest
+from avatarforge.domain.identifiers import is_job_id
+from avatarforge.ingress import schemas
+from avatarforge.ingress.documentation import IMAGE, UPLOAD, told
+from avatarforge.ingress.images import image_response
+from avatarforge.ingress.problems import problem, problem_response
+from avatarforge.ingress.schemas import Message, photo_url, status_message
+from avatarforge.ingress.service import ImageKind, Page, ProfilePhotos, Stored
+from avatarforge.ingress.uploads import receive_upload
+
+router = APIRouter(redirect_slashes=False)
+
+CustomerId = Annotated[
+    str,
+    Path(
+        alias="customerId",
+        description="The customer's id, chosen by you and compared byte by byte.",
+        examples=["ana"],
+        json_schema_extra={"pattern": f"^{GRAMMAR}$"},
+    ),
+]
+JobId = Annotated[
+    str,
+    Path(
+        alias="jobId",
+        description="The job's id, as the upload's answer tells it.",
+        examples=["019a0f3c-7d5e-7c3a-9b1e-0d6f5a4b3c2d"],
+    ),
+]
+Limit = Annotated[int, Query(ge=1, le=200, description="Most entries of a page.")]
+
+PHOTOS_OF_CUSTOMER = 20
+"""Newest photos that a customer's page shows."""
+
+
+@router.post(
+    "/customers/{customerId}",
+    status_code=202,
+    response_model=schemas.ProfilePhotoJobStatus,
+    response_description="Accepted: the job is durable and will come to an end.",
+    openapi_extra={"requestBody": UPLOAD},
+    responses=told(
+        errors.InvalidCustomerId,
+        errors.MalformedUpload,
+        errors.PhotoTooLarge,
+        errors.UnsupportedMediaType,
+        errors.InvalidRequest,
+        errors.MissingPhoto,
+        errors.EmptyPhoto,
+        errors.NotAnImage,
+        errors.DamagedPhoto,
+        errors.PhotoDimensions,
+        errors.DatabaseUnavailable,
+        errors.StorageUnavailable,
+        errors.StorageFull,
+        errors.TrackerUnavailable,
+    ),
+    tags=["photos"],
+)
+async def submit_photo(request: Request, customer_id: CustomerId) -> Response:
+    """Upload a photo and ask for an avatar. The customer comes into being with the first photo.
+
+    `Location` names the job's status.
+    """
+    photos = _photos(request)
+    # Before the body is read: nobody should upload 20 MB to hear that the address is wrong.
+    checked_customer_id(customer_id)
+    async with receive_upload(
+        request.stream(),
+        request.headers.get("content-type", ""),
+        photos.settings.upload,
+        photos.upload_folder,
+        _content_length(request),
+    ) as upload:
+        live = await photos.submit(customer_id, upload.photo, upload.filename, upload.fields)
+    return _json(status_message(live), 202, {"Location": photo_url(live.job, "status")})
+
+
+@router.get(
+    "/customers/{customerId}/photos/{jobId}/status",
+    response_model=schemas.ProfilePhotoJobStatus,
+    responses=told(
+        errors.InvalidCustomerId, errors.JobNotFound, errors.InvalidRequest, errors.DatabaseUnavailable
+    ),
+    tags=["photos"],
+)
+async def photo_status(
+    request: Request,
+    customer_id: CustomerId,
+    job_id: JobId,
+    wait_seconds: Annotated[
+        float,
+        Query(
+            alias="waitSeconds",
+            ge=0,
+            allow_inf_nan=False,
+            description="Answer as soon as the job is terminal, and after this time at the latest. "
+            "At most 60 unless the server is set up otherwise.",
+        ),
+    ] = 0,
+) -> Response:
+    """Where the job stands."""
+    photos = _photos(request)
+    longest = photos.settings.ingress.max_wait_seconds
+    if wait_seconds > longest:
+        raise InvalidRequest("waitSeconds", wait_seconds, f"a number of seconds from 0 to {longest}")
+    return _json(status_message(await photos.status(customer_id, job_id, wait_seconds)))
+
+
+@router.get(
+    "/customers/{customerId}/photos/{jobId}/original",
+    response_class=Response,
+    responses={**IMAGE, **told(errors.JobNotFound, errors.ImageNotFound, errors.StorageUnavailable)},
+    tags=["images"],
+)
+async def original_image(request: Request, customer_id: CustomerId, job_id: JobId) -> Response:
+    """The photo as it was uploaded, without its metadata."""
+    return await image_response(request, _photos(request), customer_id, job_id, ImageKind.ORIGINAL)
+
+
+@router.get(
+    "/customers/{customerId}/photos/{jobId}/generated",
+    response_class=Response,
+    responses={**IMAGE, **told(errors.JobNotFound, errors.ImageNotFound, errors.StorageUnavailable)},
+    tags=["images"],
+)
+async def generated_image(request: Request, customer_id: CustomerId, job_id: JobId) -> Response:
+    """The avatar, once the job is DONE."""
+    return await image_response(request, _photos(request), customer_id, job_id, ImageKind.GENERATED)
+
+
+@router.get(
+    "/customers/{customerId}/photos",
+    response_model=schemas.PhotoPage,
+    responses=told(
+        errors.InvalidCustomerId, errors.CustomerNotFound, errors.InvalidRequest, errors.DatabaseUnavailable
+    ),
+    tags=["photos"],
+)
+async def list_photos(
+    request: Request,
+    customer_id: CustomerId,
+    cursor: Annotated[
+        str | None, Query(description="Photos older than this job's; `next` of a page has it.")
+    ] = None,
+    limit: Limit = 50,
+) -> Response:
+    """The customer's photos, newest first."""
+    if cursor is not None and not is_job_id(cursor):
+        raise InvalidRequest("cursor", cursor, "the id of a job, as the path in `next` has it")
+    page = await _photos(request).photos(customer_id, cursor, limit)
+    return _json(
+        schemas.PhotoPage(photos=_statuses(page), next=_next_photos(customer_id, page, limit)),
+    )
+
+
+@router.get(
+    "/customers",
+    response_model=schemas.CustomerPage,
+    responses=told(errors.InvalidRequest, errors.DatabaseUnavailable),
+    tags=["customers"],
+)
+async def list_customers(
+    request: Request,
+    after: Annotated[
+        str | None, Query(description="Customers whose ids come after this one; `next` of a page has it.")
+    ] = None,
+    limit: Limit = 50,
+) -> Response:
+    """All customers in the order of their ids, each with its latest photo."""
+    if after is not None:
+        _check_after(after)
+    found = await _photos(request).customers(after, limit + 1)
+    customers = tuple(_customer(stored) for stored in found[:limit])
+    more = len(found) > limit
+    following = _link("/customers", after=customers[-1].customer_id, limit=limit) if more else None
+    return _json(schemas.CustomerPage(customers=customers, next=following))
+
+
+@router.get(
+    "/customers/{customerId}",
+    response_model=schemas.CustomerWithPhotos,
+    responses=told(errors.InvalidCustomerId, errors.CustomerNotFound, errors.DatabaseUnavailable),
+    tags=["customers"],
+)
+async def show_customer(request: Request, customer_id: CustomerId) -> Response:
+    """A customer with the latest state of the newest photos."""
+    photos = _photos(request)
+    stored = await photos.customer(customer_id)
+    page = await photos.photos(customer_id, None, PHOTOS_OF_CUSTOMER)
+    summary = stored.summary
+    return _json(
+        schemas.CustomerWithPhotos(
+            customer_id=summary.customer_id,
+            created_at=summary.created_at,
+            photo_count=summary.jobs,
+            latest_photo=None if stored.latest is None else status_message(stored.latest),
+            photos=_statuses(page),
+            next=_next_photos(customer_id, page, PHOTOS_OF_CUSTOMER),
+        )
+    )
+
+
+@router.get(
+    "/models", response_model=schemas.ModelList, responses=told(errors.ModelUnusable), tags=["models"]
+)
+async def list_models(request: Request) -> Response:
+    """The model that avatars are made with, and its defaults."""
+    manifest = await _photos(request).model()
+    return _json(schemas.ModelList(models=(schemas.model_message(manifest),)))
+
+
+@router.get(
+    "/styles", response_model=schemas.StyleList, responses=told(errors.ModelUnusable), tags=["models"]
+)
+async def list_styles(request: Request) -> Response:
+    """What the field `style` of an upload may be."""
+    manifest = await _photos(request).model()
+    return _json(schemas.StyleList(model=manifest.name, styles=schemas.style_messages(manifest)))
+
+
+@router.get("/healthz", response_model=schemas.Alive, tags=["health"])
+async def healthz() -> Response:
+    """Whether this process lives."""
+    return _json(schemas.Alive())
+
+
+@router.get(
+    "/readyz",
+    response_model=schemas.ReadinessMessage,
+    responses=told(errors.Unavailable),
+    tags=["health"],
+)
+async def readyz(request: Request) -> Response:
+    """Whether this process can keep a promise now: database, storage and tracker answer."""
+    message = schemas.readiness_message(await _photos(request).health.readiness())
+    if message.ready:
+        return _json(message)
+    away = [name for name, part in message.parts.items() if not part.ok]
+    return problem_response(
+        problem(
+            status=503,
+            code="not_ready",
+            title="Not ready",
+            detail=f"Uploads cannot be accepted now: {', '.join(away)} not ready.",
+            instance="/readyz",
+            facts=message.model_dump(),
+        ),
+        {"Retry-After": "2"},
+    )
+
+
+def _photos(request: Request) -> ProfilePhotos:
+    photos: ProfilePhotos = request.app.state.photos
+    return photos
+
+
+def _content_length(request: Request) -> int | None:
+    text = request.headers.get("content-length", "")
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def _json(message: Message, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    # Written at once: FastAPI's own way would validate the message again.
+    return Response(
+        message.json_bytes(),
+        status,
+        {"Cache-Control": "no-store", **(headers or {})},
+        media_type="application/json",
+    )
+
+
+def _statuses(page: Page) -> tuple[schemas.ProfilePhotoJobStatus, ...]:
+    return tuple(status_message(live) for live in page.jobs)
+
+
+def _customer(stored: Stored) -> schemas.Customer:
+    return schemas.Customer(
+        customer_id=stored.summary.customer_id,
+        created_at=stored.summary.created_at,
+        photo_count=stored.summary.jobs,
+        latest_photo=None if stored.latest is None else status_message(stored.latest),
+    )
+
+
+def _next_photos(customer_id: str, page: Page, limit: int) -> str | None:
+    if not page.more:
+        return None
+    return _link(f"/customers/{customer_id}/photos", cursor=page.jobs[-1].job.job_id, limit=limit)
+
+
+def _link(path: str, **query: str | int) -> str:
+    return f"{path}?{urlencode(query)}"
+
+
+def _check_after(after: str) -> None:
+    try:
+        checked_customer_id(after)
+    except InvalidCustomerId as error:
+        raise InvalidRequest("after", after, f"a customer id: {error.expected}") from error

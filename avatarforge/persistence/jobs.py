@@ -1,0 +1,233 @@
+"""The record of all jobs and their event log, as the trackers and the reads of the ingress ask for it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Engine, Insert, Select, func, select
+from sqlalchemy.dialects.mysql import insert as mariadb_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+from avatarforge.domain.changes import JobChange, LoggedChange
+from avatarforge.domain.customers import CustomerSummary
+from avatarforge.domain.events import JobEvent
+from avatarforge.domain.jobs import ProfilePhotoJob
+from avatarforge.domain.status import ProcessingStatus
+from avatarforge.persistence.database import reading, writing
+from avatarforge.persistence.group import hold_shard, write_group
+from avatarforge.persistence.rows import (
+    PhotoKind,
+    Row,
+    event_from_row,
+    job_from_row,
+    logged_change_from_row,
+)
+from avatarforge.persistence.tables import (
+    customers,
+    job_events,
+    profile_photo_jobs,
+    profile_photos,
+    tracker_shards,
+)
+
+_UNFINISHED = [status.value for status in ProcessingStatus if not status.is_terminal]
+
+
+class JobRecords:
+    """Jobs, customers and the event log. Calls block; any thread may make them.
+
+    Every method raises `DatabaseUnavailable` when the database does not answer. A read can simply be
+    repeated. After `commit` the outcome is then unknown: ask `committed` with the same changes before
+    repeating it, until `committed` itself answers.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    # --- writing -----------------------------------------------------------------------------------
+
+    def claim_shard(self, shard: int) -> int:
+        """Raise the shard's epoch and return it: 1 at first. Writers of lower epochs are overtaken.
+
+        No two callers get the same epoch. It waits for the transaction that holds the shard.
+        """
+        with writing(self._engine) as connection:
+            connection.execute(_raised_epoch(connection.dialect.name, shard))
+            epoch = select(tracker_shards.c.epoch).where(tracker_shards.c.shard == shard)
+            return int(connection.execute(epoch).scalar_one())
+
+    def commit(self, shard: int, epoch: int, changes: Sequence[JobChange]) -> list[int]:
+        """Write the changes in one transaction, or none of them; returns the events' `seq`s in order.
+
+        The numbers rise with the order of the changes and above all that the shard has committed before.
+        One job may have several changes: each event is kept, and the last value. A submission brings its
+        customer into being. An erasure deletes the job's rows and its snapshots from the log; its events
+        stay, as ids and numbers. No changes at all only check the epoch.
+
+        Raises `Overtaken` when the shard's epoch is another; `JobNotFound` for a change of a job that is
+        not there; SQLAlchemy's `IntegrityError` when an event repeats a revision or a job would end twice.
+        On each of these nothing was kept. On `DatabaseUnavailable` the outcome is unknown: see the class.
+        """
+        with writing(self._engine) as connection:
+            hold_shard(connection, shard, epoch)
+            return write_group(connection, shard, changes)
+
+    def committed(self, changes: Sequence[JobChange]) -> list[int] | None:
+        """Whether a commit whose answer was lost has come about: its `seq`s in order, or `None` for never.
+
+        The answer is final: where the lost transaction still runs, this waits for its end.
+        """
+        if not changes:
+            return []
+        job_ids = {change.event.job_id for change in changes}
+        # A locking read waits for rows that a running transaction has inserted. SQLite has one writer.
+        logged = _EVENTS.where(job_events.c.job_id.in_(job_ids)).with_for_update(read=True)
+        with writing(self._engine) as connection:
+            events = [event_from_row(row) for row in connection.execute(logged).mappings()]
+        found = {_identity(event): event.seq for event in events}
+        seqs = [found.get(_identity(change.event)) for change in changes]
+        return [seq for seq in seqs if seq is not None] if None not in seqs else None
+
+    # --- reading -----------------------------------------------------------------------------------
+
+    def unfinished(self, shard: int) -> list[ProfilePhotoJob]:
+        """The shard's jobs that are PENDING or PROCESSING, oldest first."""
+        wanted = (
+            _JOBS.join(customers, customers.c.customer_id == profile_photo_jobs.c.customer_id)
+            .where(profile_photo_jobs.c.status.in_(_UNFINISHED), customers.c.shard == shard)
+            .order_by(profile_photo_jobs.c.job_id)
+        )
+        return [job_from_row(row) for row in self._rows(wanted)]
+
+    def job(self, customer_id: str, job_id: str) -> ProfilePhotoJob | None:
+        """The customer's job; `None` also for a job of another customer."""
+        wanted = _JOBS.where(
+            profile_photo_jobs.c.job_id == job_id, profile_photo_jobs.c.customer_id == customer_id
+        )
+        return next((job_from_row(row) for row in self._rows(wanted)), None)
+
+    def jobs_of(self, customer_id: str, before: str | None, limit: int) -> list[ProfilePhotoJob]:
+        """At most `limit` of the customer's jobs, newest first, from the one made next before job `before`.
+
+        `before` may be erased by now: ids sort by time.
+        """
+        wanted = _JOBS.where(profile_photo_jobs.c.customer_id == customer_id)
+        if before is not None:
+            wanted = wanted.where(profile_photo_jobs.c.job_id < before)
+        newest_first = wanted.order_by(profile_photo_jobs.c.job_id.desc()).limit(limit)
+        return [job_from_row(row) for row in self._rows(newest_first)]
+
+    def customers(self, after: str | None, limit: int) -> list[CustomerSummary]:
+        """At most `limit` customers by the bytes of their ids, from the one next to `after`."""
+        page = select(customers.c.customer_id, customers.c.created_at)
+        if after is not None:
+            page = page.where(customers.c.customer_id > after)
+        return self._summaries(page.order_by(customers.c.customer_id).limit(limit))
+
+    def customer(self, customer_id: str) -> CustomerSummary | None:
+        """The customer; `None` for one who never sent a photo."""
+        page = select(customers.c.customer_id, customers.c.created_at)
+        return next(iter(self._summaries(page.where(customers.c.customer_id == customer_id))), None)
+
+    def events_after(self, shard: int, seq: int, limit: int) -> list[LoggedChange]:
+        """At most `limit` entries of the shard's log with a higher number, lowest first.
+
+        Each comes with its job as it was then, or without one where the job has been erased since.
+        """
+        wanted = (
+            select(job_events)
+            .where(job_events.c.shard == shard, job_events.c.seq > seq)
+            .order_by(job_events.c.seq)
+            .limit(limit)
+        )
+        return [logged_change_from_row(row) for row in self._rows(wanted)]
+
+    def latest_seq(self, shard: int) -> int:
+        """The number of the shard's last event; 0 before the first."""
+        with reading(self._engine) as connection:
+            latest = select(func.max(job_events.c.seq)).where(job_events.c.shard == shard)
+            return connection.scalar(latest) or 0
+
+    def ping(self) -> None:
+        """Return if the database answers a query now."""
+        with reading(self._engine) as connection:
+            connection.execute(select(1))
+
+    def close(self) -> None:
+        """Close the connections that are not in use; a later call opens new ones."""
+        self._engine.dispose()
+
+    def _summaries(self, page: Select[Any]) -> list[CustomerSummary]:
+        return [
+            CustomerSummary(
+                customer_id=row["summary_customer_id"],
+                created_at=row["summary_created_at"],
+                jobs=row["summary_jobs"],
+                latest=None if row["job_id"] is None else job_from_row(row),
+            )
+            for row in self._rows(_summarised(page))
+        ]
+
+    def _rows(self, wanted: Select[Any]) -> Sequence[Row]:
+        with reading(self._engine) as connection:
+            return connection.execute(wanted).mappings().all()
+
+
+# --- statements -----------------------------------------------------------------------------------------
+
+_PHOTO_COLUMNS = ("object_key", "media_type", "size", "sha256", "width", "height")
+_ORIGINAL = profile_photos.alias("original")
+_AVATAR = profile_photos.alias("avatar")
+_COLUMNS = [
+    *profile_photo_jobs.c,
+    *(_ORIGINAL.c[name].label(f"{PhotoKind.ORIGINAL}_{name}") for name in _PHOTO_COLUMNS),
+    *(_AVATAR.c[name].label(f"{PhotoKind.AVATAR}_{name}") for name in _PHOTO_COLUMNS),
+]
+
+_EVENTS = select(*(column for column in job_events.c if column.name != "snapshot"))
+
+
+def _with_photos(jobs: Any) -> Any:
+    """One statement reads a job with its photos, so that both are of one moment."""
+    for photos, kind in ((_ORIGINAL, PhotoKind.ORIGINAL), (_AVATAR, PhotoKind.AVATAR)):
+        same = (photos.c.job_id == profile_photo_jobs.c.job_id) & (photos.c.kind == kind.value)
+        jobs = jobs.outerjoin(photos, same)
+    return jobs
+
+
+_JOBS = select(*_COLUMNS).select_from(_with_photos(profile_photo_jobs))
+
+
+def _summarised(page: Select[Any]) -> Select[Any]:
+    """For each customer of the page: how many jobs, and the columns of the latest one."""
+    listed = page.subquery("listed")
+    counted = (
+        select(
+            listed.c.customer_id.label("summary_customer_id"),
+            listed.c.created_at.label("summary_created_at"),
+            func.count(profile_photo_jobs.c.job_id).label("summary_jobs"),
+            func.max(profile_photo_jobs.c.job_id).label("summary_latest"),
+        )
+        .outerjoin_from(listed, profile_photo_jobs, profile_photo_jobs.c.customer_id == listed.c.customer_id)
+        .group_by(listed.c.customer_id, listed.c.created_at)
+        .subquery("counted")
+    )
+    latest = counted.outerjoin(profile_photo_jobs, profile_photo_jobs.c.job_id == counted.c.summary_latest)
+    return (
+        select(*counted.c, *_COLUMNS)
+        .select_from(_with_photos(latest))
+        .order_by(counted.c.summary_customer_id)
+    )
+
+
+def _raised_epoch(dialect: str, shard: int) -> Insert:
+    raised = tracker_shards.c.epoch + 1
+    first = {"shard": shard, "epoch": 1}
+    if dialect == "sqlite":
+        claim = sqlite_insert(tracker_shards).values(first)
+        return claim.on_conflict_do_update(index_elements=[tracker_shards.c.shard], set_={"epoch": raised})
+    return mariadb_insert(tracker_shards).values(first).on_duplicate_key_update(epoch=raised)
+
+
+def _identity(event: JobEvent) -> tuple[object, ...]:
+    """What tells an event from one that an overtaking tracker wrote under the same revision."""
+    return event.job_id, event.revision, event.kind, event.attempt, event.at

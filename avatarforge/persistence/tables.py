@@ -1,0 +1,164 @@
+"""The schema, the same for MariaDB and SQLite. `migrations/` makes it; a test holds the two together."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    CHAR,
+    JSON,
+    BigInteger,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects.mysql import DATETIME
+from sqlalchemy.types import TypeEngine
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware datetimes, kept as UTC to the microsecond. A naive one is refused with `ValueError`."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name in ("mysql", "mariadb"):
+            return dialect.type_descriptor(DATETIME(fsp=6))
+        return dialect.type_descriptor(DateTime())
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.utcoffset() is None:
+            raise ValueError(f"{value!r} has no time zone; give an aware datetime.")
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# Ids are compared byte by byte, trailing spaces included, as SQLite does by itself.
+_OPTIONS: dict[str, Any] = {
+    f"{dialect}_{option}": value
+    for dialect in ("mysql", "mariadb")
+    for option, value in (
+        ("engine", "InnoDB"),
+        ("charset", "utf8mb4"),
+        ("collate", "utf8mb4_nopad_bin"),
+    )
+}
+
+
+def _json() -> JSON:
+    return JSON(none_as_null=True)
+
+
+def _long() -> TypeEngine[int]:
+    # SQLite counts up by itself only in a column that is declared INTEGER.
+    return BigInteger().with_variant(Integer(), "sqlite")
+
+
+customers = Table(
+    "customers",
+    metadata,
+    Column("customer_id", String(64), primary_key=True),
+    Column("shard", Integer, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    **_OPTIONS,
+)
+
+profile_photo_jobs = Table(
+    "profile_photo_jobs",
+    metadata,
+    Column("job_id", CHAR(36), primary_key=True),
+    Column("customer_id", String(64), ForeignKey("customers.customer_id"), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("seq", _long(), nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("callback_url", Text),
+    Column("retry_of", CHAR(36)),
+    Column("attempt", Integer, nullable=False),
+    Column("losses", Integer, nullable=False),
+    Column("parameters", _json(), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("started_at", UtcDateTime),
+    Column("finished_at", UtcDateTime),
+    Column("timings", _json(), nullable=False),
+    Column("model", Text),
+    Column("backend", Text),
+    Column("crop", String(16)),
+    Column("generation_timings", _json()),
+    Column("error_code", String(64)),
+    Column("error_message", Text),
+    Index(None, "customer_id", "job_id"),
+    Index(None, "status", "job_id"),
+    **_OPTIONS,
+)
+
+profile_photos = Table(
+    "profile_photos",
+    metadata,
+    Column("job_id", CHAR(36), ForeignKey("profile_photo_jobs.job_id"), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("object_key", String(512), nullable=False),
+    Column("media_type", String(64), nullable=False),
+    Column("size", _long(), nullable=False),
+    Column("sha256", CHAR(64), nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    PrimaryKeyConstraint("job_id", "kind"),
+    **_OPTIONS,
+)
+
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("seq", _long(), primary_key=True, autoincrement=True),
+    Column("shard", Integer, nullable=False),
+    Column("job_id", CHAR(36), nullable=False),
+    Column("customer_id", String(64), nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    # The whole job as it was committed; null once it is erased.
+    Column("snapshot", _json()),
+    # The job's id in its terminal event, null in the others: being unique it allows one a job.
+    Column("terminal_job_id", CHAR(36)),
+    UniqueConstraint("job_id", "revision"),
+    UniqueConstraint("terminal_job_id"),
+    Index(None, "shard", "seq"),
+    Index(None, "customer_id", "seq"),
+    # A number is never used twice, not even that of the last row after it was deleted.
+    sqlite_autoincrement=True,
+    **_OPTIONS,
+)
+
+tracker_shards = Table(
+    "tracker_shards",
+    metadata,
+    Column("shard", Integer, primary_key=True, autoincrement=False),
+    Column("epoch", _long(), nullable=False),
+    **_OPTIONS,
+)

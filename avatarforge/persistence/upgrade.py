@@ -1,0 +1,104 @@
+"""Bringing a database to this release's schema. The migrations travel with the package."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, func, make_url, select
+
+import avatarforge
+from avatarforge.domain.errors import DatabaseUnavailable
+from avatarforge.persistence.database import answering, is_sqlite, open_engine, reading, writing
+from avatarforge.settings import DatabaseSettings
+
+_MIGRATION_SECONDS = 3600
+"""The longest single statement of a migration: copying a large table takes its time."""
+
+
+def upgrade(url: str, patience: float = 60) -> None:
+    """Bring the database to `latest()`: from empty, from an older release, or, already there, do nothing.
+
+    Several processes may call it at once: one works, the others wait up to `patience` seconds for it. Cut
+    short, it is simply called again. A folder for SQLite's file is made. It goes up only: a database of a
+    later release raises Alembic's `CommandError`.
+
+    Raises `DatabaseUnavailable` when the database does not answer or another upgrade outlasts `patience`.
+    """
+    with _engine(url, patience) as engine, _alone(engine, patience) as connection:
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def current(url: str) -> str | None:
+    """The schema's revision; `None` for an empty database. Raises `DatabaseUnavailable`."""
+    with _engine(url, patience=5) as engine, reading(engine) as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def latest() -> str:
+    """The revision that this release works with."""
+    revision = ScriptDirectory.from_config(_config()).get_current_head()
+    if revision is None:
+        raise FileNotFoundError(f"There are no migrations in {_migrations()}.")
+    return revision
+
+
+@contextmanager
+def _engine(url: str, patience: float) -> Iterator[Engine]:
+    if is_sqlite(make_url(url)):
+        settings = DatabaseSettings.model_validate({"read_timeout": patience})
+        _make_folder(url)
+    else:
+        settings = DatabaseSettings.model_validate({"read_timeout": _MIGRATION_SECONDS})
+    engine = open_engine(settings, url)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _alone(engine: Engine, patience: float) -> Iterator[Connection]:
+    """A connection for the one upgrade at a time."""
+    if engine.dialect.name == "sqlite":
+        # DDL is part of the transaction, and the transaction keeps other writers out.
+        with writing(engine) as connection:
+            yield connection
+        return
+    with answering(), engine.connect() as connection:
+        name = f"avatarforge-{_digest(engine.url.database or '')}"
+        # Freed when the connection closes, by whatever cause.
+        if connection.scalar(select(func.get_lock(name, patience))) != 1:
+            raise DatabaseUnavailable("another process is upgrading the database")
+        connection.commit()
+        yield connection
+
+
+def _digest(database: str) -> str:
+    """The server's lock names are shared by its databases and may have 64 characters."""
+    return hashlib.blake2b(database.encode(), digest_size=16).hexdigest()
+
+
+def _make_folder(url: str) -> None:
+    database = make_url(url).database
+    if database and database != ":memory:":
+        Path(database).parent.mkdir(parents=True, exist_ok=True)
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_migrations()).replace("%", "%%"))
+    return config
+
+
+def _migrations() -> Path:
+    """In a wheel under the package, in the source tree beside it."""
+    package = Path(avatarforge.__file__).parent
+    carried = package / "_carried" / "migrations"
+    return carried if carried.is_dir() else package.parent / "migrations"

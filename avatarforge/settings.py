@@ -1,0 +1,249 @@
+"""Every setting, with its default and what it means.
+
+The defaults are the embedded ones: one machine, SQLite, a folder, the CPU, the carried checkpoint.
+A setting `group.name` is read from the variable `AVATARFORGE_GROUP_NAME`; `data_dir` from
+`AVATARFORGE_DATA_DIR`. Variables win over what `serve_config.yaml` gives under `args`.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+PREFIX = "AVATARFORGE_"
+
+
+class SettingsError(ValueError):
+    """A setting is unknown or has an impossible value. The text names it and what would be right."""
+
+
+class Group(BaseModel):
+    """Settings that belong together. Frozen; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class HttpSettings(Group):
+    host: str = "127.0.0.1"
+    """Address that REST and SSE listen on."""
+    port: int = Field(8000, ge=1, le=65535)
+    """Port that REST and SSE listen on."""
+
+
+class GrpcSettings(Group):
+    port: int = Field(9000, ge=1, le=65535)
+    """Port for gRPC."""
+
+
+class DatabaseSettings(Group):
+    url: SecretStr | None = None
+    """SQLAlchemy URL (`mysql+pymysql://user:password@host/name`); by default SQLite in the data folder."""
+    echo: bool = False
+    """Log every SQL statement."""
+    connect_timeout: float = Field(5, gt=0)
+    """Seconds to wait for a connection."""
+    read_timeout: float = Field(15, gt=0)
+    """Seconds to wait for an answer, and for another process's lock on SQLite."""
+    pool_size: int = Field(8, ge=1)
+    """Connections kept open by a process."""
+
+
+class StorageSettings(Group):
+    bucket: str | None = None
+    """S3 bucket for originals and avatars; by default they lie in a folder under the data folder."""
+    endpoint_url: str | None = None
+    """URL of an S3-compatible server; by default Amazon's."""
+    region: str = "us-east-1"
+    """S3 region."""
+    access_key_id: SecretStr | None = None
+    """S3 access key; by default boto3's own search (environment, profile, instance role)."""
+    secret_access_key: SecretStr | None = None
+    """The access key's secret."""
+    public_endpoint_url: str | None = None
+    """URL under which clients reach the S3 server, for signed URLs; by default `endpoint_url`."""
+    signed_urls: bool = True
+    """Redirect clients to signed URLs where storage has them, instead of passing the bytes through."""
+    signed_url_seconds: int = Field(300, ge=1, le=604800)
+    """How long a signed URL works."""
+    timeout: float = Field(10, gt=0)
+    """Seconds to wait for storage to connect or answer."""
+
+
+class UploadSettings(Group):
+    max_bytes: int = Field(20 * 1024 * 1024, ge=1)
+    """Largest photo that is accepted."""
+    min_side: int = Field(32, ge=1)
+    """Shortest side of a photo, in pixels."""
+    max_pixels: int = Field(64_000_000, ge=1)
+    """Most pixels of a photo; a file that claims more is refused before it is decoded."""
+
+
+class IngressSettings(Group):
+    replicas: int = Field(1, ge=1)
+    """Ingress processes."""
+    max_ongoing_requests: int = Field(10_000, ge=1)
+    """Requests that one ingress process has open, waiting ones included."""
+    max_wait_seconds: int = Field(60, ge=1)
+    """Longest wait of one long-poll."""
+    num_cpus: float = Field(0.1, ge=0)
+    """CPUs that Ray sets aside for an ingress process."""
+
+
+class TrackerSettings(Group):
+    shards: int = Field(1, ge=1)
+    """JobTracker actors; each keeps the customers that its share of a stable hash names."""
+    max_attempts: int = Field(3, ge=1)
+    """Workers that a job may lose before it fails."""
+    lease_seconds: float = Field(30, gt=0)
+    """Silence of a replica after which its job is taken back."""
+    commit_batch: int = Field(256, ge=1)
+    """Most changes in one transaction."""
+    accept_timeout: float = Field(5, gt=0)
+    """Seconds that an upload waits for its commit before it is answered 503."""
+    recent_events: int = Field(10_000, ge=1)
+    """Events kept in memory for ingress replicas that ask again."""
+
+
+class DiffusionSettings(Group):
+    model: str = "avatar-mini"
+    """Name of a manifest in `models/`."""
+    models_dir: Path | None = None
+    """Folder of manifests; by default the one that AvatarForge carries."""
+    replicas: int = Field(1, ge=0)
+    """Stable Diffusion processes."""
+    num_gpus: float = Field(0, ge=0)
+    """GPUs that Ray sets aside for each; 0 runs on the CPU."""
+    num_cpus: float = Field(1, ge=0)
+    """CPUs that Ray sets aside for each."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to run; `auto` takes the GPU that Ray set aside, else the CPU."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Number format; `auto` is bfloat16 or float16 on a GPU, float32 on a CPU."""
+    threads: int = Field(0, ge=0)
+    """CPU threads for torch; 0 takes one for each core."""
+    niceness: int = Field(5, ge=0, le=19)
+    """How far inference on a CPU steps back behind the other processes (POSIX nice)."""
+    prefetch: int = Field(2, ge=0)
+    """Tasks that a replica holds beyond those it generates, so that it never waits for a download."""
+    storage_patience: float = Field(600, ge=0)
+    """Seconds that a replica keeps asking storage that does not answer before it gives its task back."""
+
+
+class LogSettings(Group):
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Least level that is written."""
+    format: Literal["json", "text"] = "json"
+    """One JSON object a line, or text for people."""
+
+
+class Settings(Group):
+    """All settings."""
+
+    data_dir: Path = Path("data")
+    """Folder for all that the embedded default keeps: database, images, logs, run-time files."""
+    http: HttpSettings = HttpSettings()
+    grpc: GrpcSettings = GrpcSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    storage: StorageSettings = StorageSettings()
+    upload: UploadSettings = UploadSettings()
+    ingress: IngressSettings = IngressSettings()
+    tracker: TrackerSettings = TrackerSettings()
+    diffusion: DiffusionSettings = DiffusionSettings()
+    log: LogSettings = LogSettings()
+
+    @property
+    def database_url(self) -> str:
+        """The URL in force, secrets included: not for logs."""
+        if self.database.url is not None:
+            return self.database.url.get_secret_value()
+        return f"sqlite:///{self.data_dir.resolve() / 'avatarforge.db'}"
+
+    @property
+    def storage_folder(self) -> Path:
+        return self.data_dir.resolve() / "objects"
+
+    def as_arguments(self) -> dict[str, Any]:
+        """Plain values, secrets in clear, from which `load_settings` makes the same settings elsewhere."""
+        plain: dict[str, Any] = _revealed(self.model_dump(mode="python", exclude_defaults=True))
+        return plain
+
+
+def load_settings(
+    arguments: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ
+) -> Settings:
+    """Settings from `arguments` (as in `serve_config.yaml`) with the environment's laid over them.
+
+    Raises `SettingsError` for an unknown name or an impossible value.
+    """
+    values = _merged(dict(arguments or {}), _from_environment(environ))
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError(_told(error)) from error
+
+
+def variables() -> dict[str, tuple[str, ...]]:
+    """Every variable's name and the path of the setting that it sets."""
+    paths: dict[str, tuple[str, ...]] = {}
+    for name, field in Settings.model_fields.items():
+        group = field.annotation
+        if isinstance(group, type) and issubclass(group, Group):
+            for inner in group.model_fields:
+                paths[f"{PREFIX}{name}_{inner}".upper()] = (name, inner)
+        else:
+            paths[f"{PREFIX}{name}".upper()] = (name,)
+    return paths
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    known = variables()
+    values: dict[str, Any] = {}
+    for name, text in environ.items():
+        if not name.startswith(PREFIX):
+            continue
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise SettingsError(f"{name} is not a setting of AvatarForge.{hint}")
+        *groups, last = known[name]
+        target = values
+        for group in groups:
+            target = target.setdefault(group, {})
+        target[last] = text
+    return values
+
+
+def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _revealed(value: Any) -> Any:
+    match value:
+        case SecretStr():
+            return value.get_secret_value()
+        case Path():
+            return str(value)
+        case dict():
+            return {key: _revealed(inner) for key, inner in value.items()}
+    return value
+
+
+def _told(error: ValidationError) -> str:
+    """One sentence a fault: the setting's name, its variable, the value and what is expected."""
+    sentences = []
+    for fault in error.errors():
+        path = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            sentences.append(f"There is no setting {path!r}.")
+            continue
+        variable = PREFIX + path.replace(".", "_").upper()
+        given = "" if isinstance(fault["input"], SecretStr) else f" is {fault['input']!r}"
+        sentences.append(f"The setting {path} ({variable}){given}: {fault['msg']}.")
+    return " ".join(sentences)

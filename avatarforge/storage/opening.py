@@ -1,0 +1,13 @@
+"""Which storage the settings name."""
+
+from avatarforge.settings import Settings
+from avatarforge.storage.folder import FolderStorage
+from avatarforge.storage.interface import ObjectStorage
+from avatarforge.storage.s3 import S3Storage
+
+
+def open_storage(settings: Settings) -> ObjectStorage:
+    """S3 where a bucket is named, else the folder. S3 is not asked before the first call."""
+    if settings.storage.bucket is not None:
+        return S3Storage(settings.storage)
+    return FolderStorage(settings.storage_folder)

@@ -1,0 +1,206 @@
+"""Object storage in an S3 bucket, Amazon's or a compatible server's."""
+
+import io
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from shutil import copyfileobj
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from avatarforge.domain.errors import AvatarForgeError, ObjectNotFound, StorageFull, StorageUnavailable
+from avatarforge.settings import StorageSettings
+from avatarforge.storage.grammar import checked_key, checked_prefix
+from avatarforge.storage.interface import StoredObject
+
+if TYPE_CHECKING:
+    from botocore.response import StreamingBody
+    from mypy_boto3_s3 import S3Client
+
+ATTEMPTS = 2
+"""Tries of one request, each as long as the time-out: an upload waits for this, so few."""
+
+_ABSENT = {"NoSuchKey", "404", "NotFound"}
+# The names that MinIO, Ceph and Amazon give to "no room"; 507 is WebDAV's and others'.
+_FULL = {"XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded", "InsufficientCapacity"}
+
+
+class S3Storage:
+    """`ObjectStorage` over one bucket, which must exist. Threads may share it: it has one client."""
+
+    def __init__(self, settings: StorageSettings) -> None:
+        if settings.bucket is None:
+            raise ValueError("storage.bucket is not set")
+        self._settings = settings
+        self._bucket = settings.bucket
+        self._lock = threading.Lock()
+        self._clients: dict[str | None, S3Client] = {}
+
+    def put(self, key: str, content: BinaryIO, media_type: str) -> None:
+        checked_key(key)
+        with closing(_Rest(content)) as rest:
+            try:
+                with _translated(key):
+                    # One request, so that S3 shows the object whole or not at all.
+                    self._client().put_object(
+                        Bucket=self._bucket, Key=key, Body=cast(BinaryIO, rest), ContentType=media_type
+                    )
+            except AvatarForgeError as error:
+                if rest.failure is not None:
+                    raise rest.failure from error
+                raise
+
+    def get(self, key: str) -> bytes:
+        checked_key(key)
+        with _translated(key), closing(self._open(key)) as body:
+            return body.read()
+
+    def stream(self, key: str, chunk_size: int = 256 * 1024) -> Iterator[bytes]:
+        checked_key(key)
+        with _translated(key):
+            chunks = _chunks(self._open(key), chunk_size)
+        # Started here, so that the connection goes back to the pool even if nobody takes a chunk.
+        next(chunks)
+        return chunks
+
+    def delete(self, key: str) -> None:
+        checked_key(key)
+        try:
+            with _translated(key):
+                self._client().delete_object(Bucket=self._bucket, Key=key)
+        except ObjectNotFound:
+            # Amazon answers 204 here, some compatible servers 404.
+            return
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        checked_prefix(prefix)
+        with _translated():
+            pages = self._client().get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self._bucket, Prefix=prefix):
+                for entry in page.get("Contents", ()):
+                    yield StoredObject(
+                        key=entry["Key"], size=entry["Size"], modified_at=entry["LastModified"]
+                    )
+
+    def signed_url(self, key: str, expires_in: int) -> str | None:
+        """A URL at `public_endpoint_url`, made without asking the server."""
+        checked_key(key)
+        endpoint = self._settings.public_endpoint_url or self._settings.endpoint_url
+        with _translated(key):
+            return self._client(endpoint).generate_presigned_url(
+                "get_object", Params={"Bucket": self._bucket, "Key": key}, ExpiresIn=expires_in
+            )
+
+    def check(self) -> None:
+        with _translated():
+            self._client().head_bucket(Bucket=self._bucket)
+
+    def _open(self, key: str) -> "StreamingBody":
+        return self._client().get_object(Bucket=self._bucket, Key=key)["Body"]
+
+    def _client(self, endpoint: str | None = None) -> "S3Client":
+        """The process's client for the endpoint, made at the first call. boto3 makes them unguarded."""
+        endpoint = endpoint or self._settings.endpoint_url
+        client = self._clients.get(endpoint)
+        if client is None:
+            with self._lock:
+                client = self._clients.get(endpoint)
+                if client is None:
+                    client = self._clients[endpoint] = _connected(self._settings, endpoint)
+        return client
+
+
+def _connected(settings: StorageSettings, endpoint: str | None) -> "S3Client":
+    key, secret = settings.access_key_id, settings.secret_access_key
+    config = Config(
+        signature_version="s3v4",
+        connect_timeout=settings.timeout,
+        read_timeout=settings.timeout,
+        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        max_pool_connections=64,
+        # A compatible server seldom has a DNS name for each bucket.
+        s3={"addressing_style": "path" if endpoint else "auto"},
+        # Compatible servers may not know Amazon's checksum trailers; the signature covers the body.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=settings.region,
+        aws_access_key_id=key.get_secret_value() if key else None,
+        aws_secret_access_key=secret.get_secret_value() if secret else None,
+        config=config,
+    )
+
+
+@contextmanager
+def _translated(key: str | None = None) -> Iterator[None]:
+    """boto's errors as ours; with a `key`, what is absent is `ObjectNotFound`."""
+    try:
+        yield
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if key is not None and code in _ABSENT:
+            raise ObjectNotFound(key) from error
+        if code in _FULL or status == 507:
+            raise StorageFull(str(error)) from error
+        raise StorageUnavailable(str(error)) from error
+    except BotoCoreError as error:
+        raise StorageUnavailable(str(error)) from error
+
+
+def _chunks(body: "StreamingBody", size: int) -> Iterator[bytes]:
+    with closing(body):
+        yield b""
+        with _translated():
+            yield from body.iter_chunks(size)
+
+
+class _Rest(io.RawIOBase):
+    """What is left to read in a file, as a file that begins at 0 and remembers why reading failed.
+
+    boto rewinds to 0 before it repeats a request, and wraps what the source raises as its own.
+    """
+
+    def __init__(self, content: BinaryIO) -> None:
+        self._spool: BinaryIO | None = None
+        if not content.seekable():
+            spool = tempfile.SpooledTemporaryFile(max_size=1024 * 1024)  # noqa: SIM115  # `close` closes it
+            self._spool = cast(BinaryIO, spool)
+            copyfileobj(content, self._spool)
+            self._spool.seek(0)
+        self._content = self._spool or content
+        self._start = self._content.tell()
+        self.failure: BaseException | None = None
+
+    def close(self) -> None:
+        if self._spool is not None:
+            self._spool.close()
+        super().close()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        try:
+            return self._content.read(size)
+        except BaseException as error:
+            self.failure = error
+            raise
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        if whence == io.SEEK_SET:
+            offset += self._start
+        return self._content.seek(offset, whence) - self._start
+
+    def tell(self) -> int:
+        return self._content.tell() - self._start

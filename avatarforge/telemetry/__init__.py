@@ -1,0 +1,1 @@
+"""What AvatarForge tells about itself while it runs."""

@@ -1,0 +1,74 @@
+"""Log events: one line each on stderr, as JSON for machines or as text for people.
+
+Our own code logs through structlog, libraries through `logging`; both come out alike.
+"""
+
+import logging
+import sys
+
+import structlog
+from structlog.typing import Processor
+
+from avatarforge.settings import LogSettings
+
+_MARK = "_avatarforge"
+"""Set on our handler, so that configuring again replaces it."""
+
+_LIBRARIES = ("sqlalchemy.engine", "alembic", "uvicorn.access", "botocore", "urllib3", "httpx", "PIL")
+"""Say more than anyone reads; at DEBUG they may."""
+
+_COMMON: list[Processor] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.stdlib.PositionalArgumentsFormatter(),
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    structlog.processors.StackInfoRenderer(),
+]
+
+
+def configure(settings: LogSettings) -> None:
+    """Send every log event of this process to stderr. Call it as often as you like: the last call holds."""
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *_COMMON,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        # Cached loggers would keep the level and the format of an earlier call.
+        cache_logger_on_first_use=False,
+    )
+    root = logging.getLogger()
+    for old in [handler for handler in root.handlers if hasattr(handler, _MARK)]:
+        root.removeHandler(old)
+    root.addHandler(_handler(settings))
+    root.setLevel(settings.level)
+    # SQLAlchemy's `echo` would add a second handler of its own here.
+    if not (sql := logging.getLogger("sqlalchemy.engine.Engine")).handlers:
+        sql.addHandler(logging.NullHandler())
+    quiet = logging.DEBUG if settings.level == "DEBUG" else logging.WARNING
+    for name in _LIBRARIES:
+        logging.getLogger(name).setLevel(quiet)
+
+
+def _handler(settings: LogSettings) -> logging.Handler:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=_COMMON,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *_renderers(settings),
+            ],
+        )
+    )
+    setattr(handler, _MARK, True)
+    return handler
+
+
+def _renderers(settings: LogSettings) -> list[Processor]:
+    if settings.format == "json":
+        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]

@@ -1,0 +1,75 @@
+"""The JobTracker as a detached, named Ray actor: a few lines around the plain class."""
+
+import asyncio
+from typing import Any
+
+import ray
+import structlog
+from ray.actor import ActorHandle
+
+from avatarforge.domain.errors import AvatarForgeError
+from avatarforge.domain.jobs import ProfilePhotoJob
+from avatarforge.persistence.database import open_engine
+from avatarforge.persistence.jobs import JobRecords
+from avatarforge.settings import load_settings
+from avatarforge.telemetry.logs import configure
+from avatarforge.tracker.feed import FeedBatch, FeedCursor
+from avatarforge.tracker.serve_replicas import ServeReplicas
+from avatarforge.tracker.tracker import JobTracker
+
+log = structlog.get_logger(__name__)
+
+NAMESPACE = "avatarforge"
+APPLICATION = "avatarforge"
+"""Name of the Serve application whose replicas generate."""
+DEPLOYMENT = "StableDiffusion"
+MANY = 10_000
+"""Calls that one tracker answers at a time: they wait, they do not work."""
+
+
+class JobTrackerActor:
+    """Starts by itself, also when Ray starts it again after a crash."""
+
+    def __init__(self, arguments: dict[str, Any], shard: int) -> None:
+        settings = load_settings(arguments)
+        configure(settings.log)
+        self._tracker = JobTracker(
+            shard,
+            JobRecords(open_engine(settings.database, settings.database_url)),
+            ServeReplicas(DEPLOYMENT, APPLICATION),
+            settings.tracker,
+            on_overtaken=lambda: ray.kill(ray.get_runtime_context().current_actor, no_restart=True),
+        )
+        self._starting = asyncio.get_running_loop().create_task(self._tracker.start(), name="start")
+
+    async def submit(self, jobs: list[ProfilePhotoJob]) -> list[ProfilePhotoJob | AvatarForgeError]:
+        return await self._tracker.submit(jobs)
+
+    async def find(self, customer_id: str, job_id: str) -> ProfilePhotoJob | None:
+        return await self._tracker.find(customer_id, job_id)
+
+    async def feed(self, cursor: FeedCursor, wait: float) -> FeedBatch:
+        return await self._tracker.feed(cursor, wait)
+
+    async def stop(self) -> None:
+        """Finish the commit under way; the actor may then be killed without losing anything."""
+        await self._tracker.stop()
+
+
+def tracker_actor(arguments: dict[str, Any], shard: int) -> "ActorHandle[JobTrackerActor]":
+    """The shard's tracker, started if it is not running."""
+    handle: ActorHandle[JobTrackerActor] = (
+        ray.remote(JobTrackerActor)
+        .options(
+            name=f"JobTracker:{shard}",
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            max_restarts=-1,
+            max_task_retries=0,
+            max_concurrency=MANY,
+            num_cpus=0,
+        )
+        .remote(arguments, shard)
+    )
+    return handle

@@ -1,0 +1,81 @@
+"""One attempt at one job: from a reserved slot to the attempt's end."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+import structlog
+
+from avatarforge.domain.errors import Overtaken
+from avatarforge.domain.generations import (
+    GenerationFailed,
+    GenerationFinished,
+    GenerationProgress,
+    GenerationTask,
+    GenerationUpdate,
+)
+from avatarforge.domain.jobs import JobError, ProfilePhotoJob
+from avatarforge.tracker.replicas import Reservation
+
+log = structlog.get_logger(__name__)
+
+AttemptEnd = GenerationFinished | GenerationFailed
+"""How an attempt ends. A lost worker is a `GenerationFailed` that is retryable."""
+
+WORKER_LOST, LEASE_EXPIRED = "worker_lost", "lease_expired"
+
+
+def task_of(job: ProfilePhotoJob) -> GenerationTask:
+    return GenerationTask(
+        job_id=job.job_id,
+        customer_id=job.customer_id,
+        attempt=job.attempt,
+        original=job.original,
+        parameters=job.parameters,
+    )
+
+
+async def follow(
+    job: ProfilePhotoJob,
+    reservation: Reservation,
+    *,
+    lease_seconds: float,
+    on_progress: Callable[[GenerationProgress], None],
+) -> AttemptEnd:
+    """Generate in the reserved slot and return how it ended.
+
+    Every item of the stream renews the lease; when it runs out the generation is stopped.
+    """
+    try:
+        async with aclosing(reservation.generate(task_of(job))) as updates:
+            return await _last_of(updates, lease_seconds, on_progress)
+    except TimeoutError:
+        log.warning("replica fell silent", job_id=job.job_id, attempt=job.attempt, seconds=lease_seconds)
+        return _lost(LEASE_EXPIRED, f"The worker was silent for {lease_seconds:g} seconds.")
+    except Overtaken:
+        raise
+    except Exception as error:
+        # The edge of a job: whatever breaks the stream (a dead actor, a dead node, a cut connection) loses
+        # this attempt and nothing else.
+        log.warning("worker lost", job_id=job.job_id, attempt=job.attempt, exc_info=error)
+        return _lost(WORKER_LOST, f"The worker was lost ({type(error).__name__}).")
+
+
+async def _last_of(
+    updates: AsyncGenerator[GenerationUpdate, None],
+    lease_seconds: float,
+    on_progress: Callable[[GenerationProgress], None],
+) -> AttemptEnd:
+    while True:
+        try:
+            update = await asyncio.wait_for(anext(updates), lease_seconds)
+        except StopAsyncIteration:
+            return _lost(WORKER_LOST, "The worker ended its stream without a result.")
+        if isinstance(update, GenerationProgress):
+            on_progress(update)
+        else:
+            return update
+
+
+def _lost(code: str, message: str) -> GenerationFailed:
+    return GenerationFailed(error=JobError(code=code, message=message), retryable=True)

@@ -1,0 +1,211 @@
+"""Group commit: many changes of many jobs in one transaction, in a thread.
+
+There is one writer a shard and one transaction at a time, so that commit order is `seq` order.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import structlog
+
+from avatarforge.domain.changes import JobChange
+from avatarforge.domain.errors import DatabaseUnavailable, Overtaken, Unavailable
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+
+class ChangeLog(Protocol):
+    """What the committer needs of the database; `persistence.jobs.JobRecords` keeps it."""
+
+    def claim_shard(self, shard: int) -> int: ...
+
+    def commit(self, shard: int, epoch: int, changes: Sequence[JobChange]) -> list[int]: ...
+
+    def committed(self, changes: Sequence[JobChange]) -> list[int] | None: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    change: JobChange
+    future: asyncio.Future[JobChange]
+    disowned: bool = False
+    """Its caller was told 503: it must not stay, should it turn out to be committed."""
+
+
+class Committer:
+    """Writes changes in the order in which they were asked for.
+
+    A database that goes away is asked again with growing pauses for as long as it takes: moves of jobs
+    wait, submissions are refused after `accept_timeout` seconds. When a commit's outcome is unknown it is
+    read back before anything is repeated.
+    """
+
+    FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
+    """Seconds between two attempts to reach the database."""
+
+    def __init__(
+        self,
+        records: ChangeLog,
+        shard: int,
+        *,
+        batch: int,
+        accept_timeout: float,
+        on_disowned: Callable[[JobChange], None],
+        on_overtaken: Callable[[Overtaken], None],
+    ) -> None:
+        self._records = records
+        self._shard = shard
+        self._batch = batch
+        self._accept_timeout = accept_timeout
+        self._on_disowned = on_disowned
+        self._on_overtaken = on_overtaken
+        self._epoch = 0
+        self._queue: asyncio.Queue[_Pending] = asyncio.Queue()
+        """Unbounded here: its callers wait, and `accept` admits no more than they do."""
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._task: asyncio.Task[None] | None = None
+        self.outage: DatabaseUnavailable | None = None
+        """Why the database does not answer at present."""
+
+    async def start(self) -> int:
+        """Take the shard's epoch, waiting for the database as long as it takes, and begin to write."""
+        self._epoch = await self._persistently(lambda: self._records.claim_shard(self._shard))
+        self._task = asyncio.create_task(self._write_forever(), name="committer")
+        return self._epoch
+
+    async def stop(self) -> None:
+        """Finish the transaction under way; what still waits is refused."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        while not self._queue.empty():
+            _refuse(self._queue.get_nowait(), DatabaseUnavailable("the tracker is stopping"))
+        await asyncio.to_thread(self._thread.shutdown)
+
+    async def commit(self, change: JobChange) -> JobChange:
+        """Write a job's move, however long the database is away. Returns it with its `seq`."""
+        return await self._enqueued(change).future
+
+    async def accept(self, change: JobChange) -> JobChange:
+        """Write a submission or raise `DatabaseUnavailable`; then nothing of it stays."""
+        if self.outage is not None:
+            raise DatabaseUnavailable(self.outage.reason)
+        pending = self._enqueued(change)
+        try:
+            return await asyncio.wait_for(asyncio.shield(pending.future), self._accept_timeout)
+        except TimeoutError:
+            pending.disowned = True
+            raise DatabaseUnavailable(f"no commit within {self._accept_timeout} seconds") from None
+
+    # --- the writer --------------------------------------------------------------------------------
+
+    def _enqueued(self, change: JobChange) -> _Pending:
+        pending = _Pending(change, asyncio.get_running_loop().create_future())
+        self._queue.put_nowait(pending)
+        return pending
+
+    async def _write_forever(self) -> None:
+        while True:
+            group = [await self._queue.get()]
+            while len(group) < self._batch and not self._queue.empty():
+                group.append(self._queue.get_nowait())
+            try:
+                await self._settle([pending for pending in group if not pending.disowned])
+            except Overtaken as error:
+                for pending in group:
+                    _refuse(pending, error)
+                self._on_overtaken(error)
+                return
+
+    async def _settle(self, group: list[_Pending]) -> None:
+        """Write the group and tell its callers."""
+        if not group:
+            return
+        try:
+            written = await self._written(group)
+        except (Unavailable, Overtaken, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            # One change that the database refuses must not take the others with it.
+            if len(group) > 1:
+                for pending in group:
+                    await self._settle([pending])
+                return
+            log.exception("change refused by the database", job_id=group[0].change.job.job_id)
+            _refuse(group[0], error)
+            return
+        for pending, seq in written:
+            self._confirm(pending, seq)
+
+    async def _written(self, group: list[_Pending]) -> list[tuple[_Pending, int]]:
+        """The changes that were written, with their numbers.
+
+        Outages end here: the outcome of the last try is read back before anything is repeated, and what
+        was disowned meanwhile is left out.
+        """
+        try:
+            return await self._in_thread(lambda: self._try(group))
+        except DatabaseUnavailable as error:
+            self._went_away(error)
+        tried = group
+
+        def read_back_or_repeat() -> list[tuple[_Pending, int]]:
+            nonlocal tried
+            seqs = self._records.committed([pending.change for pending in tried])
+            if seqs is not None:
+                return list(zip(tried, seqs, strict=True))
+            tried = [pending for pending in tried if not pending.disowned]
+            return self._try(tried)
+
+        return await self._persistently(read_back_or_repeat)
+
+    def _try(self, group: list[_Pending]) -> list[tuple[_Pending, int]]:
+        if not group:
+            return []
+        changes = [pending.change for pending in group]
+        return list(zip(group, self._records.commit(self._shard, self._epoch, changes), strict=True))
+
+    def _confirm(self, pending: _Pending, seq: int) -> None:
+        numbered = pending.change.numbered(seq)
+        if pending.disowned:
+            self._on_disowned(numbered)
+        elif not pending.future.done():
+            pending.future.set_result(numbered)
+
+    # --- outages -----------------------------------------------------------------------------------
+
+    async def _persistently(self, call: Callable[[], T]) -> T:
+        """The call's result, tried until the database answers."""
+        pause = self.FIRST_PAUSE
+        while True:
+            try:
+                result = await self._in_thread(call)
+            except DatabaseUnavailable as error:
+                self._went_away(error)
+            else:
+                if self.outage is not None:
+                    log.info("database is back", shard=self._shard)
+                    self.outage = None
+                return result
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, self.LONGEST_PAUSE)
+
+    def _went_away(self, error: DatabaseUnavailable) -> None:
+        if self.outage is None:
+            log.warning("database does not answer", shard=self._shard, reason=error.reason)
+        self.outage = error
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+
+def _refuse(pending: _Pending, error: Exception) -> None:
+    if not pending.future.done():
+        pending.future.set_exception(error)
+        # A caller that has gone away must not turn this into "exception was never retrieved".
+        pending.future.exception()

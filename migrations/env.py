@@ -1,0 +1,48 @@
+"""What Alembic runs. `avatarforge.persistence.upgrade` hands over a connection; the `alembic` command, which
+developers use to write migrations, gets one to the database that the settings name."""
+
+from alembic import context
+from sqlalchemy import Connection
+
+from avatarforge.persistence.database import answering, open_engine
+from avatarforge.persistence.tables import metadata
+from avatarforge.settings import load_settings
+
+
+def migrate(connection: Connection) -> None:
+    context.configure(
+        connection=connection,
+        target_metadata=metadata,
+        # SQLite alters most things only by copying the table.
+        render_as_batch=connection.dialect.name == "sqlite",
+        # With MariaDB, where DDL commits by itself, each finished migration is on record at once.
+        transaction_per_migration=connection.dialect.name != "sqlite",
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def print_sql() -> None:
+    context.configure(
+        url=load_settings().database_url,
+        target_metadata=metadata,
+        literal_binds=True,
+        dialect_opts={"paramstyle": "named"},
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def migrate_configured_database() -> None:
+    settings = load_settings()
+    with answering(), open_engine(settings.database, settings.database_url).connect() as connection:
+        migrate(connection)
+        connection.commit()
+
+
+if context.is_offline_mode():
+    print_sql()
+elif (given := context.config.attributes.get("connection")) is not None:
+    migrate(given)
+else:
+    migrate_configured_database()

@@ -1,0 +1,6 @@
+"""For all tests: logs as the service writes them (the default pretty printer takes seconds for a traceback)."""
+
+from avatarforge.settings import LogSettings
+from avatarforge.telemetry.logs import configure
+
+configure(LogSettings(level="DEBUG", format="json"))

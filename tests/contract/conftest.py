@@ -1,0 +1,52 @@
+"""Databases for the contracts of persistence: each case runs over SQLite and over a real MariaDB."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import Engine
+
+from avatarforge.persistence import JobRecords, open_engine
+from avatarforge.persistence.upgrade import upgrade
+from avatarforge.settings import DatabaseSettings
+from tests.servers.mariadb import MariaDbServer
+
+
+@pytest.fixture(scope="session")
+def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDbServer]:
+    """A server for all tests that leave it running."""
+    with MariaDbServer(tmp_path_factory.mktemp("mariadb")) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "mariadb"])
+def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database without tables."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'avatarforge.db'}"
+        return
+    server: MariaDbServer = request.getfixturevalue("mariadb")
+    name = f"test_{uuid4().hex}"
+    yield server.create_database(name)
+    server.drop_database(name)
+
+
+@pytest.fixture
+def database_url(empty_database_url: str) -> str:
+    """The URL of a database with this release's schema."""
+    upgrade(empty_database_url)
+    return empty_database_url
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """For looking under the covers of `records`."""
+    engine = open_engine(DatabaseSettings(), database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def records(engine: Engine) -> JobRecords:
+    return JobRecords(engine)

@@ -1,0 +1,116 @@
+"""The one table that says which error is which answer."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+
+from avatarforge.domain import errors
+from avatarforge.domain.errors import AvatarForgeError
+from avatarforge.ingress.problems import ANSWERS, answer_to, error_response, misnamed_customer, problem_of
+
+
+def family(root: type[AvatarForgeError] = AvatarForgeError) -> Iterator[type[AvatarForgeError]]:
+    yield root
+    for child in root.__subclasses__():
+        if child.__module__.startswith("avatarforge"):
+            yield from family(child)
+
+
+EXAMPLES: list[tuple[AvatarForgeError, int, dict[str, Any]]] = [
+    (
+        errors.InvalidRequest("steps", "ten", "a whole number"),
+        422,
+        {"field": "steps", "value": "ten", "expected": "a whole number"},
+    ),
+    (errors.MissingPhoto(), 422, {}),
+    (errors.PhotoTooLarge(20), 413, {"limit": 20}),
+    (
+        errors.PhotoDimensions(8, 9, 32, 1000),
+        422,
+        {"width": 8, "height": 9, "minSide": 32, "maxPixels": 1000},
+    ),
+    (errors.UnsupportedMediaType("text/plain"), 415, {"contentType": "text/plain"}),
+    (errors.JobNotFound("ana", "1"), 404, {"customerId": "ana", "jobId": "1"}),
+    (errors.IllegalTransition("DONE", "CANCELLED"), 409, {"current": "DONE"}),
+    (errors.StorageFull("no room", 9), 503, {"part": "object storage", "retryAfter": 9}),
+    (errors.ModelUnusable("sd", "its file is gone"), 500, {"model": "sd"}),
+]
+
+
+@pytest.mark.parametrize("kind", list(family()), ids=lambda kind: kind.__name__)
+def test_every_error_of_the_family_has_a_row_of_its_own(kind: type[AvatarForgeError]) -> None:
+    answer = ANSWERS[kind]
+
+    assert 400 <= answer.http <= 599
+    assert hasattr(grpc.StatusCode, answer.grpc)
+
+
+def test_every_error_that_means_come_again_is_a_503() -> None:
+    assert {answer_to(kind).http for kind in family(errors.Unavailable)} == {503}
+
+
+def test_an_error_that_the_table_does_not_know_is_answered_like_its_parent() -> None:
+    class NewError(errors.StorageFull):
+        __module__ = "elsewhere"
+
+    assert answer_to(NewError("x")) == ANSWERS[errors.StorageFull]
+
+
+@pytest.mark.parametrize(("error", "status", "facts"), EXAMPLES, ids=lambda value: type(value).__name__)
+def test_a_problem_carries_code_sentence_and_facts(
+    error: AvatarForgeError, status: int, facts: dict[str, Any]
+) -> None:
+    assert problem_of(error, "/customers/ana") == {
+        "type": f"urn:avatarforge:problem:{error.code}",
+        "title": ANSWERS[type(error)].title,
+        "status": status,
+        "detail": str(error),
+        "instance": "/customers/ana",
+        "code": error.code,
+        **facts,
+    }
+
+
+def test_a_problem_does_not_tell_why_a_part_of_ours_is_away() -> None:
+    error = errors.DatabaseUnavailable("can't connect to db-7.internal:3306")
+
+    assert "db-7" not in json.dumps(problem_of(error, "/"))
+
+
+def test_what_came_from_outside_is_cut_short() -> None:
+    document = problem_of(errors.InvalidRequest("prompt", "x" * 5000, "shorter"), "/")
+
+    assert len(json.dumps(document)) < 600
+
+
+def test_a_503_says_when_to_come_again() -> None:
+    response = error_response(errors.TrackerUnavailable("gone", retry_after=7), {"path": "/customers/ana"})
+
+    assert (response.status_code, response.headers["retry-after"]) == (503, "7")
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    ("raw_path", "named"),
+    [
+        (b"/customers/a%2Fb", "a/b"),
+        (b"/customers/a%20b/photos", "a b"),
+        (b"/customers/%C3%A9va", "éva"),
+        (b"/customers/", ""),
+        (b"/customers//photos", ""),
+        (b"/customers/%FF", "\N{REPLACEMENT CHARACTER}"),
+    ],
+)
+def test_a_malformed_customer_id_is_seen_in_the_path_as_it_was_sent(raw_path: bytes, named: str) -> None:
+    error = misnamed_customer({"raw_path": raw_path, "path": "/"})
+
+    assert error is not None
+    assert error.value == named
+
+
+@pytest.mark.parametrize("raw_path", [b"/customers/ana/photos/1/2", b"/customers", b"/", b"/nowhere/a%2Fb"])
+def test_a_path_with_a_good_customer_id_or_none_is_not_blamed(raw_path: bytes) -> None:
+    assert misnamed_customer({"raw_path": raw_path, "path": "/"}) is None
