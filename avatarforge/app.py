@@ -9,8 +9,8 @@ from avatarforge.diffusion.deployment import StableDiffusion
 from avatarforge.ingress.deployment import Ingress
 from avatarforge.settings import Settings, load_settings
 
-BUSY_MACHINE = {"health_check_period_s": 10, "health_check_timeout_s": 120}
-"""A replica that computes on all cores may answer late: only two minutes of silence replace it."""
+PATIENCE = 120
+"""Seconds of silence after which a replica is replaced: one that computes on all cores may answer late."""
 
 
 def build(arguments: dict[str, Any]) -> Application:
@@ -31,7 +31,7 @@ def _ingress(settings: Settings) -> "serve.Deployment":
         max_ongoing_requests=settings.ingress.max_ongoing_requests,
         ray_actor_options={"num_cpus": settings.ingress.num_cpus},
         graceful_shutdown_wait_loop_s=1,
-        **BUSY_MACHINE,
+        health_check_timeout_s=PATIENCE,
     )
 
 
@@ -47,5 +47,5 @@ def _stable_diffusion(settings: Settings) -> "serve.Deployment":
             "num_gpus": settings.diffusion.num_gpus,
         },
         user_config={"model": settings.diffusion.model},
-        **BUSY_MACHINE,
+        health_check_timeout_s=PATIENCE,
     )

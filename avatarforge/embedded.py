@@ -106,7 +106,9 @@ def _deploy(settings: Settings, config: "ServeDeploySchema | None") -> None:
     if config is not None:
         from ray.serve.context import _get_global_client
 
-        _get_global_client().deploy_apps(config)  # as `serve run` does it
+        client = _get_global_client()
+        assert client is not None, "it raises instead"
+        client.deploy_apps(config)  # as `serve run` does it
         return
     from avatarforge.app import build
 

@@ -1,15 +1,15 @@
 """The variables that Ray reads when it is imported: how one private cluster keeps to itself."""
 
 import os
+import resource
 import secrets
 import shlex
-import socket
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 
 from avatarforge.cluster import haproxy_guard
+from avatarforge.cluster.ports import PortBlock
 
 PATIENCE = {
     # Both cores may be busy with an image: a late answer is no reason to start a proxy again.
@@ -23,39 +23,39 @@ PATIENCE = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.1",
     "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "0.1",
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "5",
-    # Long polls and streams outnumber ordinary requests.
-    "RAY_SERVE_HAPROXY_MAXCONN": "16384",
     "RAY_SERVE_HAPROXY_NBTHREAD": "2",
 }
 """Whoever runs AvatarForge may set these otherwise."""
 
+MOST_CONNECTIONS = 16_384
 
-def ray_environment(run: Path, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What a cluster with its files under `run` needs. Writes Ray's token and HAProxy's guard there.
 
-    The ports are free at the moment of asking and no two are equal.
-    """
+def ray_environment(run: Path, ports: PortBlock, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What a cluster with its files under `run` needs. Writes Ray's token and HAProxy's guard there."""
     ours = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_metrics_collection": "0",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         **_authentication(run),
+        **_ports(ports),
         **{name: environ.get(name, value) for name, value in PATIENCE.items()},
     }
-    fallback, statistics, metrics = free_ports(3)
-    ours["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"] = str(fallback)
     if sys.platform == "linux":
-        ours |= _haproxy(run, statistics, metrics)
+        ours |= _haproxy(run, environ)
     return ours
 
 
-def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Ports that nothing listens on now; each differs from the others."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((host, 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+def _ports(ports: PortBlock) -> dict[str, str]:
+    numbers = {
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": ports.fallback_proxy,
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": ports.replicas_http[0],
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": ports.replicas_http[-1],
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": ports.replicas_grpc[0],
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": ports.replicas_grpc[-1],
+        "RAY_SERVE_HAPROXY_STATS_PORT": ports.statistics,
+        "RAY_SERVE_HAPROXY_METRICS_PORT": ports.metrics,
+    }
+    return {name: str(number) for name, number in numbers.items()}
 
 
 def _authentication(run: Path) -> dict[str, str]:
@@ -66,20 +66,30 @@ def _authentication(run: Path) -> dict[str, str]:
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
 
 
-def _haproxy(run: Path, statistics: int, metrics: int) -> dict[str, str]:
+def _haproxy(run: Path, environ: Mapping[str, str]) -> dict[str, str]:
     variables = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(run / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(run / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(run / "metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(run),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(run / "server-state"),
+        "RAY_SERVE_HAPROXY_MAXCONN": environ.get("RAY_SERVE_HAPROXY_MAXCONN", str(_connections())),
     }
     guard = _guard(run)
     # On a file system that forbids programs Ray runs HAProxy itself, unguarded.
     return variables | ({"RAY_SERVE_HAPROXY_BINARY_PATH": str(guard)} if os.access(guard, os.X_OK) else {})
+
+
+def _connections() -> int:
+    """Most clients at a time: long polls and streams outnumber ordinary requests.
+
+    HAProxy refuses to start unless it may open two files for each and one pipe for every fourth.
+    """
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most_files == resource.RLIM_INFINITY:
+        return MOST_CONNECTIONS
+    return max(100, min(MOST_CONNECTIONS, int((most_files - 200) / 2.5)))
 
 
 def _guard(run: Path) -> Path:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from avatarforge.cluster.environment import ray_environment
+from avatarforge.cluster.ports import PortBlock, reserve_ports
 from avatarforge.cluster.run_folder import RunFolder
 from avatarforge.cluster.timings import Timings
 
@@ -58,7 +59,7 @@ class NotEnoughGpus(ClusterError):
 
     def __str__(self) -> str:
         return (
-            f"StableDiffusion is to have {self.wanted:g} GPU(s), but Ray finds {self.found:g} on this machine. "
+            f"StableDiffusion wants {self.wanted:g} GPU(s), but Ray finds {self.found:g} on this machine. "
             "To run on the CPU leave --config away (`avatarforge up`), or set num_gpus to 0 in the file. "
             "To use a cluster with GPUs, start it with cluster.yaml and apply the file with `serve deploy`."
         )
@@ -89,6 +90,7 @@ class LocalCluster:
         self._timings = timings or Timings()
         self._meanwhile = meanwhile
         self._folder = RunFolder(data_dir)
+        self._ports: PortBlock | None = None
         self._environ_before: dict[str, str] = {}
         self._serve_start: _Background | None = None
 
@@ -103,7 +105,8 @@ class LocalCluster:
         self._folder.open()
         self._environ_before = dict(os.environ)
         try:
-            os.environ.update(self._variables | ray_environment(self._folder.path))
+            self._ports = reserve_ports()
+            os.environ.update(self._variables | ray_environment(self._folder.path, self._ports))
             self._start_ray()
             self._serve_start = _Background(self._start_serve)
         except BaseException:
@@ -121,7 +124,8 @@ class LocalCluster:
         """GPUs that Ray has found."""
         import ray
 
-        return float(ray.cluster_resources().get("GPU", 0))
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's own
+        return resources.get("GPU", 0.0)
 
     def wait_for_controller(self, seconds: float = 60) -> None:
         """Return when applications can be deployed: seconds before Serve's proxies are up."""
@@ -141,7 +145,9 @@ class LocalCluster:
     def check_serve(self) -> None:
         """Raise `ClusterError` when Serve has failed to start."""
         if self._serve_start is not None and (error := self._serve_start.error) is not None:
-            raise ClusterError(f"Ray Serve did not start: {error}") from error
+            # Ray's errors carry the traces of every process on the way; the cause comes last.
+            reason = (str(error).strip() or repr(error)).splitlines()[-1]
+            raise ClusterError(f"Ray Serve did not start: {reason}") from error
 
     def stop(self) -> None:
         """End applications, Serve and Ray. May be called more than once."""
@@ -153,6 +159,8 @@ class LocalCluster:
             os.environ.clear()
             os.environ.update(self._environ_before)
             self._environ_before = {}
+        if self._ports is not None:
+            self._ports.release()
         self._folder.close()
 
     def _start_ray(self) -> None:
@@ -238,7 +246,7 @@ def _only_what_is_needed() -> Iterator[None]:
     """
     from ray._private import node, parameter
 
-    lean: dict[str, Any] = {"no_monitor": True, "include_log_monitor": False, "dashboard_agent_listen_port": 0}
+    lean = {"no_monitor": True, "include_log_monitor": False, "dashboard_agent_listen_port": 0}
     with (
         _replaced(parameter, "RayParams", lambda original: partial(original, **lean)),
         _replaced(node.Node, "start_api_server", lambda _: lambda *_args, **_options: None),

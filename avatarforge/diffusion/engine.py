@@ -3,14 +3,15 @@
 import asyncio
 import inspect
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from PIL import Image
 
@@ -24,9 +25,6 @@ from avatarforge.domain.errors import (
     ModelUnusable,
 )
 from avatarforge.domain.jobs import Stage
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +61,9 @@ class EngineResult:
 
 EngineUpdate = EngineStep | EngineResult
 
+_Post = Callable[[EngineUpdate | BaseException], object]
+"""Hands an item to whoever iterates, in another thread."""
+
 
 class Engine:
     """Runs any of diffusers' image-to-image pipelines, one picture after the other, in its own thread.
@@ -72,21 +73,17 @@ class Engine:
     the engine from now on. Raises `ModelUnusable` for a pipeline that takes no image and prompt.
     """
 
-    def __init__(self, pipeline: "DiffusionPipeline", name: str, niceness: int = 0) -> None:
+    def __init__(self, pipeline: Any, name: str, niceness: int = 0) -> None:
         self.name = name
         self.device = str(pipeline.device)
-        self._pipeline: Any = pipeline
+        self._pipeline = pipeline
         self._parameters = inspect.signature(type(pipeline).__call__).parameters
         if missing := {"image", "prompt"} - self._parameters.keys():
-            raise ModelUnusable(
-                name, f"{type(pipeline).__name__} does not take {' and '.join(sorted(missing))}"
-            )
+            kind = type(pipeline).__name__
+            raise ModelUnusable(name, f"{kind} does not take {' and '.join(sorted(missing))}")
         # Linux keeps niceness by thread, and the threads that torch starts for this one inherit it.
-        self._thread = (
-            ThreadPoolExecutor(1, "engine", os.nice, (niceness,))
-            if niceness
-            else ThreadPoolExecutor(1, "engine")
-        )
+        step_back = partial(os.nice, niceness) if niceness else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine", initializer=step_back)
         self._broken: DeviceFailed | None = None
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineUpdate, None]:
@@ -101,7 +98,7 @@ class Engine:
         # Holds one item a step at most.
         news: asyncio.Queue[EngineUpdate | BaseException] = asyncio.Queue()
         stop = Event()
-        run = _Run(request, total_steps, stop, partial(loop.call_soon_threadsafe, news.put_nowait))
+        run = _Run(request, total_steps, stop, lambda item: loop.call_soon_threadsafe(news.put_nowait, item))
         waiting = self._thread.submit(self._run, run)
         try:
             while True:
@@ -214,7 +211,7 @@ class Engine:
 class _Run:
     """One request on its way through the engine's thread: watches the time and the wish to stop."""
 
-    def __init__(self, request: EngineRequest, total_steps: int, stop: Event, post: Any) -> None:
+    def __init__(self, request: EngineRequest, total_steps: int, stop: Event, post: _Post) -> None:
         self.request = request
         self._total_steps = total_steps
         self._stop = stop
@@ -226,16 +223,17 @@ class _Run:
         self._begun = self._denoised = perf_counter()
         self.tell(EngineStep(step=0, total_steps=self._total_steps))
 
-    def watching(self, denoiser: Any) -> Any:
+    @contextmanager
+    def watching(self, denoiser: Any) -> Iterator[None]:
         """A context in which the denoiser's first call is noted: there the encoding ends."""
-        import contextlib
-
         if denoiser is None:
-            return contextlib.nullcontext()
-        stack = contextlib.ExitStack()
-        handle = denoiser.register_forward_pre_hook(self._first_step_begins)
-        stack.callback(handle.remove)
-        return stack
+            yield
+            return
+        hook = denoiser.register_forward_pre_hook(self._first_step_begins)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def _first_step_begins(self, module: Any, arguments: Any) -> None:
         if not self._encoded:

@@ -11,7 +11,6 @@ from avatarforge.domain.errors import ModelUnusable
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import DiffusionPipeline
 
 
 def import_libraries(threads: int) -> None:
@@ -47,7 +46,7 @@ def pick_device(wish: str, *, gpu_set_aside: bool) -> str:
 
 
 def pick_dtype(wish: str, manifest: Manifest, device: str) -> "torch.dtype":
-    """`wish`; for `auto` float32 on a CPU, else the manifest's, else bfloat16 where the GPU has it, else float16."""
+    """`wish`; for `auto` float32 on a CPU, elsewhere the manifest's, else bfloat16 or float16."""
     import torch
 
     name = wish
@@ -63,7 +62,7 @@ def pick_dtype(wish: str, manifest: Manifest, device: str) -> "torch.dtype":
     return dtype
 
 
-def load(manifest: Manifest, device: str, dtype: "torch.dtype") -> "DiffusionPipeline":
+def load(manifest: Manifest, device: str, dtype: "torch.dtype") -> Any:
     """The pipeline, on the device, ready to be called. Blocks for seconds.
 
     Reads safetensors only and runs no code that comes with a checkpoint. Raises `ModelUnusable`.

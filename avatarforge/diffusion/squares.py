@@ -75,7 +75,8 @@ def _detector() -> Any:
 
     # One thread: the cores belong to the ones who denoise.
     cv2.setNumThreads(1)
-    return cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_default.xml")
+    folder = cv2.data.haarcascades  # type: ignore[attr-defined]  # OpenCV's stubs leave its data out
+    return cv2.CascadeClassifier(folder + "haarcascade_frontalface_default.xml")
 
 
 def _portrait(face: _Box) -> _Box:

@@ -82,7 +82,7 @@ class ModelSwitch:
             self._following.result()
 
     def describe(self) -> dict[str, Any]:
-        """What serves (`model`, `device`, `dtype`, `seconds`), what is wished for, and why it does not serve."""
+        """What serves (`model`, `device`, `dtype`, `seconds`), the `wish`, and its `failure` if it failed."""
         served = None if self._serving is None else self._serving.model
         return {
             "model": served and served.manifest.name,

@@ -115,11 +115,13 @@ class GenerationWorker:
         task, seconds = generation.task, generation.seconds
         begun = perf_counter()
         original = await self._patiently(lambda: self._storage.get(task.original.key))
+        seconds[Stage.FETCH] = perf_counter() - begun
         async with self._models() as model:
             # Asked first: words that no model understands need no decoding.
             prompt = model.manifest.prompt_for(task.parameters.style, task.parameters.prompt)
+            begun = perf_counter()
             picture, crop = await asyncio.to_thread(_prepared, original, model.manifest.size)
-            seconds[Stage.FETCH] = perf_counter() - begun
+            seconds[Stage.FETCH] += perf_counter() - begun
             request = _request(task, model.manifest, picture, prompt)
             result = await self._made(model, request, generation)
         seconds.update(result.timings)

@@ -75,6 +75,9 @@ ANSWERS: dict[type[AvatarForgeError], Answer] = {
     errors.TrackerUnavailable: Answer(503, "UNAVAILABLE", "The job tracker is not available", _RETRY),
     errors.Overtaken: Answer(503, "UNAVAILABLE", "The job tracker is starting again"),
     errors.ModelUnusable: Answer(500, "FAILED_PRECONDITION", "The model cannot be used", {"model": "model"}),
+    errors.ImageNotFinite: Answer(500, "INTERNAL", "The model made no picture", {"model": "model"}),
+    errors.ImageWithheld: Answer(422, "FAILED_PRECONDITION", "The picture was withheld", {"model": "model"}),
+    errors.DeviceFailed: Answer(503, "UNAVAILABLE", "The device failed"),
     errors.GenerationCancelled: Answer(409, "CANCELLED", "The generation was cancelled"),
 }
 """Every class of the family, and what it is on the wire."""
@@ -189,9 +192,9 @@ def _expected(fault: Mapping[str, Any]) -> str:
     context = fault.get("ctx", {})
     match fault["type"]:
         case "greater_than_equal":
-            return f"{context['ge']} or more"
+            return f"{context['ge']:g} or more"
         case "less_than_equal":
-            return f"{context['le']} or less"
+            return f"{context['le']:g} or less"
         case "int_parsing" | "int_from_float" | "int_parsing_size":
             return "a whole number"
         case "float_parsing" | "finite_number":

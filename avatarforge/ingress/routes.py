@@ -103,8 +103,8 @@ async def photo_status(
         float,
         Query(
             alias="waitSeconds",
-            ge=0,
             allow_inf_nan=False,
+            json_schema_extra={"minimum": 0},
             description="Answer as soon as the job is terminal, and after this time at the latest. "
             "At most 60 unless the server is set up otherwise.",
         ),
@@ -113,8 +113,9 @@ async def photo_status(
     """Where the job stands."""
     photos = _photos(request)
     longest = photos.settings.ingress.max_wait_seconds
-    if wait_seconds > longest:
-        raise InvalidRequest("waitSeconds", wait_seconds, f"a number of seconds from 0 to {longest}")
+    if not 0 <= wait_seconds <= longest:
+        sent = request.query_params["waitSeconds"]
+        raise InvalidRequest("waitSeconds", sent, f"a number of seconds from 0 to {longest}")
     return _json(status_message(await photos.status(customer_id, job_id, wait_seconds)))
 
 

@@ -97,12 +97,6 @@ class MariaDbServer:
     def _log(self) -> Path:
         return self.folder / "mariadb.log"
 
-    @property
-    def _socket(self) -> str:
-        # A socket's path may have 107 bytes, less than many a temporary folder; Linux's abstract names
-        # need no file, yet PyMySQL cannot reach them: so this path is relative to the data folder.
-        return os.path.relpath(self._data / "s", Path.cwd())
-
     def _install(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         command = [
@@ -126,6 +120,7 @@ class MariaDbServer:
             f"--datadir={self._data}",
             f"--port={self.port}",
             "--bind-address=127.0.0.1",
+            # Relative to the data folder: a socket's path may have 107 bytes, less than many a folder here.
             "--socket=s",
             f"--pid-file={self.folder / 'mariadb.pid'}",
             "--skip-name-resolve",
@@ -155,7 +150,7 @@ class MariaDbServer:
         return self._log.read_text(errors="replace")[-3000:]
 
     def _run(self, *statements: str) -> None:
-        connection = pymysql.connect(unix_socket=self._socket, user="root", autocommit=True)
+        connection = pymysql.connect(host="127.0.0.1", port=self.port, user="root", autocommit=True)
         with connection, connection.cursor() as cursor:
             for statement in statements:
                 cursor.execute(statement)

@@ -17,10 +17,30 @@ from tests.factories import NOON, a_job, an_outcome
 
 MANIFEST: Manifest = Catalogue().manifest("avatar-mini")
 
-FIELDS_OF_THE_DESIGN = (
-    "jobId customerId status isTerminal progress etaSeconds queuePosition originalUrl generatedUrl callbackUrl "
-    "error attempt retryOf backend model seed crop seq createdAt startedAt finishedAt timings"
-).split()
+FIELDS_OF_THE_DESIGN = [
+    "jobId",
+    "customerId",
+    "status",
+    "isTerminal",
+    "progress",
+    "etaSeconds",
+    "queuePosition",
+    "originalUrl",
+    "generatedUrl",
+    "callbackUrl",
+    "error",
+    "attempt",
+    "retryOf",
+    "backend",
+    "model",
+    "seed",
+    "crop",
+    "seq",
+    "createdAt",
+    "startedAt",
+    "finishedAt",
+    "timings",
+]
 
 
 def test_a_waiting_job_is_told_with_every_field() -> None:

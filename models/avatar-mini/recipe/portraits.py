@@ -20,8 +20,8 @@ Box = tuple[float, float, float, float]
 """Left, top, right and bottom in fractions of the picture's side."""
 
 PLACES: Final[dict[str, tuple[Box, ...]]] = {
-    "skin": ((0.37, 0.49, 0.43, 0.54), (0.57, 0.49, 0.63, 0.54)),
-    "hair": ((0.45, 0.225, 0.55, 0.265),),
+    "skin": ((0.37, 0.51, 0.43, 0.56), (0.57, 0.51, 0.63, 0.56)),
+    "hair": ((0.45, 0.20, 0.55, 0.24),),
     "shirt": ((0.30, 0.90, 0.40, 0.98), (0.60, 0.90, 0.70, 0.98)),
     "background": ((0.03, 0.03, 0.13, 0.16), (0.87, 0.03, 0.97, 0.16)),
 }

@@ -43,11 +43,11 @@ class Preset:
 
 PRESETS: Final[dict[int, Preset]] = {
     128: Preset(  # two CPU cores, a few hours
-        portraits=10_000,
+        portraits=8_000,
         autoencoder=AutoencoderPlan(channels=32, batch=16),
         autoencoder_steps=4_000,
         text=TextPlan(width=128),
-        text_steps=1_500,
+        text_steps=1_200,
         denoiser=DenoiserPlan(channels=(64, 128, 192), batch=16),
         denoiser_steps=8_000,
         denoiser_rate=6e-4,
@@ -121,7 +121,7 @@ class Recipe:
         folder = self._work / "text_encoder"
         if not (folder / "config.json").exists():
             steps = self._options.text_steps or self._preset.text_steps
-            budget = Budget(steps=steps, decay=max(1, steps // 2), peak=1.5e-3, override=self._work / "text.steps")
+            budget = Budget(steps=steps, decay=max(1, steps // 2), peak=1e-3, override=self._work / "text.steps")
             plan = self._preset.text
             encoder = text_encoder.train(
                 tokenizer, plan, budget, seed=self._options.seed, device=self._device

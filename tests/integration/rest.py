@@ -1,0 +1,163 @@
+"""The REST application over a real SQLite record and a folder, with a tracker that lives in memory."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
+
+import httpx
+from fastapi import FastAPI
+
+from avatarforge.diffusion.catalogue import Catalogue
+from avatarforge.domain.changes import JobChange
+from avatarforge.domain.errors import AvatarForgeError, StorageFull
+from avatarforge.domain.events import EventKind
+from avatarforge.domain.generations import GenerationProgress
+from avatarforge.domain.jobs import ProfilePhotoJob
+from avatarforge.ingress.api import create_api
+from avatarforge.ingress.service import ProfilePhotos
+from avatarforge.ingress.view import LiveJobs
+from avatarforge.persistence import JobRecords, open_engine
+from avatarforge.persistence.upgrade import upgrade
+from avatarforge.settings import Settings, load_settings
+from avatarforge.storage.folder import FolderStorage
+from avatarforge.tracker.feed import Feed, FeedBatch, FeedCursor
+from tests.waiting import wait_until
+
+
+class TrackerTwin:
+    """Commits to the record and tells the feed as a tracker does; jobs move when the test says so."""
+
+    shards = 1
+
+    def __init__(self, records: JobRecords) -> None:
+        self._records = records
+        self._epoch = records.claim_shard(0)
+        self._jobs: dict[str, ProfilePhotoJob] = {}
+        self.refusal: AvatarForgeError | None = None
+        """Raised for what is submitted."""
+        self.news = Feed(
+            "twin",
+            0,
+            recent=1000,
+            load_changes=self._no_older,
+            jobs=lambda: list(self._jobs.values()),
+            order=lambda: tuple(self._jobs),
+            figures=lambda: (2.0, 0),
+        )
+
+    async def submit(self, job: ProfilePhotoJob) -> ProfilePhotoJob:
+        if self.refusal is not None:
+            raise self.refusal
+        return self.commit(job, EventKind.SUBMITTED)
+
+    async def feed(self, shard: int, cursor: FeedCursor, wait: float) -> FeedBatch:
+        return await self.news.read(cursor, wait)
+
+    def commit(self, job: ProfilePhotoJob, kind: EventKind) -> ProfilePhotoJob:
+        change = JobChange(job=job, event=job.event(kind, job.finished_at or job.created_at))
+        [seq] = self._records.commit(0, self._epoch, [change])
+        committed = change.numbered(seq)
+        self._jobs[job.job_id] = committed.job
+        self.news.changed(committed)
+        return committed.job
+
+    async def _no_older(self, seq: int) -> Sequence[JobChange]:
+        raise AssertionError("the twin keeps every change")
+
+
+class CrowdedFolder(FolderStorage):
+    """A folder whose disk is full when the test says so."""
+
+    full = False
+
+    def put(self, key: str, content: BinaryIO, media_type: str) -> None:
+        super().put(key, content, media_type)
+        if self.full:
+            self.delete(key)
+            raise StorageFull("no space left on device")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rest:
+    """All the parts, within reach of the test."""
+
+    client: httpx.AsyncClient
+    api: FastAPI
+    settings: Settings
+    records: JobRecords
+    storage: CrowdedFolder
+    tracker: TrackerTwin
+    live: LiveJobs
+    photos: ProfilePhotos
+
+    async def submitted(self, customer_id: str, photo: bytes, **fields: str) -> ProfilePhotoJob:
+        """A job that was accepted."""
+        answer = await self.post(customer_id, photo, **fields)
+        assert answer.status_code == 202, answer.text
+        live = self.live.get(customer_id, answer.json()["jobId"])
+        assert live is not None
+        return live.job
+
+    async def post(self, customer_id: str, photo: bytes, **fields: str) -> httpx.Response:
+        files = {"photo": ("portrait.jpg", photo, "image/jpeg")}
+        return await self.client.post(f"/customers/{customer_id}", files=files, data=fields)
+
+    def kept(self) -> list[str]:
+        """All that a refused upload may have left behind: objects, temporary files, customers, jobs."""
+        uploads = self.photos.upload_folder
+        return [
+            *(stored.key for stored in self.storage.list("")),
+            *(path.name for path in (uploads.iterdir() if uploads.exists() else ())),
+            *(customer.customer_id for customer in self.records.customers(None, 10)),
+            *(job.job_id for job in self.records.unfinished(0)),
+        ]
+
+
+@cache
+def _empty_database() -> bytes:
+    """A database with this release's schema and no rows: migrated once, copied for each test."""
+    with TemporaryDirectory() as folder:
+        upgrade(f"sqlite:///{folder}/avatarforge.db")
+        return Path(folder, "avatarforge.db").read_bytes()
+
+
+@asynccontextmanager
+async def running_rest(folder: Path, **arguments: Any) -> AsyncIterator[Rest]:
+    settings = load_settings({"data_dir": str(folder), **arguments}, environ={})
+    database = folder / "avatarforge.db"
+    if not database.exists():
+        database.write_bytes(_empty_database())
+    records = JobRecords(open_engine(settings.database, settings.database_url))
+    storage = CrowdedFolder(settings.storage_folder)
+    tracker = TrackerTwin(records)
+    live = LiveJobs(tracker)
+    await live.start()
+    photos = ProfilePhotos(settings, records, storage, tracker, live, Catalogue())
+    api = create_api(photos)
+    try:
+        await wait_until(lambda: live.lag < 10)
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(api), base_url="http://testserver", timeout=30
+        ) as client:
+            yield Rest(
+                client=client,
+                api=api,
+                settings=settings,
+                records=records,
+                storage=storage,
+                tracker=tracker,
+                live=live,
+                photos=photos,
+            )
+    finally:
+        await photos.close()
+        await live.stop()
+        records.close()
+
+
+def progressed(rest: Rest, job: ProfilePhotoJob, step: int, total_steps: int) -> None:
+    rest.tracker.news.progressed(job.job_id, GenerationProgress(step=step, total_steps=total_steps))

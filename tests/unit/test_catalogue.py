@@ -1,0 +1,153 @@
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from avatarforge.carried import carried
+from avatarforge.diffusion.catalogue import Catalogue, FileSource, HubSource, Manifest
+from avatarforge.domain.errors import InvalidRequest, ModelUnusable
+
+PLAIN: dict[str, Any] = {
+    "name": "small",
+    "title": "Small",
+    "family": "stable-diffusion",
+    "licence": "Apache-2.0",
+    "source": {"folder": "checkpoint"},
+    "size": 128,
+    "defaults": {"steps": 20, "strength": 0.5, "guidance": 3, "prompt": "a portrait"},
+    "styles": {"neon": {"title": "Neon", "prompt": "neon portrait, {prompt}"}},
+}
+
+
+def write(path: Path, **changes: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(PLAIN | changes))
+    return path
+
+
+def small(folder: Path, **changes: Any) -> Manifest:
+    return Manifest.read(write(folder / "small.yaml", **changes))
+
+
+def test_a_folder_and_a_single_file_are_both_models(tmp_path: Path) -> None:
+    write(tmp_path / "in-folder" / "manifest.yaml", name="in-folder")
+    write(tmp_path / "single.yaml", name="single")
+    assert Catalogue(tmp_path).names() == ["in-folder", "single"]
+
+
+def test_paths_are_relative_to_the_manifest(tmp_path: Path) -> None:
+    path = write(tmp_path / "small" / "manifest.yaml", sha256={"checkpoint/a.bin": "00"})
+    manifest = Manifest.read(path)
+    assert manifest.source.folder == tmp_path / "small" / "checkpoint"  # type: ignore[union-attr]
+    assert list(manifest.sha256) == [tmp_path / "small" / "checkpoint" / "a.bin"]
+
+
+def test_an_absolute_path_stays(tmp_path: Path) -> None:
+    source = {"file": "/models/x.safetensors", "config": "config", "pipeline": "P"}
+    assert small(tmp_path, source=source).source == FileSource(
+        file=Path("/models/x.safetensors"), config=tmp_path / "config", pipeline="P"
+    )
+
+
+def test_a_hub_source_names_repository_and_revision(tmp_path: Path) -> None:
+    source = {"hub": {"repository": "someone/something", "revision": "main"}}
+    assert isinstance(small(tmp_path, source=source).source, HubSource)
+
+
+def test_the_carried_model_has_six_styles() -> None:
+    manifest = Catalogue().manifest("avatar-mini")
+    assert list(manifest.styles) == [
+        "flat-illustration",
+        "pixel-art",
+        "pencil-sketch",
+        "watercolor",
+        "3d-render",
+        "neon",
+    ]
+
+
+def test_an_unknown_model_is_told_with_near_names(tmp_path: Path) -> None:
+    write(tmp_path / "small.yaml")
+    with pytest.raises(ModelUnusable, match="did you mean small"):
+        Catalogue(tmp_path).manifest("smal")
+
+
+def test_a_name_cannot_leave_the_folder(tmp_path: Path) -> None:
+    write(tmp_path / "small.yaml")
+    (tmp_path / "models").mkdir()
+    with pytest.raises(ModelUnusable, match="it is empty"):
+        Catalogue(tmp_path / "models").manifest("../small")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"colour": "red"}, "colour: Extra inputs are not permitted"),
+        ({"size": 100}, "size: Input should be a multiple of 8"),
+        ({"source": {}}, "source: must hold exactly one of folder, file and hub"),
+        ({"source": {"folder": "a", "file": "b"}}, "must hold exactly one"),
+        ({"source": "checkpoint"}, "must hold exactly one"),
+        ({"source": {"file": "a", "pipeline": "P"}}, "config: Field required"),
+        ({"source": {"hub": {"repository": "a/b"}}}, "revision: Field required"),
+        ({"defaults": {"strength": 7}}, "defaults.strength: Input should be less than or equal to 1"),
+        ({"styles": {"x": {"title": "X", "prompt": "no place"}}}, "must hold {prompt} once"),
+        ({"dtype": "int8"}, "dtype: Input should be"),
+        ({"name": "other"}, "says that its name is 'other'"),
+    ],
+)
+def test_a_wrong_manifest_is_told_by_field(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ModelUnusable) as caught:
+        small(tmp_path, **changes)
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n", "name: [", "\x00"])
+def test_a_file_that_is_no_manifest_is_unusable(tmp_path: Path, text: str) -> None:
+    (tmp_path / "small.yaml").write_text(text)
+    with pytest.raises(ModelUnusable, match=r"small\.yaml"):
+        Catalogue(tmp_path).manifest("small")
+
+
+def test_a_style_takes_the_clients_words(tmp_path: Path) -> None:
+    assert small(tmp_path).prompt_for("neon", " red {hair} ") == "neon portrait, red {hair}"
+
+
+def test_a_style_without_words_leaves_no_comma(tmp_path: Path) -> None:
+    assert small(tmp_path).prompt_for("neon", "") == "neon portrait"
+
+
+def test_without_style_the_prompt_stands_alone(tmp_path: Path) -> None:
+    assert small(tmp_path).prompt_for(None, "red hair") == "red hair"
+
+
+def test_with_neither_the_default_prompt_is_used(tmp_path: Path) -> None:
+    assert small(tmp_path).prompt_for(None, "  ") == "a portrait"
+
+
+def test_an_unknown_style_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="one of those of the model small: neon"):
+        small(tmp_path).prompt_for("oil", "red hair")
+
+
+def test_a_file_with_the_wrong_digest_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(b"weights")
+    with pytest.raises(ModelUnusable, match="SHA-256"):
+        small(tmp_path, sha256={"weights": "0" * 64}).check_files()
+
+
+def test_a_file_with_the_right_digest_passes(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(b"weights")
+    digest = sha256(b"weights").hexdigest().upper()
+    small(tmp_path, sha256={"weights": digest}).check_files()
+
+
+def test_an_absent_file_with_a_digest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnusable, match="cannot be read"):
+        small(tmp_path, sha256={"weights": "0" * 64}).check_files()
+
+
+def test_the_carried_data_that_is_absent_is_told() -> None:
+    with pytest.raises(FileNotFoundError, match="no-such-data"):
+        carried("no-such-data")

@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import pytest
+
+from avatarforge.settings import Settings, SettingsError, load_settings, variables
+
+
+def test_the_default_is_the_embedded_one() -> None:
+    settings = load_settings({}, {})
+    assert settings.database_url == f"sqlite:///{Path('data').resolve()}/avatarforge.db"
+    assert (settings.http.host, settings.diffusion.num_gpus, settings.diffusion.model) == (
+        "127.0.0.1",
+        0,
+        "avatar-mini",
+    )
+
+
+def test_the_environment_wins_over_arguments() -> None:
+    settings = load_settings({"http": {"port": 1, "host": "::1"}}, {"AVATARFORGE_HTTP_PORT": "8123"})
+    assert (settings.http.port, settings.http.host) == (8123, "::1")
+
+
+def test_every_setting_has_a_variable_and_says_what_it_means() -> None:
+    names = variables()
+    assert {"AVATARFORGE_DATA_DIR", "AVATARFORGE_HTTP_PORT", "AVATARFORGE_GRPC_PORT"} <= set(names)
+    assert len(set(names.values())) == len(names)
+    for field in Settings.model_fields.values():
+        group = field.annotation
+        inner = group.model_fields.values() if hasattr(group, "model_fields") else [field]
+        assert all(setting.description for setting in inner)
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        (
+            {"AVATARFORGE_HTTP_PRT": "1"},
+            "AVATARFORGE_HTTP_PRT is not a setting.*Did you mean AVATARFORGE_HTTP_PORT",
+        ),
+        ({"AVATARFORGE_HTTP_PORT": "http"}, r"http.port \(AVATARFORGE_HTTP_PORT\) is 'http'"),
+        ({"AVATARFORGE_HTTP_PORT": "70000"}, "less than or equal to 65535"),
+        ({"AVATARFORGE_DIFFUSION_DEVICE": "tpu"}, "'auto', 'cpu', 'cuda' or 'mps'"),
+    ],
+)
+def test_a_wrong_variable_is_named(environ: dict[str, str], told: str) -> None:
+    with pytest.raises(SettingsError, match=told):
+        load_settings({}, environ)
+
+
+def test_an_unknown_argument_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"no setting 'http\.prot'"):
+        load_settings({"http": {"prot": 1}}, {})
+
+
+def test_settings_travel_as_plain_values_and_hide_their_secrets_in_print() -> None:
+    url = "mysql+pymysql://forge:s3cret@db/forge"
+    settings = load_settings({}, {"AVATARFORGE_DATABASE_URL": url, "AVATARFORGE_DATA_DIR": "/tmp/x"})
+    assert load_settings(settings.as_arguments(), {}) == settings
+    assert settings.database_url == url
+    assert "s3cret" not in repr(settings)
+
+
+def test_other_variables_are_left_alone() -> None:
+    assert load_settings({}, {"HOME": "/root", "RAY_ADDRESS": "x"}) == load_settings({}, {})
