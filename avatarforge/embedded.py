@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import yaml
+from pydantic import ValidationError
 
 from avatarforge.cluster import ClusterError, LocalCluster, NotEnoughGpus
 from avatarforge.cluster.timings import Timings
@@ -15,6 +17,9 @@ from avatarforge.settings import Settings
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
+
+Config = dict[str, Any]
+"""What a Serve config file holds."""
 
 APPLICATION = "avatarforge"
 READY_SECONDS = 600.0
@@ -31,11 +36,11 @@ class Instance:
 
 @contextmanager
 def running(
-    settings: Settings, *, config: "ServeDeploySchema | None" = None, timings: Timings | None = None
+    settings: Settings, *, config: Config | None = None, timings: Timings | None = None
 ) -> Iterator[Instance]:
     """Start AvatarForge, hand it out once `/readyz` says 200, and stop it at the end.
 
-    The database is upgraded first. `config` deploys a `serve_config.yaml` instead of the settings alone.
+    The database is upgraded first. `config`, from `read_config`, is deployed instead of the settings alone.
     Raises `ClusterError` and its like, `DataFolderInUse`, and `DatabaseUnavailable`.
     """
     timings = timings or Timings()
@@ -58,57 +63,57 @@ def running(
         meanwhile=meanwhile,
     )
     with cluster:
-        _check_gpus(cluster, settings, config)
+        schema = None if config is None else _validated(config)
+        _check_gpus(cluster, settings, schema)
         cluster.wait_for_controller()
         with timings.phase("deploy"):
-            _deploy(settings, config)
+            _deploy(settings, schema)
         with timings.phase("wait for /readyz"):
-            _wait_until_ready(cluster)
+            _wait_until_ready(cluster, settings)
         yield Instance(url=cluster.url, timings=timings)
 
 
-def read_config(path: Path) -> "tuple[ServeDeploySchema, dict[str, Any]]":
-    """A Serve config file, and the arguments of its first application with the file's HTTP address.
+def read_config(path: Path) -> Config:
+    """A Serve config file as it is written. Raises `ClusterError` when it is none.
 
-    Raises `ClusterError` when the file cannot be read or is not one.
+    Ray's own check of it comes later: importing Ray's schemas would fix Ray's variables too early.
     """
-    import yaml
-    from pydantic import ValidationError
-    from ray.serve.schema import ServeDeploySchema
-
     try:
-        config = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
-        raise ClusterError(f"{path} is not a Serve config file: {error}") from error
-    if not config.applications:
-        raise ClusterError(f"{path} names no application.")
-    address = {"host": config.http_options.host, "port": config.http_options.port}
-    return config, {"http": address, **config.applications[0].args}
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ClusterError(f"The Serve config file {path} cannot be read: {error}") from error
+    if not isinstance(config, dict) or not config.get("applications"):
+        raise ClusterError(f"{path} is not a Serve config file: it names no applications.")
+    return config
 
 
-def _check_gpus(cluster: LocalCluster, settings: Settings, config: "ServeDeploySchema | None") -> None:
+def arguments_of(config: Config) -> dict[str, Any]:
+    """The first application's arguments, with the file's HTTP address: what `load_settings` takes."""
+    options = config.get("http_options") or {}
+    address = {name: options[name] for name in ("host", "port") if name in options}
+    return {**({"http": address} if address else {}), **(config["applications"][0].get("args") or {})}
+
+
+def _check_gpus(cluster: LocalCluster, settings: Settings, schema: "ServeDeploySchema | None") -> None:
     """Serve would wait without end for a machine with a GPU to join the cluster."""
-    wanted = settings.diffusion.num_gpus
-    if config is not None:
-        options = (
-            deployment.ray_actor_options
-            for application in config.applications
-            for deployment in application.deployments
-        )
-        wanted = max([wanted, *(option.num_gpus or 0 for option in options if hasattr(option, "num_gpus"))])
-    if wanted > cluster.gpus:
-        raise NotEnoughGpus(wanted, cluster.gpus)
+    wanted = [settings.diffusion.num_gpus]
+    for application in schema.applications if schema else []:
+        # Ray's schemas give only what the file says; a default there stands for "as in the code".
+        for deployment in application.model_dump(exclude_unset=True).get("deployments", []):
+            wanted.append(deployment.get("ray_actor_options", {}).get("num_gpus") or 0)
+    if max(wanted) > (found := cluster.gpus):
+        raise NotEnoughGpus(max(wanted), found)
 
 
-def _deploy(settings: Settings, config: "ServeDeploySchema | None") -> None:
+def _deploy(settings: Settings, schema: "ServeDeploySchema | None") -> None:
     from ray import serve
 
-    if config is not None:
+    if schema is not None:
         from ray.serve.context import _get_global_client
 
         client = _get_global_client()
         assert client is not None, "it raises instead"
-        client.deploy_apps(config)  # as `serve run` does it
+        client.deploy_apps(schema)  # as `serve run` does it
         return
     from avatarforge.app import build
 
@@ -116,7 +121,16 @@ def _deploy(settings: Settings, config: "ServeDeploySchema | None") -> None:
     serve.run_many([target], wait_for_applications_running=False)
 
 
-def _wait_until_ready(cluster: LocalCluster) -> None:
+def _validated(config: Config) -> "ServeDeploySchema":
+    from ray.serve.schema import ServeDeploySchema
+
+    try:
+        return ServeDeploySchema.model_validate(config)
+    except ValidationError as error:
+        raise ClusterError(f"The Serve config file is wrong: {error}") from error
+
+
+def _wait_until_ready(cluster: LocalCluster, settings: Settings) -> None:
     deadline = time.monotonic() + READY_SECONDS
     look_at = 0.0
     with httpx.Client(base_url=cluster.url, timeout=5, trust_env=False) as client:
@@ -128,7 +142,8 @@ def _wait_until_ready(cluster: LocalCluster) -> None:
                 _check_applications()
                 look_at = time.monotonic() + 1
             time.sleep(0.05)
-    raise ClusterError(f"AvatarForge was not ready within {READY_SECONDS:g} s. Its logs are in data/run/ray.")
+    logs = settings.data_dir / "run" / "ray" / "session_latest" / "logs"
+    raise ClusterError(f"AvatarForge was not ready within {READY_SECONDS:g} s. The logs are in {logs}.")
 
 
 def _answers(client: httpx.Client) -> bool:

@@ -3,4 +3,4 @@
 from avatarforge.settings import LogSettings
 from avatarforge.telemetry.logs import configure
 
-configure(LogSettings(level="DEBUG", format="json"))
+configure(LogSettings(level="INFO", format="json"))

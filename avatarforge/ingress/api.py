@@ -1,12 +1,13 @@
 """The REST interface as one ASGI application."""
 
 from fastapi import FastAPI
+from starlette.routing import Route
 
 from avatarforge import __version__
+from avatarforge.ingress import about, routes
 from avatarforge.ingress.documentation import add_documentation
 from avatarforge.ingress.edge import Edge
 from avatarforge.ingress.problems import add_problem_handlers
-from avatarforge.ingress.routes import router
 from avatarforge.ingress.service import ProfilePhotos
 
 
@@ -21,7 +22,11 @@ def create_api(photos: ProfilePhotos) -> FastAPI:
         redirect_slashes=False,
     )
     api.state.photos = photos
-    api.include_router(router)
+    # Asked more often than all other calls together. FastAPI's own route to the same function, behind this
+    # one, costs 2.5 times as much a call (100 µs against 250) and is there for the documentation.
+    api.router.routes.insert(0, Route(routes.STATUS_PATH, routes.photo_status, methods=["GET"]))
+    api.include_router(routes.router)
+    api.include_router(about.router)
     api.add_middleware(Edge)
     add_problem_handlers(api)
     add_documentation(api)

@@ -107,16 +107,14 @@ def told(*kinds: type[AvatarForgeError]) -> dict[int | str, dict[str, Any]]:
     by_status: dict[int | str, list[type[AvatarForgeError]]] = {}
     for kind in kinds:
         by_status.setdefault(answer_to(kind).http, []).append(kind)
-    # FastAPI documents a 422 of its own shape for every call with parameters, unless we do.
-    by_status.setdefault(422, [])
     return {
-        status: {
-            "description": " ".join(f"`{kind.code}`: {kind.__doc__}" for kind in group)
-            or "`invalid_request`: A parameter is wrong.",
-            "content": {MEDIA_TYPE: {"schema": {"$ref": PROBLEM}}},
-        }
+        status: problem_answer(" ".join(f"`{kind.code}`: {kind.__doc__}" for kind in group))
         for status, group in by_status.items()
     }
+
+
+def problem_answer(description: str) -> dict[str, Any]:
+    return {"description": description, "content": {MEDIA_TYPE: {"schema": {"$ref": PROBLEM}}}}
 
 
 def add_documentation(api: FastAPI) -> None:
@@ -130,8 +128,7 @@ def add_documentation(api: FastAPI) -> None:
                 description=api.description,
                 routes=api.routes,
             )
-            document["components"]["schemas"]["Problem"] = Problem.model_json_schema()
-            api.openapi_schema = document
+            api.openapi_schema = _with_our_problems(document)
         return api.openapi_schema
 
     async def docs() -> HTMLResponse:
@@ -152,6 +149,19 @@ def add_documentation(api: FastAPI) -> None:
     api.mount(ASSETS, StaticFiles(directory=str(files("fastapi_offline") / "static")))
     api.add_api_route("/docs", docs, include_in_schema=False)
     api.add_api_route("/", first_page, include_in_schema=False)
+
+
+def _with_our_problems(document: dict[str, Any]) -> dict[str, Any]:
+    """The description with our errors in place of those that FastAPI believes in."""
+    schemas = document["components"]["schemas"]
+    schemas["Problem"] = Problem.model_json_schema()
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            if "HTTPValidationError" in str(operation["responses"].get("422")):
+                del operation["responses"]["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    return document
 
 
 def _first_page(document: dict[str, Any]) -> str:

@@ -77,7 +77,7 @@ class HealthChecks:
         feed_lag: Callable[[], float],
         *,
         time_limit: float = 3,
-        most_lag: float = 10,
+        most_lag: float = 6,
         max_age: float = 1,
     ) -> None:
         self._probes = {part: Probe(check, time_limit) for part, check in ask.items()}

@@ -24,7 +24,7 @@ async def image_response(
         headers={
             **headers,
             "Content-Length": str(image.size),
-            "Content-Disposition": f'inline; filename="{kind}-{image.key.rpartition("/")[2]}"',
+            "Content-Disposition": f'inline; filename="{image.key.rpartition("/")[2]}"',
         },
     )
 

@@ -48,7 +48,7 @@ class Photo:
         """The picture as a file without metadata. Blocks."""
         content = self._written()
         digest = hashlib.file_digest(content, "sha256")
-        size = content.tell()
+        size = content.seek(0, io.SEEK_END)
         content.seek(0)
         return CleanPhoto(
             content=content,

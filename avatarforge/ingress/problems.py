@@ -195,12 +195,10 @@ def _expected(fault: Mapping[str, Any]) -> str:
             return f"{context['ge']:g} or more"
         case "less_than_equal":
             return f"{context['le']:g} or less"
-        case "int_parsing" | "int_from_float" | "int_parsing_size":
+        case "int_parsing" | "int_parsing_size":
             return "a whole number"
         case "float_parsing" | "finite_number":
             return "a number"
-        case "string_too_long":
-            return f"at most {context['max_length']} characters long"
         case "missing":
             return "given"
     return f"otherwise: {fault['msg']}"

@@ -1,6 +1,5 @@
-"""The REST calls: each takes a request apart, asks `ProfilePhotos`, and puts the answer together."""
+"""The calls about customers and their photos: from a request to `ProfilePhotos` and back to an answer."""
 
-from collections.abc import Mapping
 from typing import Annotated
 from urllib.parse import urlencode
 
@@ -12,14 +11,15 @@ from avatarforge.domain.customers import GRAMMAR, checked_customer_id
 from avatarforge.domain.errors import InvalidCustomerId, InvalidRequest
 from avatarforge.domain.identifiers import is_job_id
 from avatarforge.ingress import schemas
+from avatarforge.ingress.answers import json_answer, service_of
 from avatarforge.ingress.documentation import IMAGE, UPLOAD, told
 from avatarforge.ingress.images import image_response
-from avatarforge.ingress.problems import problem, problem_response
-from avatarforge.ingress.schemas import Message, photo_url, status_message
-from avatarforge.ingress.service import ImageKind, Page, ProfilePhotos, Stored
+from avatarforge.ingress.schemas import photo_url, status_message
+from avatarforge.ingress.service import ImageKind, Page, Stored
+from avatarforge.ingress.submissions import number
 from avatarforge.ingress.uploads import receive_upload
 
-router = APIRouter(redirect_slashes=False)
+router = APIRouter()
 
 CustomerId = Annotated[
     str,
@@ -40,8 +40,40 @@ JobId = Annotated[
 ]
 Limit = Annotated[int, Query(ge=1, le=200, description="Most entries of a page.")]
 
+STATUS_PATH = "/customers/{customerId}/photos/{jobId}/status"
+STATUS_PARAMETERS = [
+    {"name": "customerId", "in": "path", "required": True, "schema": {"type": "string"}},
+    {"name": "jobId", "in": "path", "required": True, "schema": {"type": "string"}},
+    {
+        "name": "waitSeconds",
+        "in": "query",
+        "schema": {"type": "number", "minimum": 0, "default": 0},
+        "description": "Answer as soon as the job is terminal, and after this time at the latest. "
+        "At most 60 unless the server is set up otherwise.",
+    },
+]
+
 PHOTOS_OF_CUSTOMER = 20
 """Newest photos that a customer's page shows."""
+
+
+@router.get(
+    STATUS_PATH,
+    response_model=schemas.ProfilePhotoJobStatus,
+    openapi_extra={"parameters": STATUS_PARAMETERS},
+    responses=told(
+        errors.InvalidCustomerId, errors.JobNotFound, errors.InvalidRequest, errors.DatabaseUnavailable
+    ),
+    tags=["photos"],
+)
+async def photo_status(request: Request) -> Response:
+    """Where the job stands."""
+    # Parameters are read by hand, so that this also works without FastAPI in front: see `create_api`.
+    photos = service_of(request)
+    path = request.path_params
+    wait_seconds = _wait_seconds(request, photos.settings.ingress.max_wait_seconds)
+    live = await photos.status(path["customerId"], path["jobId"], wait_seconds)
+    return json_answer(status_message(live))
 
 
 @router.post(
@@ -73,7 +105,7 @@ async def submit_photo(request: Request, customer_id: CustomerId) -> Response:
 
     `Location` names the job's status.
     """
-    photos = _photos(request)
+    photos = service_of(request)
     # Before the body is read: nobody should upload 20 MB to hear that the address is wrong.
     checked_customer_id(customer_id)
     async with receive_upload(
@@ -84,39 +116,7 @@ async def submit_photo(request: Request, customer_id: CustomerId) -> Response:
         _content_length(request),
     ) as upload:
         live = await photos.submit(customer_id, upload.photo, upload.filename, upload.fields)
-    return _json(status_message(live), 202, {"Location": photo_url(live.job, "status")})
-
-
-@router.get(
-    "/customers/{customerId}/photos/{jobId}/status",
-    response_model=schemas.ProfilePhotoJobStatus,
-    responses=told(
-        errors.InvalidCustomerId, errors.JobNotFound, errors.InvalidRequest, errors.DatabaseUnavailable
-    ),
-    tags=["photos"],
-)
-async def photo_status(
-    request: Request,
-    customer_id: CustomerId,
-    job_id: JobId,
-    wait_seconds: Annotated[
-        float,
-        Query(
-            alias="waitSeconds",
-            allow_inf_nan=False,
-            json_schema_extra={"minimum": 0},
-            description="Answer as soon as the job is terminal, and after this time at the latest. "
-            "At most 60 unless the server is set up otherwise.",
-        ),
-    ] = 0,
-) -> Response:
-    """Where the job stands."""
-    photos = _photos(request)
-    longest = photos.settings.ingress.max_wait_seconds
-    if not 0 <= wait_seconds <= longest:
-        sent = request.query_params["waitSeconds"]
-        raise InvalidRequest("waitSeconds", sent, f"a number of seconds from 0 to {longest}")
-    return _json(status_message(await photos.status(customer_id, job_id, wait_seconds)))
+    return json_answer(status_message(live), 202, {"Location": photo_url(live.job, "status")})
 
 
 @router.get(
@@ -127,7 +127,7 @@ async def photo_status(
 )
 async def original_image(request: Request, customer_id: CustomerId, job_id: JobId) -> Response:
     """The photo as it was uploaded, without its metadata."""
-    return await image_response(request, _photos(request), customer_id, job_id, ImageKind.ORIGINAL)
+    return await image_response(request, service_of(request), customer_id, job_id, ImageKind.ORIGINAL)
 
 
 @router.get(
@@ -138,7 +138,7 @@ async def original_image(request: Request, customer_id: CustomerId, job_id: JobI
 )
 async def generated_image(request: Request, customer_id: CustomerId, job_id: JobId) -> Response:
     """The avatar, once the job is DONE."""
-    return await image_response(request, _photos(request), customer_id, job_id, ImageKind.GENERATED)
+    return await image_response(request, service_of(request), customer_id, job_id, ImageKind.GENERATED)
 
 
 @router.get(
@@ -160,8 +160,8 @@ async def list_photos(
     """The customer's photos, newest first."""
     if cursor is not None and not is_job_id(cursor):
         raise InvalidRequest("cursor", cursor, "the id of a job, as the path in `next` has it")
-    page = await _photos(request).photos(customer_id, cursor, limit)
-    return _json(
+    page = await service_of(request).photos(customer_id, cursor, limit)
+    return json_answer(
         schemas.PhotoPage(photos=_statuses(page), next=_next_photos(customer_id, page, limit)),
     )
 
@@ -182,11 +182,11 @@ async def list_customers(
     """All customers in the order of their ids, each with its latest photo."""
     if after is not None:
         _check_after(after)
-    found = await _photos(request).customers(after, limit + 1)
+    found = await service_of(request).customers(after, limit + 1)
     customers = tuple(_customer(stored) for stored in found[:limit])
     more = len(found) > limit
     following = _link("/customers", after=customers[-1].customer_id, limit=limit) if more else None
-    return _json(schemas.CustomerPage(customers=customers, next=following))
+    return json_answer(schemas.CustomerPage(customers=customers, next=following))
 
 
 @router.get(
@@ -197,11 +197,11 @@ async def list_customers(
 )
 async def show_customer(request: Request, customer_id: CustomerId) -> Response:
     """A customer with the latest state of the newest photos."""
-    photos = _photos(request)
+    photos = service_of(request)
     stored = await photos.customer(customer_id)
     page = await photos.photos(customer_id, None, PHOTOS_OF_CUSTOMER)
     summary = stored.summary
-    return _json(
+    return json_answer(
         schemas.CustomerWithPhotos(
             customer_id=summary.customer_id,
             created_at=summary.created_at,
@@ -213,73 +213,17 @@ async def show_customer(request: Request, customer_id: CustomerId) -> Response:
     )
 
 
-@router.get(
-    "/models", response_model=schemas.ModelList, responses=told(errors.ModelUnusable), tags=["models"]
-)
-async def list_models(request: Request) -> Response:
-    """The model that avatars are made with, and its defaults."""
-    manifest = await _photos(request).model()
-    return _json(schemas.ModelList(models=(schemas.model_message(manifest),)))
-
-
-@router.get(
-    "/styles", response_model=schemas.StyleList, responses=told(errors.ModelUnusable), tags=["models"]
-)
-async def list_styles(request: Request) -> Response:
-    """What the field `style` of an upload may be."""
-    manifest = await _photos(request).model()
-    return _json(schemas.StyleList(model=manifest.name, styles=schemas.style_messages(manifest)))
-
-
-@router.get("/healthz", response_model=schemas.Alive, tags=["health"])
-async def healthz() -> Response:
-    """Whether this process lives."""
-    return _json(schemas.Alive())
-
-
-@router.get(
-    "/readyz",
-    response_model=schemas.ReadinessMessage,
-    responses=told(errors.Unavailable),
-    tags=["health"],
-)
-async def readyz(request: Request) -> Response:
-    """Whether this process can keep a promise now: database, storage and tracker answer."""
-    message = schemas.readiness_message(await _photos(request).health.readiness())
-    if message.ready:
-        return _json(message)
-    away = [name for name, part in message.parts.items() if not part.ok]
-    return problem_response(
-        problem(
-            status=503,
-            code="not_ready",
-            title="Not ready",
-            detail=f"Uploads cannot be accepted now: {', '.join(away)} not ready.",
-            instance="/readyz",
-            facts=message.model_dump(),
-        ),
-        {"Retry-After": "2"},
-    )
-
-
-def _photos(request: Request) -> ProfilePhotos:
-    photos: ProfilePhotos = request.app.state.photos
-    return photos
+def _wait_seconds(request: Request, longest: int) -> float:
+    text = request.query_params.get("waitSeconds", "0") if request.scope["query_string"] else "0"
+    seconds = number(text)
+    if seconds is None or not 0 <= seconds <= longest:
+        raise InvalidRequest("waitSeconds", text, f"a number of seconds from 0 to {longest}")
+    return seconds
 
 
 def _content_length(request: Request) -> int | None:
     text = request.headers.get("content-length", "")
     return int(text) if text.isascii() and text.isdigit() else None
-
-
-def _json(message: Message, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    # Written at once: FastAPI's own way would validate the message again.
-    return Response(
-        message.json_bytes(),
-        status,
-        {"Cache-Control": "no-store", **(headers or {})},
-        media_type="application/json",
-    )
 
 
 def _statuses(page: Page) -> tuple[schemas.ProfilePhotoJobStatus, ...]:

@@ -1,7 +1,7 @@
 """What AvatarForge does for its clients, without HTTP or gRPC in it: both only carry it."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,17 +18,15 @@ from avatarforge.domain.errors import (
     ImageNotFound,
     JobNotFound,
     ObjectNotFound,
-    Unavailable,
 )
-from avatarforge.domain.identifiers import is_job_id, new_job_id
+from avatarforge.domain.identifiers import is_job_id
 from avatarforge.domain.jobs import ProfilePhotoJob, StoredImage
+from avatarforge.ingress.acceptance import Acceptance, Trackers
 from avatarforge.ingress.health import HealthChecks
-from avatarforge.ingress.photos import examine
 from avatarforge.ingress.submissions import read_submission
 from avatarforge.ingress.view import LiveJob
 from avatarforge.settings import Settings
 from avatarforge.storage.interface import ObjectStorage
-from avatarforge.storage.keys import original_key
 
 log = structlog.get_logger(__name__)
 
@@ -54,12 +52,6 @@ class Records(Protocol):
     def customer(self, customer_id: str) -> CustomerSummary | None: ...
 
     def ping(self) -> None: ...
-
-
-class Trackers(Protocol):
-    """Where jobs are submitted; `tracker.client.JobTrackers` keeps it."""
-
-    async def submit(self, job: ProfilePhotoJob) -> ProfilePhotoJob: ...
 
 
 class LiveView(Protocol):
@@ -95,11 +87,9 @@ class Stored:
 class ProfilePhotos:
     """The service of one ingress replica. It keeps nothing but threads; `close()` ends them."""
 
-    UPLOAD_THREADS = 8
-    """Photos that are examined and stored at a time: they need memory for their pixels."""
     MANIFEST_AGE = 5.0
     """Seconds after which the model's manifest is read again."""
-    RECHECK = 0.5
+    RECHECK = 1.0
     """Seconds until a job that the view does not know yet is looked up again by one who waits for it."""
 
     def __init__(
@@ -121,18 +111,14 @@ class ProfilePhotos:
         self._manifest_read_at = 0.0
         self._records = records
         self._storage = storage
-        self._trackers = trackers
         self._live = live
-        self._now = now
-        self._uploads = ThreadPoolExecutor(self.UPLOAD_THREADS, thread_name_prefix="upload")
+        self._acceptance = Acceptance(storage, trackers, settings.upload, now)
         self._reads = ThreadPoolExecutor(settings.database.pool_size, thread_name_prefix="read")
-        self._submissions: set[asyncio.Task[ProfilePhotoJob]] = set()
 
     async def close(self) -> None:
         """Let submissions under way come to their end, then end the threads."""
-        await asyncio.gather(*self._submissions, return_exceptions=True)
-        for pool in (self._uploads, self._reads):
-            await asyncio.to_thread(pool.shutdown)
+        await self._acceptance.close()
+        await asyncio.to_thread(self._reads.shutdown)
 
     @property
     def upload_folder(self) -> Path:
@@ -151,69 +137,9 @@ class ProfilePhotos:
         """
         checked_customer_id(customer_id)
         submission = read_submission(fields, await self.model())
-        job_id = new_job_id()
-
-        async def accept() -> ProfilePhotoJob:
-            original = await self._in(self._uploads, self._keep, customer_id, job_id, photo, filename)
-            job = ProfilePhotoJob(
-                job_id=job_id,
-                customer_id=customer_id,
-                parameters=submission.parameters,
-                original=original,
-                created_at=self._now(),
-                priority=submission.priority,
-                callback_url=submission.callback_url,
-            )
-            return await self._submitted(job)
-
-        accepted = await self._to_its_end(accept())
-        return self._live.get(customer_id, job_id) or LiveJob(job=accepted)
-
-    def _keep(self, customer_id: str, job_id: str, photo: BinaryIO, filename: str) -> StoredImage:
-        """Examine, clean and store the photo: one visit to a thread for all of it."""
-        examined = examine(photo, filename, self.settings.upload)
-        cleaned = examined.cleaned()
-        key = original_key(customer_id, job_id, cleaned.media_type)
-        self._storage.put(key, cleaned.content, cleaned.media_type)
-        return StoredImage(
-            key=key,
-            media_type=cleaned.media_type,
-            size=cleaned.size,
-            sha256=cleaned.sha256,
-            width=cleaned.width,
-            height=cleaned.height,
-        )
-
-    async def _submitted(self, job: ProfilePhotoJob) -> ProfilePhotoJob:
-        try:
-            accepted = await self._trackers.submit(job)
-        except BaseException:
-            await self._forget_object(job.original.key)
-            raise
-        self._live.admit(accepted)
-        return accepted
-
-    async def _forget_object(self, key: str) -> None:
-        try:
-            await self._in(self._uploads, self._storage.delete, key)
-        except Unavailable as error:
-            log.warning("orphaned object was left", key=key, code=error.code, reason=error.reason)
-
-    async def _to_its_end(self, work: Coroutine[Any, Any, ProfilePhotoJob]) -> ProfilePhotoJob:
-        """The work's result. A caller that is cancelled waits for it too, for half a submission is none:
-
-        a thread cannot be stopped, and a job that was committed needs its object.
-        """
-        task = asyncio.create_task(work, name="submission")
-        self._submissions.add(task)
-        task.add_done_callback(self._submissions.discard)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait({task})
-            if not task.cancelled() and (error := task.exception()) is not None:
-                log.info("abandoned submission failed", reason=str(error))
-            raise
+        job = await self._acceptance.accept(customer_id, submission, photo, filename)
+        self._live.admit(job)
+        return self._live.get(customer_id, job.job_id) or LiveJob(job=job)
 
     # --- following --------------------------------------------------------------------------------------
 
@@ -239,14 +165,14 @@ class ProfilePhotos:
     async def photos(self, customer_id: str, before: str | None, limit: int) -> Page:
         """The customer's jobs older than the job `before`. Raises `CustomerNotFound`."""
         checked_customer_id(customer_id)
-        jobs = await self._in(self._reads, self._records.jobs_of, customer_id, before, limit + 1)
+        jobs = await self._read(self._records.jobs_of, customer_id, before, limit + 1)
         if not jobs:
             await self._summary(customer_id)
         return Page(jobs=[self._current(job) for job in jobs[:limit]], more=len(jobs) > limit)
 
     async def customers(self, after: str | None, limit: int) -> list[Stored]:
         """Customers whose ids come after `after`, byte by byte."""
-        summaries = await self._in(self._reads, self._records.customers, after, limit)
+        summaries = await self._read(self._records.customers, after, limit)
         return [self._stored(summary) for summary in summaries]
 
     async def customer(self, customer_id: str) -> Stored:
@@ -269,12 +195,12 @@ class ProfilePhotos:
         storage = self.settings.storage
         if not storage.signed_urls:
             return None
-        return await self._in(self._reads, self._storage.signed_url, image.key, storage.signed_url_seconds)
+        return await self._read(self._storage.signed_url, image.key, storage.signed_url_seconds)
 
     async def chunks(self, job_id: str, kind: ImageKind, image: StoredImage) -> Iterator[bytes]:
         """The image's bytes; a blocking iterator. Raises `ImageNotFound` when storage has lost them."""
         try:
-            return await self._in(self._reads, self._storage.stream, image.key)
+            return await self._read(self._storage.stream, image.key)
         except ObjectNotFound as error:
             log.error("object of a recorded image is missing", key=image.key, job_id=job_id)
             raise ImageNotFound(job_id, kind) from error
@@ -286,7 +212,7 @@ class ProfilePhotos:
         time = asyncio.get_running_loop().time()
         if self._manifest is None or time - self._manifest_read_at >= self.MANIFEST_AGE:
             name = self.settings.diffusion.model
-            self._manifest = await self._in(self._reads, self._catalogue.manifest, name)
+            self._manifest = await self._read(self._catalogue.manifest, name)
             self._manifest_read_at = time
         return self._manifest
 
@@ -296,13 +222,13 @@ class ProfilePhotos:
         checked_customer_id(customer_id)
         if not is_job_id(job_id):
             raise JobNotFound(customer_id, job_id)
-        job = await self._in(self._reads, self._records.job, customer_id, job_id)
+        job = await self._read(self._records.job, customer_id, job_id)
         if job is None:
             raise JobNotFound(customer_id, job_id)
         return job
 
     async def _summary(self, customer_id: str) -> CustomerSummary:
-        summary = await self._in(self._reads, self._records.customer, customer_id)
+        summary = await self._read(self._records.customer, customer_id)
         if summary is None:
             raise CustomerNotFound(customer_id)
         return summary
@@ -316,5 +242,5 @@ class ProfilePhotos:
         live = self._live.get(job.customer_id, job.job_id)
         return live if live is not None and live.job.seq >= job.seq else LiveJob(job=job)
 
-    async def _in(self, pool: ThreadPoolExecutor, call: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(pool, call, *arguments)
+    async def _read(self, call: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._reads, call, *arguments)

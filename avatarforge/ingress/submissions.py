@@ -75,6 +75,14 @@ def read_submission(
     )
 
 
+def number(text: str) -> float | None:
+    """The finite number that the text is, if it is one."""
+    # The grammar keeps out what float() also takes: nan, inf, 1_0, digits of other scripts.
+    if _NUMBER.fullmatch(text) is None or math.isinf(float(text)):
+        return None
+    return float(text)
+
+
 class _Fields:
     """Reads one field at a time; an empty field counts as absent, since HTML forms send those."""
 
@@ -105,10 +113,10 @@ class _Fields:
         text = self._fields.get(name)
         if not text:
             return None
-        # The grammar keeps out what float() also takes: nan, inf, 1_0, digits of other scripts.
-        if _NUMBER.fullmatch(text) is None or not math.isfinite(float(text)) or not fits(float(text)):
+        value = number(text)
+        if value is None or not fits(value):
             raise InvalidRequest(name, text, expected)
-        return float(text)
+        return value
 
     def url(self, name: str, most: int) -> str | None:
         text = self.text(name, most)

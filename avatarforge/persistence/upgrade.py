@@ -72,7 +72,7 @@ def _alone(engine: Engine, patience: float) -> Iterator[Connection]:
             yield connection
         return
     with answering(), engine.connect() as connection:
-        name = f"avatarforge-{_digest(engine.url.database or '')}"
+        name = lock_name(engine.url.database or "")
         # Freed when the connection closes, by whatever cause.
         if connection.scalar(select(func.get_lock(name, patience))) != 1:
             raise DatabaseUnavailable("another process is upgrading the database")
@@ -80,9 +80,12 @@ def _alone(engine: Engine, patience: float) -> Iterator[Connection]:
         yield connection
 
 
-def _digest(database: str) -> str:
-    """The server's lock names are shared by its databases and may have 64 characters."""
-    return hashlib.blake2b(database.encode(), digest_size=16).hexdigest()
+def lock_name(database: str) -> str:
+    """The name of the lock that an upgrade holds on MariaDB's server.
+
+    Lock names are shared by all databases of a server and may have 64 characters.
+    """
+    return f"avatarforge-{hashlib.blake2b(database.encode(), digest_size=16).hexdigest()}"
 
 
 def _make_folder(url: str) -> None:

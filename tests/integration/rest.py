@@ -1,8 +1,11 @@
 """The REST application over a real SQLite record and a folder, with a tracker that lives in memory."""
 
+import hashlib
+import io
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +13,7 @@ from typing import Any, BinaryIO
 
 import httpx
 from fastapi import FastAPI
+from PIL import Image
 
 from avatarforge.diffusion.catalogue import Catalogue
 from avatarforge.domain.changes import JobChange
@@ -24,7 +28,9 @@ from avatarforge.persistence import JobRecords, open_engine
 from avatarforge.persistence.upgrade import upgrade
 from avatarforge.settings import Settings, load_settings
 from avatarforge.storage.folder import FolderStorage
+from avatarforge.storage.keys import avatar_key
 from avatarforge.tracker.feed import Feed, FeedBatch, FeedCursor
+from tests.factories import an_image, an_outcome
 from tests.waiting import wait_until
 
 
@@ -161,3 +167,32 @@ async def running_rest(folder: Path, **arguments: Any) -> AsyncIterator[Rest]:
 
 def progressed(rest: Rest, job: ProfilePhotoJob, step: int, total_steps: int) -> None:
     rest.tracker.news.progressed(job.job_id, GenerationProgress(step=step, total_steps=total_steps))
+
+
+@cache
+def a_jpeg(width: int = 96, height: int = 64) -> bytes:
+    content = io.BytesIO()
+    Image.effect_noise((width, height), 60).convert("RGB").save(content, "JPEG", quality=90)
+    return content.getvalue()
+
+
+async def finished(rest: Rest, job: ProfilePhotoJob, avatar: bytes = b"\x89PNG avatar") -> ProfilePhotoJob:
+    """The job DONE, its avatar in storage; the view has heard of it."""
+    started = rest.tracker.commit(job.started(job.created_at + timedelta(seconds=1)), EventKind.STARTED)
+    key = avatar_key(job.customer_id, job.job_id, started.attempt, job.parameters.format)
+    rest.storage.put(key, io.BytesIO(avatar), "image/png")
+    image = an_image(
+        key=key, media_type="image/png", size=len(avatar), sha256=hashlib.sha256(avatar).hexdigest()
+    )
+    done = started.done(an_outcome(avatar=image), job.created_at + timedelta(seconds=3))
+    committed = rest.tracker.commit(done, EventKind.DONE)
+    await rest.live.terminal(job.customer_id, job.job_id, 10)
+    return committed
+
+
+def problem(answer: httpx.Response) -> dict[str, Any]:
+    assert answer.headers["content-type"] == "application/problem+json", answer.text
+    document: dict[str, Any] = answer.json()
+    assert document["status"] == answer.status_code
+    assert set(document) >= {"type", "title", "detail", "instance", "code"}
+    return document

@@ -72,6 +72,10 @@ class MariaDbServer:
             self._process = None
 
     @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def pid(self) -> int:
         """The running server's process id."""
         if self._process is None:
@@ -82,9 +86,6 @@ class MariaDbServer:
         """Make an empty database and return its SQLAlchemy URL."""
         self._run(f"CREATE DATABASE `{name}`")
         return self.url(name)
-
-    def drop_database(self, name: str) -> None:
-        self._run(f"DROP DATABASE `{name}`")
 
     def url(self, database: str) -> str:
         return f"mysql+pymysql://{USER}:{PASSWORD}@127.0.0.1:{self.port}/{database}"
@@ -103,6 +104,7 @@ class MariaDbServer:
             "mariadb-install-db",
             "--no-defaults",
             f"--datadir={self._data}",
+            f"--tmpdir={self._scratch()}",
             "--auth-root-authentication-method=normal",
             "--skip-test-db",
             "--skip-name-resolve",
@@ -118,6 +120,7 @@ class MariaDbServer:
             "--no-defaults",
             *self._as_user(),
             f"--datadir={self._data}",
+            f"--tmpdir={self._scratch()}",
             f"--port={self.port}",
             "--bind-address=127.0.0.1",
             # Relative to the data folder: a socket's path may have 107 bytes, less than many a folder here.
@@ -127,6 +130,12 @@ class MariaDbServer:
             "--innodb-buffer-pool-size=64M",
             *self._options,
         ]
+
+    def _scratch(self) -> Path:
+        """A folder for temporary tables: a server that starts removes those of others from a shared one."""
+        scratch = self.folder / "tmp"
+        scratch.mkdir(parents=True, exist_ok=True)
+        return scratch
 
     @staticmethod
     def _as_user() -> list[str]:

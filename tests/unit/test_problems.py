@@ -5,11 +5,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import grpc
+import httpx
 import pytest
+from fastapi import FastAPI, Query
 
 from avatarforge.domain import errors
 from avatarforge.domain.errors import AvatarForgeError
-from avatarforge.ingress.problems import ANSWERS, answer_to, error_response, misnamed_customer, problem_of
+from avatarforge.ingress.problems import (
+    ANSWERS,
+    add_problem_handlers,
+    answer_to,
+    error_response,
+    misnamed_customer,
+    problem_of,
+)
 
 
 def family(root: type[AvatarForgeError] = AvatarForgeError) -> Iterator[type[AvatarForgeError]]:
@@ -114,3 +123,35 @@ def test_a_malformed_customer_id_is_seen_in_the_path_as_it_was_sent(raw_path: by
 @pytest.mark.parametrize("raw_path", [b"/customers/ana/photos/1/2", b"/customers", b"/", b"/nowhere/a%2Fb"])
 def test_a_path_with_a_good_customer_id_or_none_is_not_blamed(raw_path: bytes) -> None:
     assert misnamed_customer({"raw_path": raw_path, "path": "/"}) is None
+
+
+@pytest.mark.parametrize(
+    ("query", "detail"),
+    [
+        ("", "count is None, but it must be given."),
+        ("?count=ten", "count is 'ten', but it must be a whole number."),
+        ("?count=0", "count is '0', but it must be 1 or more."),
+        ("?count=10", "count is '10', but it must be 9 or less."),
+        ("?count=1&share=nan", "share is 'nan', but it must be a number."),
+        ("?count=1&share=much", "share is 'much', but it must be a number."),
+        (
+            "?count=1&flag=perhaps",
+            "flag is 'perhaps', but it must be otherwise: Input should be a valid boolean",
+        ),
+    ],
+)
+async def test_a_parameter_that_the_framework_refuses_is_named_in_our_words(query: str, detail: str) -> None:
+    api = FastAPI()
+    add_problem_handlers(api)
+
+    @api.get("/")
+    def call(
+        count: int = Query(ge=1, le=9), share: float = Query(1, allow_inf_nan=False), flag: bool = False
+    ) -> None: ...
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as client:
+        answer = await client.get(f"/{query}")
+
+    assert answer.status_code == 422
+    assert answer.json()["code"] == "invalid_request"
+    assert answer.json()["detail"].startswith(detail)

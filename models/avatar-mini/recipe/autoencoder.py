@@ -35,7 +35,12 @@ def new(plan: AutoencoderPlan) -> AutoencoderTiny:
 
 
 def train(
-    dataset: Dataset, plan: AutoencoderPlan, budget: Budget, work: Path, start: AutoencoderTiny | None, device: str
+    dataset: Dataset,
+    plan: AutoencoderPlan,
+    budget: Budget,
+    work: Path,
+    start: AutoencoderTiny | None,
+    device: str,
 ) -> AutoencoderTiny:
     """Train until the budget is spent; resumes from `work`. `start` gives weights to begin with."""
     model = (start or new(plan)).to(device, memory_format=torch.channels_last).train()
@@ -45,7 +50,9 @@ def train(
     while step < (total := budget.total()):
         rng = np.random.default_rng((1, step))
         torch.manual_seed(step)
-        pictures = _varied(_crops(dataset, plan.batch, rng), rng).to(device, memory_format=torch.channels_last)
+        pictures = _varied(_crops(dataset, plan.batch, rng), rng).to(
+            device, memory_format=torch.channels_last
+        )
         loss = _loss(model, pictures)
         update(loss, optimizer, budget.rate(step, total), model.parameters())
         step += 1
@@ -66,13 +73,16 @@ def _crops(dataset: Dataset, count: int, rng: np.random.Generator) -> torch.Tens
 
 
 def _varied(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """A quarter of the pictures with other colours, colour fields, mixtures and noise, nearer to what photos hold."""
+    """A quarter of the pictures with other colours, colour fields, mixtures and noise, nearer to what photos
+    hold."""
     count = max(1, len(pictures) // 4)
     some = pictures[:count]
     field = functional.interpolate(torch.randn(count, 3, 5, 5), size=some.shape[-1], mode="bicubic")
     mixture = torch.lerp(some, some.roll(1, 0).flip(-1), torch.rand(count, 1, 1, 1) * 0.7)
     order = torch.from_numpy(rng.permutation(3))
-    noisy = mixture[:, order] * (0.7 + 0.6 * torch.rand(count, 1, 1, 1)) + 0.3 * field * torch.rand(count, 1, 1, 1)
+    noisy = mixture[:, order] * (0.7 + 0.6 * torch.rand(count, 1, 1, 1)) + 0.3 * field * torch.rand(
+        count, 1, 1, 1
+    )
     noisy = noisy + 0.05 * torch.rand(count, 1, 1, 1) * torch.randn_like(noisy)
     return torch.cat([noisy.clamp(-1, 1), pictures[count:]])
 

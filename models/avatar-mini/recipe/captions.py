@@ -1,7 +1,7 @@
 """Words portraits: captions as people might type them, and the attributes that each caption really names.
 
-A caption and its labels always come together, so the text encoder can be taught what a caption says before any picture
-is involved.
+A caption and its labels always come together, so the text encoder can be taught what a caption says before
+any picture is involved.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,8 +32,10 @@ _SYNONYMS: Final[dict[str, tuple[str, ...]]] = {
 }
 _SHIRTS: Final = ("shirt", "shirt", "shirt", "t-shirt", "sweater", "top", "jacket", "suit")
 _SUBJECTS: Final = (
-    "a person", "a person", "a person", "a man", "a woman", "an astronaut", "a girl", "a boy", "someone", "me", "a friend",
-)  # fmt: skip
+    *("a person",) * 3,
+    *("a man", "a woman", "a girl", "a boy"),
+    *("an astronaut", "someone", "me", "a friend"),
+)
 _OPENINGS: Final = (
     "{style} portrait of {subject}",
     "{style} avatar of {subject}",
@@ -45,9 +47,10 @@ _OPENINGS: Final = (
     "{style}",
 )
 _PADDING: Final = (
-    "high quality", "detailed", "masterpiece", "profile picture", "avatar", "beautiful", "best quality", "studio light",
-    "sharp focus", "colorful", "looking at the camera", "centered", "head and shoulders", "professional", "digital art",
-)  # fmt: skip
+    *("high quality", "best quality", "detailed", "masterpiece", "beautiful", "colorful", "professional"),
+    *("profile picture", "avatar", "digital art", "studio light", "sharp focus"),
+    *("looking at the camera", "centered", "head and shoulders"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +65,8 @@ EMPTY: Final = Caption(text="", named=dict.fromkeys(VALUES))
 
 
 def canonical(named: Mapping[str, str | None], *, order: Sequence[str] = ORDER) -> str:
-    """The plainest caption that names exactly these attributes: "neon portrait of a person, pale skin, ..."."""
+    """The plainest caption that names exactly these attributes: "neon portrait of a person, pale skin,
+    ..."."""
     opening = f"{named['style']} portrait of a person" if named.get("style") else "portrait of a person"
     phrases = (_phrase(part, named, None) for part in order)
     return ", ".join([opening, *(phrase for phrase in phrases if phrase)])

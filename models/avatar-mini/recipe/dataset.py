@@ -1,4 +1,5 @@
-"""Draws the training portraits once and keeps them on disk as one array of pixels and one list of what they show."""
+"""Draws the training portraits once and keeps them on disk as one array of pixels and one list of what they
+show."""
 
 import json
 from collections.abc import Sequence
@@ -38,7 +39,9 @@ def drawn(folder: Path, *, count: int, size: int, seed: int, processes: int) -> 
     pixels_file, portraits_file = folder / "pictures.npy", folder / "portraits.json"
     if not portraits_file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _draw_all(pixels_file, portraits_file, chunks=-(-count // _CHUNK), size=size, seed=seed, processes=processes)
+        _draw_all(
+            pixels_file, portraits_file, chunks=-(-count // _CHUNK), size=size, seed=seed, processes=processes
+        )
     listed = json.loads(portraits_file.read_text())
     portraits = [Portrait(**entry) for entry in listed[:count]]
     return Dataset(pixels=np.load(pixels_file, mmap_mode="r")[:count], portraits=portraits)

@@ -1,7 +1,8 @@
 """Stage 3: the UNet that removes noise from latents (B, 4, S/8, S/8), guided by the frozen text encoder.
 
-It predicts v (Salimans and Ho 2022, https://arxiv.org/abs/2202.00512): at high noise, where the colours of large areas
-are decided, the target is almost the clean picture, so wrong colours cost as much there as anywhere else.
+It predicts v (Salimans and Ho 2022, https://arxiv.org/abs/2202.00512): at high noise, where the colours of
+large areas are decided, the target is almost the clean picture, so wrong colours cost as much there as
+anywhere else.
 """
 
 from collections.abc import Callable

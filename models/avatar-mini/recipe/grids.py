@@ -43,8 +43,15 @@ def parse_crop(text: str) -> Crop:
 def cropped(photo: Image.Image, crop: Crop, size: int) -> Image.Image:
     """The square at the size of a portrait; beyond the photo its edge is repeated."""
     margin = crop.side
-    padded = np.pad(np.asarray(photo.convert("RGB")), ((margin, margin), (margin, margin), (0, 0)), mode="edge")
-    box = (crop.left + margin, crop.top + margin, crop.left + margin + crop.side, crop.top + margin + crop.side)
+    padded = np.pad(
+        np.asarray(photo.convert("RGB")), ((margin, margin), (margin, margin), (0, 0)), mode="edge"
+    )
+    box = (
+        crop.left + margin,
+        crop.top + margin,
+        crop.left + margin + crop.side,
+        crop.top + margin + crop.side,
+    )
     return Image.fromarray(padded).crop(box).resize((size, size), Image.Resampling.LANCZOS)
 
 
@@ -77,9 +84,7 @@ def photo_grid(pipeline: StableDiffusionPipeline, photo: Image.Image, sampling: 
     """Every style from the same photo at three strengths; the photo itself comes first in each row."""
     stylist = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
     stylist.set_progress_bar_config(disable=True)
-    rows = [
-        [np.asarray(photo), *_stylised(stylist, photo, strength, sampling)] for strength in STRENGTHS
-    ]
+    rows = [[np.asarray(photo), *_stylised(stylist, photo, strength, sampling)] for strength in STRENGTHS]
     return sheet(rows, ("photo", *STYLES), [f"strength {strength}" for strength in STRENGTHS])
 
 
@@ -104,7 +109,9 @@ def round_trip_grid(pipeline: StableDiffusionPipeline, photo: Image.Image, seed:
     drawings = [draw(portrait, rng, photo.width) for portrait in held_out(len(STYLES), STYLES, seed)]
     drawings.append(np.asarray(photo))
     return sheet(
-        [drawings, round_trip(pipeline.vae, drawings)], (*STYLES, "photo"), ("before", "after the autoencoder")
+        [drawings, round_trip(pipeline.vae, drawings)],
+        (*STYLES, "photo"),
+        ("before", "after the autoencoder"),
     )
 
 
@@ -116,12 +123,14 @@ def arguments() -> argparse.Namespace:
         "--crop",
         type=parse_crop,
         default=parse_crop("65,-30,320"),
-        help="LEFT,TOP,SIDE of the square around the head, in pixels of the photo (default: fits the sample photo)",
+        help="LEFT,TOP,SIDE of the square around the head, in pixels of the photo; fits the sample photo",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for the pictures")
     parser.add_argument("--steps", type=int, default=25, help="DDIM steps (default: %(default)s)")
     parser.add_argument("--guidance", type=float, default=3.0, help="for captions (default: %(default)s)")
-    parser.add_argument("--photo-guidance", type=float, default=3.0, help="for the photo (default: %(default)s)")
+    parser.add_argument(
+        "--photo-guidance", type=float, default=3.0, help="for the photo (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the noise (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     return parser.parse_args()

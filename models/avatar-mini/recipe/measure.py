@@ -1,9 +1,9 @@
 """Measures how often a generated portrait shows the colours that its caption names.
 
-The captions are new and name skin, hair, shirt and background colours out of the whole palette, each as likely as any
-other; no portrait is bald. Colours are read at the places where the drawings have them and matched to the nearest entry
-of the palette. For comparison the same captions are drawn instead of generated, and the drawings are sent through the
-autoencoder: better than that, no denoiser can be.
+The captions are new and name skin, hair, shirt and background colours out of the whole palette, each as
+likely as any other; no portrait is bald. Colours are read at the places where the drawings have them and
+matched to the nearest entry of the palette. For comparison the same captions are drawn instead of generated,
+and the drawings are sent through the autoencoder: better than that, no denoiser can be.
 """
 
 import argparse
@@ -21,8 +21,6 @@ from palette import CUTS, EXPRESSIONS, PALETTES, STYLES
 from portraits import Portrait, draw
 from reading import Pixels, read
 
-Reading = Sequence[Pixels]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -39,7 +37,9 @@ def held_out(count: int, styles: Sequence[str], seed: int) -> list[Portrait]:
     rng = np.random.default_rng((seed, 99))
     portraits = []
     for index in range(count):
-        names: dict[str, str | None] = {part: str(rng.choice(list(palette))) for part, palette in PALETTES.items()}
+        names: dict[str, str | None] = {
+            part: str(rng.choice(list(palette))) for part, palette in PALETTES.items()
+        }
         colours = {part: palette[str(names[part])] for part, palette in PALETTES.items()}
         names |= {
             "style": styles[index % len(styles)],
@@ -54,23 +54,31 @@ def held_out(count: int, styles: Sequence[str], seed: int) -> list[Portrait]:
 
 def loaded(checkpoint: Path) -> StableDiffusionPipeline:
     """The pipeline in fp32, quiet."""
-    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32, safety_checker=None)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        checkpoint, torch_dtype=torch.float32, safety_checker=None
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def generated(pipeline: StableDiffusionPipeline, prompts: Sequence[str], sampling: Sampling) -> Iterator[Pixels]:
+def generated(
+    pipeline: StableDiffusionPipeline, prompts: Sequence[str], sampling: Sampling
+) -> Iterator[Pixels]:
     """One picture for each prompt; the number of a prompt decides its noise."""
     for start in range(0, len(prompts), sampling.batch):
         some = list(prompts[start : start + sampling.batch])
-        noise = [torch.Generator().manual_seed(sampling.seed * 100_000 + start + place) for place in range(len(some))]
-        yield from pipeline(
+        noise = [
+            torch.Generator().manual_seed(sampling.seed * 100_000 + start + place)
+            for place in range(len(some))
+        ]
+        pictures = pipeline(
             some,
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance,
             generator=noise,
             output_type="np",
-        ).images.__mul__(255).round().astype(np.uint8)
+        ).images
+        yield from (255 * pictures).round().astype(np.uint8)
 
 
 @torch.no_grad()
@@ -93,13 +101,17 @@ def shares(portraits: Sequence[Portrait], pictures: Sequence[Pixels]) -> dict[st
             for group in ("all", style):
                 right.setdefault(group, {}).setdefault(part, []).append(colour == portrait.names[part])
     return {
-        group: {part: float(np.mean(found)) for part, found in parts.items()} for group, parts in right.items()
+        group: {part: float(np.mean(found)) for part, found in parts.items()}
+        for group, parts in right.items()
     }
 
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     """The results as a Markdown table, in percent."""
-    lines = ["| pictures | style | " + " | ".join(PALETTES) + " |", "| --- | --- |" + " --- |" * len(PALETTES)]
+    lines = [
+        "| pictures | style | " + " | ".join(PALETTES) + " |",
+        "| --- | --- |" + " --- |" * len(PALETTES),
+    ]
     for source, groups in results.items():
         for group, parts in groups.items():
             figures = " | ".join(f"{100 * parts[part]:.0f}" for part in PALETTES)
@@ -108,7 +120,9 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the pipeline")
     parser.add_argument("--count", type=int, default=200, help="captions (default: %(default)s)")
     parser.add_argument("--style", choices=STYLES, help="only this style (default: all six in turn)")
@@ -128,7 +142,9 @@ def main() -> None:
     styles = (options.style,) if options.style else STYLES
     portraits = held_out(options.count, styles, options.seed)
     pipeline = loaded(options.checkpoint)
-    sampling = Sampling(steps=options.steps, guidance=options.guidance, batch=options.batch, seed=options.seed)
+    sampling = Sampling(
+        steps=options.steps, guidance=options.guidance, batch=options.batch, seed=options.seed
+    )
     prompts = [canonical(portrait.names) for portrait in portraits]
     results = {"generated": shares(portraits, list(generated(pipeline, prompts, sampling)))}
     if not options.skip_ceiling:

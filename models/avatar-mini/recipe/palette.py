@@ -1,6 +1,8 @@
-"""The closed vocabulary of the drawn portraits: attributes, their values, and the colours that the values stand for.
+"""The closed vocabulary of the drawn portraits: attributes, their values, and the colours that the values
+stand for.
 
-Everything that can be named in a caption is listed here once; drawing, wording, training and measuring all read it.
+Everything that can be named in a caption is listed here once; drawing, wording, training and measuring all
+read it.
 """
 
 from typing import Final

@@ -1,7 +1,7 @@
 """Draws portraits with known attributes: the only pictures that avatar-mini ever sees.
 
-`sample` decides what a portrait shows, `draw` paints it. Parts sit at steady places with a moderate jitter, so that
-the colour of a part can be read back at `PLACES`.
+`sample` decides what a portrait shows, `draw` paints it. Parts sit at steady places with a moderate jitter,
+so that the colour of a part can be read back at `PLACES`.
 """
 
 import argparse
@@ -25,7 +25,8 @@ PLACES: Final[dict[str, tuple[Box, ...]]] = {
     "shirt": ((0.30, 0.90, 0.40, 0.98), (0.60, 0.90, 0.70, 0.98)),
     "background": ((0.03, 0.03, 0.13, 0.16), (0.87, 0.03, 0.97, 0.16)),
 }
-"""Where the colour of each part shows in every portrait that is not bald: cheeks, top of the head, chest, corners."""
+"""Where the colour of each part shows in every portrait that is not bald: cheeks, top of the head, chest,
+corners."""
 
 _OVERSAMPLING = 3
 
@@ -35,8 +36,8 @@ class Portrait:
     """What one picture shows.
 
     `names` holds the value of each attribute, None where no word fits (a colour between two palette entries).
-    `colours` holds the colours really painted for skin, hair, shirt and background. A `loose` portrait imitates a
-    photo: freer framing, clutter and grain.
+    `colours` holds the colours really painted for skin, hair, shirt and background. A `loose` portrait
+    imitates a photo: freer framing, clutter and grain.
     """
 
     names: dict[str, str | None]
@@ -183,7 +184,9 @@ class _Painter:
             shape = self._canvas.ellipse if rng.random() < 0.5 else self._canvas.rectangle
             shape((left, top, left + across, top + along), fill=fill)
         softness = rng.uniform(0, 4) * side / 128
-        self._image.paste(Image.fromarray(blurred(np.asarray(self._image, np.float32), softness).astype(np.uint8)))
+        self._image.paste(
+            Image.fromarray(blurred(np.asarray(self._image, np.float32), softness).astype(np.uint8))
+        )
 
     def _paint_back_hair(self) -> None:
         match self._names["cut"]:
@@ -211,7 +214,9 @@ class _Painter:
         if collar < 0.4:
             self._canvas.pieslice(self._box(-0.58, 1.0, 0.58, 1.62), 0, 180, fill=shadowed)
         elif collar < 0.6:
-            self._canvas.polygon([self._at(-0.5, 1.26), self._at(0.5, 1.26), self._at(0, 1.75)], fill=shadowed)
+            self._canvas.polygon(
+                [self._at(-0.5, 1.26), self._at(0.5, 1.26), self._at(0, 1.75)], fill=shadowed
+            )
         else:
             darker = _shade(self._shirt, self._rng.uniform(0.55, 0.8) if collar < 0.88 else 0.2)
             self._canvas.rounded_rectangle(self._box(-0.72, 1.14, 0.72, 1.42), self._width(0.2), fill=darker)
@@ -301,7 +306,9 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="where to write the sheet (PNG)")
     parser.add_argument("--columns", type=int, default=12, help="portraits in a row (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=6, help="rows (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=128, help="pixels along a portrait (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=int, default=128, help="pixels along a portrait (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     options = parser.parse_args()
     rng = np.random.default_rng(options.seed)

@@ -1,8 +1,8 @@
 """The six styles: each turns a plainly painted portrait into its own look and keeps the palette recognisable.
 
-A style does two things. `tone` says what colour the style makes of a colour (a pencil sketch lightens it towards the
-paper, neon darkens it); the measurement uses the same function to know what to expect. The texture (strokes, pixels,
-glow) comes on top and averages out over a small patch.
+A style does two things. `tone` says what colour the style makes of a colour (a pencil sketch lightens it
+towards the paper, neon darkens it); the measurement uses the same function to know what to expect. The
+texture (strokes, pixels, glow) comes on top and averages out over a small patch.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
-"""Stage 2: the tokenizer and the text encoder, taught on captions alone to say which attributes a caption names.
+"""Stage 2: the tokenizer and the text encoder, taught on captions alone to say what a caption names.
 
-The last places of the padded sequence are set aside, one for each attribute: with causal attention they see the whole
-caption, and being always padding they are always there. The encoder learns to gather at each of them its attribute
-(`SLOTS`). Cross-attention then finds "the colour of the shirt" at a fixed address, whatever the caption's wording. All
-this is a plain CLIPTextModel; the heads that teach it are thrown away.
+The last places of the padded sequence are set aside, one for each attribute: with causal attention they see
+the whole caption, and being always padding they are always there. The encoder learns to gather at each of
+them its attribute (`SLOTS`). Cross-attention then finds "the colour of the shirt" at a fixed address,
+whatever the caption's wording. All this is a plain CLIPTextModel; the heads that teach it are thrown away.
 """
 
 import logging
@@ -37,7 +37,7 @@ class TextPlan:
 
     width: int = 128
     layers: int = 3
-    batch: int = 64
+    batch: int = 48
 
 
 def random_captions(count: int, rng: np.random.Generator) -> list[Caption]:
@@ -91,7 +91,9 @@ class _Heads(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.values = nn.ModuleDict({name: nn.Linear(width, 1 + len(values)) for name, values in VALUES.items()})
+        self.values = nn.ModuleDict(
+            {name: nn.Linear(width, 1 + len(values)) for name, values in VALUES.items()}
+        )
         self.colours = nn.ModuleDict({name: nn.Linear(width, 3) for name in PALETTES})
 
     def forward(self, states: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,12 +110,16 @@ class _Heads(nn.Module):
 
     def _colour_loss(self, name: str, slot: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """Near colours shall lie near each other; where none is named, nothing is asked."""
-        table = torch.tensor([(127.5, 127.5, 127.5), *PALETTES[name].values()], device=slot.device) / 127.5 - 1
+        table = (
+            torch.tensor([(127.5, 127.5, 127.5), *PALETTES[name].values()], device=slot.device) / 127.5 - 1
+        )
         error = (self.colours[name](slot) - table[label]) ** 2
         return (error.mean(-1) * (label > 0)).mean()
 
 
-def train(tokenizer: CLIPTokenizer, plan: TextPlan, budget: Budget, *, seed: int, device: str) -> CLIPTextModel:
+def train(
+    tokenizer: CLIPTokenizer, plan: TextPlan, budget: Budget, *, seed: int, device: str
+) -> CLIPTextModel:
     """Train from nothing until the budget is spent, and log how often each attribute is read rightly."""
     torch.manual_seed(seed)
     model = CLIPTextModel(_config(tokenizer, plan)).to(device).train()
@@ -126,7 +132,9 @@ def train(tokenizer: CLIPTokenizer, plan: TextPlan, budget: Budget, *, seed: int
         update(loss, optimizer, budget.rate(step, total), parameters)
         step += 1
         if step % 100 == 0:
-            log.info("text step %d of %d, loss %.4f, right %.4f", step, total, loss.item(), right.float().mean())
+            log.info(
+                "text step %d of %d, loss %.4f, right %.4f", step, total, loss.item(), right.float().mean()
+            )
     _log_accuracy(model.eval(), heads, tokenizer, device, seed)
     return model
 
@@ -141,11 +149,15 @@ def _read(
 
 
 @torch.no_grad()
-def _log_accuracy(model: CLIPTextModel, heads: _Heads, tokenizer: CLIPTokenizer, device: str, seed: int) -> None:
+def _log_accuracy(
+    model: CLIPTextModel, heads: _Heads, tokenizer: CLIPTokenizer, device: str, seed: int
+) -> None:
     held_out = random_captions(2_000, np.random.default_rng((seed, 9)))
     _, right = _read(model, heads, tokenizer, held_out, device)
     shares = dict(zip(VALUES, right.float().mean(0).tolist(), strict=True))
-    log.info("text, 2000 new captions: %s", ", ".join(f"{name} {share:.3f}" for name, share in shares.items()))
+    log.info(
+        "text, 2000 new captions: %s", ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
+    )
 
 
 def _config(tokenizer: CLIPTokenizer, plan: TextPlan) -> CLIPTextConfig:

@@ -1,7 +1,8 @@
-"""The whole recipe of avatar-mini: draw portraits, train three parts one after the other, save a pipeline in fp16.
+"""The whole recipe of avatar-mini: draw portraits, train three parts one by one, save a pipeline in fp16.
 
-Every stage leaves its state in the work folder and resumes from it, so the command can be stopped and repeated. To end
-a stage early, write the number of steps it shall have into WORK/autoencoder.steps or WORK/denoiser.steps.
+Every stage leaves its state in the work folder and resumes from it, so the command can be stopped and
+repeated. To end a stage early, write the number of steps it shall have into WORK/autoencoder.steps or
+WORK/denoiser.steps.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import text_encoder
 import torch
 from autoencoder import AutoencoderPlan
 from dataset import Dataset, drawn
-from denoiser import DenoiserPlan, Wording
+from denoiser import DenoiserPlan
 from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
 from text_encoder import TextPlan
 from training import Budget
@@ -43,12 +44,12 @@ class Preset:
 
 PRESETS: Final[dict[int, Preset]] = {
     128: Preset(  # two CPU cores, a few hours
-        portraits=8_000,
+        portraits=6_000,
         autoencoder=AutoencoderPlan(channels=32, batch=16),
         autoencoder_steps=4_000,
         text=TextPlan(width=128),
-        text_steps=1_200,
-        denoiser=DenoiserPlan(channels=(64, 128, 192), batch=16),
+        text_steps=400,
+        denoiser=DenoiserPlan(channels=(64, 96, 160), batch=16),
         denoiser_steps=8_000,
         denoiser_rate=6e-4,
     ),
@@ -121,7 +122,9 @@ class Recipe:
         folder = self._work / "text_encoder"
         if not (folder / "config.json").exists():
             steps = self._options.text_steps or self._preset.text_steps
-            budget = Budget(steps=steps, decay=max(1, steps // 2), peak=1e-3, override=self._work / "text.steps")
+            budget = Budget(
+                steps=steps, decay=max(1, steps // 2), peak=1e-3, override=self._work / "text.steps"
+            )
             plan = self._preset.text
             encoder = text_encoder.train(
                 tokenizer, plan, budget, seed=self._options.seed, device=self._device
@@ -149,12 +152,8 @@ class Recipe:
             peak=self._preset.denoiser_rate,
             override=self._work / "denoiser.steps",
         )
-        model, wording, plan = self.untrained_denoiser(words), _wording(words), self._preset.denoiser
-        return denoiser.train(dataset, latents, wording, model, plan, budget, self._work, self._device)
-
-
-def _wording(words: Words) -> Wording:
-    return words.states
+        model, plan = self.untrained_denoiser(words), self._preset.denoiser
+        return denoiser.train(dataset, latents, words.states, model, plan, budget, self._work, self._device)
 
 
 def _loaded_autoencoder(folder: Path) -> AutoencoderTiny:
@@ -178,17 +177,25 @@ def save(vae: AutoencoderTiny, words: Words, unet: UNet2DConditionModel, folder:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for pictures, states and stages (resumable)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for pictures, states and stages (resumable)"
+    )
     parser.add_argument("--output", type=Path, required=True, help="where to save the pipeline")
-    parser.add_argument("--size", type=int, choices=sorted(PRESETS), default=128, help="pixels (default: 128)")
+    parser.add_argument(
+        "--size", type=int, choices=sorted(PRESETS), default=128, help="pixels (default: 128)"
+    )
     parser.add_argument("--portraits", type=int, help="pictures to draw (default: by size)")
     parser.add_argument("--autoencoder-steps", type=int, help="length of stage 1 (default: by size)")
     parser.add_argument("--text-steps", type=int, help="length of stage 2 (default: by size)")
     parser.add_argument("--denoiser-steps", type=int, help="length of stage 3 (default: by size)")
     parser.add_argument("--init-vae", type=Path, help="folder of an AutoencoderTiny to begin stage 1 with")
     parser.add_argument("--peek", action="store_true", help="save what stage 3 has reached so far, and stop")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s"
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of drawings and weights (default: %(default)s)")
     return parser.parse_args()

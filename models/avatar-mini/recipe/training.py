@@ -1,7 +1,7 @@
-"""What the three stages of training share: a budget of steps, a resumable state on disk, and averaged weights."""
+"""What the three stages of training share: a budget of steps, a resumable state on disk, and averaged
+weights."""
 
 import logging
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ log = logging.getLogger("avatar-mini")
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How long a stage trains, in optimizer steps, and its learning rate: warm-up, constant, straight down to zero.
+    """How long a stage trains, in optimizer steps, and its learning rate: warm-up, constant, straight down to
+    zero.
 
     `override` names a file that may appear during training: the number in it replaces `steps`. So a run ends
     cleanly before its time: write (steps done + `decay`) into the file, and the rate starts to fall at once.
@@ -58,7 +59,9 @@ class Average:
 class Progress:
     """A stage's training state in one file, written under another name first so that it is always whole."""
 
-    def __init__(self, file: Path, module: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None) -> None:
+    def __init__(
+        self, file: Path, module: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None
+    ) -> None:
         self._file, self._module, self._optimizer, self._average = file, module, optimizer, average
         self._cpu_before = 0.0
         self._losses: list[float] = []
@@ -86,7 +89,7 @@ class Progress:
         }
         partial = self._file.with_suffix(".partial")
         torch.save(state, partial)
-        os.replace(partial, self._file)
+        partial.replace(self._file)
 
     def cpu_seconds(self) -> float:
         """Processor time of the stage over all its runs, of all threads together, in seconds."""
@@ -98,12 +101,19 @@ class Progress:
         if step % every == 0:
             mean = sum(self._losses) / len(self._losses)
             log.info(
-                "%s step %d of %d, loss %.4f, CPU %d s", self._file.stem, step, total, mean, self.cpu_seconds()
+                "%s step %d of %d, loss %.4f, CPU %d s",
+                self._file.stem,
+                step,
+                total,
+                mean,
+                self.cpu_seconds(),
             )
             self._losses.clear()
 
 
-def update(loss: torch.Tensor, optimizer: torch.optim.Optimizer, rate: float, clipped: Iterable[nn.Parameter]) -> None:
+def update(
+    loss: torch.Tensor, optimizer: torch.optim.Optimizer, rate: float, clipped: Iterable[nn.Parameter]
+) -> None:
     """One optimizer step at this learning rate, with gradients clipped to a norm of 1."""
     for group in optimizer.param_groups:
         group["lr"] = rate

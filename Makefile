@@ -1,0 +1,88 @@
+# Thin on purpose: the work is in the `avatarforge` command. AVATARFORGE_HTTP_PORT, AVATARFORGE_GRPC_PORT,
+# AVATARFORGE_DATA_DIR and every other AVATARFORGE_ variable hold for every target, because it reads them.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
+INSTALLED := $(VENV)/.installed
+TEST_READY := $(VENV)/.test-ready
+
+PHOTO ?=
+OUT ?= out
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+.PHONY: help
+help: ## Show the targets.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: install
+install: $(INSTALLED) ## Make .venv and install AvatarForge in it.
+
+.PHONY: demo
+demo: $(INSTALLED) ## Turn a photo into an avatar: PHOTO=… (or the sample), OUT=out.
+	@$(BIN)/avatarforge forge --demo --out "$(OUT)" $(if $(PHOTO),"$(PHOTO)")
+
+.PHONY: up
+up: $(INSTALLED) ## Serve until Ctrl-C.
+	@exec $(BIN)/avatarforge up
+
+.PHONY: test
+test: $(INSTALLED) $(TEST_READY) ## Run the tests, after installing what they need (PYTEST_ARGS=…).
+	PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: check
+check: $(INSTALLED) ## Check style, format, types and layers.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: $(INSTALLED) ## Format the code and mend what can be mended.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: bench
+bench: $(INSTALLED) ## Measure, and write tables and JSON (BENCH_ARGS=…).
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+.PHONY: build
+build: $(INSTALLED) ## Build the wheel and the source distribution into dist/.
+	$(BIN)/python -m build --no-isolation --outdir dist .
+
+.PHONY: clean
+clean: ## Remove what was built and installed; data/ and out/ stay.
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "AvatarForge needs Python 3.11 or newer, but '$(PYTHON)' is older or missing." >&2; \
+	  echo "Install it (Debian: apt-get install python3 python3-venv), or name one: make PYTHON=/path/to/python3.11" >&2; \
+	  exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	  echo "'$(PYTHON) -m venv' failed. On Debian: apt-get install python3-venv" >&2; \
+	  rm -rf $(VENV); exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# The tests start a MariaDB server of their own; only its programs are needed.
+$(TEST_READY): $(INSTALLED)
+	@PATH="$$PATH:/usr/sbin:/sbin"; \
+	if ! command -v mariadbd >/dev/null 2>&1; then \
+	  if [ "$$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n"; fi; \
+	  echo "Installing Debian's mariadb-server for the tests …"; \
+	  { $$sudo apt-get update -q && \
+	    $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends mariadb-server; \
+	  } </dev/null || { \
+	    echo "The tests need MariaDB's server, and it could not be installed from here." >&2; \
+	    echo "Install it by hand (as root: apt-get install mariadb-server), then run 'make test' again." >&2; \
+	    exit 1; }; \
+	fi
+	@touch $@

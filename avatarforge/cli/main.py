@@ -1,0 +1,168 @@
+"""The commands' names, options and help."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import avatarforge
+from avatarforge.cli.terminal import errors_in_one_sentence, out
+from avatarforge.settings import variables
+
+app = typer.Typer(
+    name="avatarforge",
+    help="Turn photos into AI-made profile pictures, on your own machine.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+db = typer.Typer(help="The database's schema.", no_args_is_help=True)
+models = typer.Typer(help="The checkpoints that can be named.", no_args_is_help=True)
+app.add_typer(db, name="db")
+app.add_typer(models, name="models")
+
+HostOption = Annotated[
+    str | None, typer.Option("--host", help="Address to listen on. Variable: AVATARFORGE_HTTP_HOST.")
+]
+PortOption = Annotated[
+    int | None, typer.Option("--port", help="Port for REST. Variable: AVATARFORGE_HTTP_PORT.")
+]
+GrpcPortOption = Annotated[
+    int | None, typer.Option("--grpc-port", help="Port for gRPC. Variable: AVATARFORGE_GRPC_PORT.")
+]
+DataDirOption = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="Folder for all data. Variable: AVATARFORGE_DATA_DIR."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
+
+
+@app.command()
+@errors_in_one_sentence
+def up(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Serve config file, such as serve_config.yaml.")
+    ] = None,
+    host: HostOption = None,
+    port: PortOption = None,
+    grpc_port: GrpcPortOption = None,
+    data_dir: DataDirOption = None,
+    timings: Annotated[bool, typer.Option("--timings", help="Show where the start's time went.")] = False,
+) -> None:
+    """Serve on this machine until Ctrl-C."""
+    from avatarforge.cli import serving
+
+    serving.up(config=config, options=_options(host, port, grpc_port, data_dir), timings=timings)
+
+
+@app.command()
+@errors_in_one_sentence
+def forge(
+    photos: Annotated[list[Path] | None, typer.Argument(help="Photos, by default the sample one.")] = None,
+    style: Annotated[
+        str | None, typer.Option(help="Such as pixel-art; see `avatarforge models list`.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="What to see in the avatar.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What not to see.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="0 to 1: how far the avatar may leave the photo.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampler.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How closely the prompt is followed.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed makes the same avatar.")] = None,
+    customer: Annotated[str, typer.Option(help="Customer id for the jobs.")] = "me",
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")] = Path("out"),
+    server: Annotated[str | None, typer.Option(help="URL of a running AvatarForge.")] = None,
+    start: Annotated[
+        bool, typer.Option("--start", help="Start an AvatarForge for this call if none is running.")
+    ] = False,
+    demo: Annotated[bool, typer.Option("--demo", help="Like --start, and explain what happens.")] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for each avatar.")] = 600,
+    host: HostOption = None,
+    port: PortOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Upload photos, follow them, and save avatars and before/after pictures."""
+    from avatarforge.cli import forging
+
+    forging.forge(
+        photos=photos or [],
+        parameters={
+            "style": style,
+            "prompt": prompt,
+            "negativePrompt": negative_prompt,
+            "strength": strength,
+            "steps": steps,
+            "guidance": guidance,
+            "seed": seed,
+        },
+        customer=customer,
+        folder=out_dir,
+        server=server,
+        options=_options(host, port, None, data_dir),
+        start=start or demo,
+        demo=demo,
+        timeout=timeout,
+        as_json=as_json,
+    )
+
+
+@db.command("upgrade")
+@errors_in_one_sentence
+def db_upgrade(data_dir: DataDirOption = None) -> None:
+    """Bring the database to this release's schema."""
+    from avatarforge.cli import tables
+
+    tables.upgrade_database(_options(None, None, None, data_dir))
+
+
+@db.command("current")
+@errors_in_one_sentence
+def db_current(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Show the database's schema revision. Exits with 1 when it is not this release's."""
+    from avatarforge.cli import tables
+
+    tables.show_database(_options(None, None, None, data_dir), as_json)
+
+
+@models.command("list")
+@errors_in_one_sentence
+def models_list(as_json: JsonOption = False) -> None:
+    """List the checkpoints with their styles."""
+    from avatarforge.cli import tables
+
+    tables.show_models(as_json)
+
+
+@app.command()
+@errors_in_one_sentence
+def settings(as_json: JsonOption = False) -> None:
+    """Show every setting: variable, default, value in force and meaning."""
+    from avatarforge.cli import tables
+
+    tables.show_settings(as_json)
+
+
+@app.command()
+def version(as_json: JsonOption = False) -> None:
+    """Show AvatarForge's version."""
+    out.print_json(json.dumps({"version": avatarforge.__version__})) if as_json else print(
+        avatarforge.__version__
+    )
+
+
+def _options(
+    host: str | None, port: int | None, grpc_port: int | None, data_dir: Path | None
+) -> dict[str, str]:
+    """Options as the variables that they stand for: then they hold in every process that we start."""
+    given = {
+        ("http", "host"): host,
+        ("http", "port"): port,
+        ("grpc", "port"): grpc_port,
+        ("data_dir",): data_dir,
+    }
+    names = {path: name for name, path in variables().items()}
+    return {names[path]: str(value) for path, value in given.items() if value is not None}

@@ -1,0 +1,140 @@
+"""The commands that show something."""
+
+import json
+import os
+from typing import Any
+
+from pydantic import SecretStr
+from rich.table import Table
+
+from avatarforge.cli.terminal import FAILURE, err, out
+from avatarforge.settings import Settings, load_settings, variables
+
+# --- settings ------------------------------------------------------------------------------------------
+
+
+def show_settings(as_json: bool) -> None:
+    """Every setting, made from the code: nothing is listed by hand."""
+    rows = settings_rows(load_settings())
+    if as_json:
+        out.print_json(json.dumps(rows))
+        return
+    table = Table("Variable", "Value", "Default", "Meaning", show_lines=False)
+    for row in rows:
+        changed = "bold" if row["value"] != row["default"] else ""
+        table.add_row(
+            row["variable"], f"[{changed}]{_cell(row['value'])}[/]" if changed else _cell(row["value"]),
+            _cell(row["default"]), row["meaning"],
+        )  # fmt: skip
+    out.print(table)
+
+
+def settings_rows(settings: Settings) -> list[dict[str, Any]]:
+    """One row a setting: `name`, `variable`, `value` in force, `default` and `meaning`."""
+    return [_row(name, path, settings) for name, path in variables().items()]
+
+
+def _row(variable: str, path: tuple[str, ...], settings: Settings) -> dict[str, Any]:
+    value, default, owner = settings, Settings(), Settings
+    for part in path:
+        field = owner.model_fields[part]
+        owner = field.annotation  # type: ignore[assignment]  # a group, but for the last part
+        value, default = getattr(value, part), getattr(default, part)
+    return {
+        "name": ".".join(path),
+        "variable": variable,
+        "value": _plain(value),
+        "default": _plain(default),
+        "meaning": field.description or "",
+    }
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, SecretStr):
+        return "**********"
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+# --- database ------------------------------------------------------------------------------------------
+
+
+def upgrade_database(options: dict[str, str]) -> None:
+    from avatarforge.persistence import upgrade
+
+    settings = load_settings(environ={**os.environ, **options})
+    before = upgrade.current(settings.database_url) if _exists(settings) else None
+    upgrade.upgrade(settings.database_url)
+    after = upgrade.current(settings.database_url)
+    out.print(f"{_shown(settings)} is at revision {after}" + (" (as before)." if after == before else "."))
+
+
+def show_database(options: dict[str, str], as_json: bool) -> None:
+    from avatarforge.persistence import upgrade
+
+    settings = load_settings(environ={**os.environ, **options})
+    # Looking at a database that is not there would make an empty one.
+    revision = upgrade.current(settings.database_url) if _exists(settings) else None
+    latest = upgrade.latest()
+    if as_json:
+        out.print_json(json.dumps({"current": revision, "latest": latest, "upToDate": revision == latest}))
+    else:
+        state = (
+            "up to date" if revision == latest else f"the latest is {latest}: run `avatarforge db upgrade`"
+        )
+        out.print(f"{_shown(settings)}: {revision or 'empty'} ({state})")
+    if revision != latest:
+        raise SystemExit(FAILURE)
+
+
+def _exists(settings: Settings) -> bool:
+    return settings.database.url is not None or (settings.data_dir / "avatarforge.db").exists()
+
+
+def _shown(settings: Settings) -> str:
+    from sqlalchemy import make_url
+
+    return make_url(settings.database_url).render_as_string(hide_password=True)
+
+
+# --- models --------------------------------------------------------------------------------------------
+
+
+def show_models(as_json: bool) -> None:
+    from avatarforge.diffusion.catalogue import Catalogue
+
+    settings = load_settings()
+    catalogue = Catalogue(settings.diffusion.models_dir)
+    manifests = [catalogue.manifest(name) for name in catalogue.names()]
+    if as_json:
+        out.print_json(
+            json.dumps(
+                [
+                    {
+                        "name": manifest.name,
+                        "title": manifest.title,
+                        "family": manifest.family,
+                        "licence": manifest.licence,
+                        "size": manifest.size,
+                        "styles": list(manifest.styles),
+                        "serves": manifest.name == settings.diffusion.model,
+                    }
+                    for manifest in manifests
+                ]
+            )
+        )
+        return
+    if not manifests:
+        err.print("No manifest was found.")
+    table = Table("Name", "Title", "Size", "Licence", "Styles")
+    for manifest in manifests:
+        mark = " *" if manifest.name == settings.diffusion.model else ""
+        table.add_row(
+            manifest.name + mark, manifest.title, str(manifest.size), manifest.licence,
+            ", ".join(manifest.styles),
+        )  # fmt: skip
+    out.print(table)
+    out.print("* is what AVATARFORGE_DIFFUSION_MODEL names.")

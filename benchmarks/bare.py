@@ -1,0 +1,35 @@
+"""What a user would write first: a Serve ingress that only reads the upload."""
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from ray import serve
+from ray.serve import Application
+
+from avatarforge.settings import IngressSettings
+
+PREFIX = "/bare"
+
+api = FastAPI()
+
+
+@serve.ingress(api)
+class BareIngress:
+    """Reads each upload to its end and keeps nothing of it."""
+
+    @api.post("/customers/{customer_id}")
+    async def read(self, request: Request, customer_id: str) -> JSONResponse:
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+        return JSONResponse({"customerId": customer_id, "bytes": size}, 202)
+
+
+def bare_application(settings: IngressSettings) -> Application:
+    """Deployed with the same options as AvatarForge's ingress."""
+    deployment = serve.deployment(
+        BareIngress,
+        num_replicas=settings.replicas,
+        max_ongoing_requests=settings.max_ongoing_requests,
+        ray_actor_options={"num_cpus": settings.num_cpus},
+    )
+    return deployment.bind()

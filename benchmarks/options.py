@@ -1,0 +1,26 @@
+"""What the command line says to every benchmark."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """How much to measure, and where to work."""
+
+    folder: Path
+    """An empty folder of this benchmark's own: databases, objects, logs."""
+    quick: bool = False
+    """Only see whether the benchmark works: its numbers mean nothing."""
+    rounds: int | None = None
+    """Repetitions, where the benchmark's own number is not wanted."""
+
+    def repeat(self, normally: int, quick: int = 1) -> int:
+        """How often to measure."""
+        if self.rounds is not None:
+            return self.rounds
+        return quick if self.quick else normally
+
+    def size(self, normally: int, quick: int) -> int:
+        """How much to do in one measurement."""
+        return quick if self.quick else normally

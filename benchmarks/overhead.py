@@ -1,0 +1,84 @@
+"""32 avatars from the service against the same 32 pictures from a plain loop over the same pipeline."""
+
+import io
+import time
+from pathlib import Path
+from statistics import median
+
+from PIL import Image, ImageChops
+
+from avatarforge.settings import load_settings
+from benchmarks import load
+from benchmarks.options import Options
+from benchmarks.photos import SAMPLE_PORTRAIT
+from benchmarks.plain_loop import PlainLoop
+from benchmarks.report import Figure, Report, Table
+from benchmarks.service import service, wait_until_done
+
+CUSTOMER = "bench"
+
+
+def run(options: Options) -> Report:
+    seeds = range(1, 1 + options.size(32, 3))
+    rounds = options.repeat(3)
+    settings = load_settings(environ={}).diffusion
+    pictures = options.folder / "loop"
+    with (
+        service(options.folder / "service") as running,
+        PlainLoop(settings.model, settings.threads, pictures, options.folder / "loop.log") as loop,
+    ):
+        _through_the_service(running.url, seeds[:2])
+        loop.run(seeds[:2])
+        turns = []
+        for _ in range(rounds):
+            in_loop = loop.run(seeds)
+            in_service, jobs = _through_the_service(running.url, seeds)
+            turns.append((in_loop, in_service, in_service / in_loop))
+        same = sum(_same(running.url, jobs[seed], pictures / f"{seed}.png") for seed in seeds)
+    ratio = median(turn[1] for turn in turns) / median(turn[0] for turn in turns)
+    return Report(
+        title=f"Overhead: {len(seeds)} avatars through the service and in a plain loop",
+        figures=[
+            Figure(name="service / loop", value=ratio, unit="", wanted="≤ 1.05"),
+            Figure(name="service, median", value=median(turn[1] for turn in turns), unit="s"),
+            Figure(name="loop, median", value=median(turn[0] for turn in turns), unit="s"),
+            Figure(name="pictures alike", value=float(same), unit=f"of {len(seeds)}"),
+        ],
+        conditions={
+            "service": f"{len(seeds)} uploads of the sample portrait with different seeds, sent at once; the clock "
+            "stops when the last is DONE, its avatar being in storage: photo checked, stored and fetched, face "
+            "found, square cut, PNG written and stored, every move committed to SQLite, progress told",
+            "loop": "another process that calls the same diffusers pipeline for one seed after the other, with "
+            "the square cut beforehand and output_type='pil'; the clock covers these calls and nothing else",
+            "both": f"{loop.facts}; the cluster is up, and the other side idle, in both",
+            "turns": f"{rounds}, loop first, after two pictures each to warm up; ratio of medians",
+        },
+        tables=[
+            Table(
+                title="Seconds by turn",
+                columns=("turn", "loop", "service", "service / loop"),
+                rows=[(number, *turn) for number, turn in enumerate(turns, 1)],
+            )
+        ],
+    )
+
+
+def _through_the_service(url: str, seeds: range) -> tuple[float, dict[int, str]]:
+    """Seconds until all are done, and their jobs by seed."""
+    photo = SAMPLE_PORTRAIT.read_bytes()
+    uploads = [load.upload(f"/customers/{CUSTOMER}", photo, "image/png", {"seed": seed}) for seed in seeds]
+    begun = time.perf_counter()
+    accepted = load.send(url, iter(uploads), len(uploads)).expect(202)
+    jobs = {int(job["seed"]): str(job["jobId"]) for job in (reply.json() for reply in accepted.replies)}
+    for job_id in jobs.values():
+        wait_until_done(url, CUSTOMER, job_id)
+    return time.perf_counter() - begun, jobs
+
+
+def _same(url: str, job_id: str, from_loop: Path) -> bool:
+    """Whether both pictures are the same, pixel for pixel."""
+    answer = load.ask(url, load.get(f"/customers/{CUSTOMER}/photos/{job_id}/generated"))
+    if answer.status != 200:
+        raise RuntimeError(f"A finished avatar was answered with {answer.status}: {answer.body[:500]!r}")
+    ours, theirs = Image.open(io.BytesIO(answer.body)), Image.open(from_loop)
+    return ours.size == theirs.size and ImageChops.difference(ours, theirs).getbbox() is None

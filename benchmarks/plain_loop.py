@@ -1,0 +1,107 @@
+"""What a user would write without AvatarForge: a loop over a diffusers pipeline, in its own process.
+
+`python -m benchmarks.plain_loop MODEL THREADS FOLDER` loads the pipeline; each line of seeds on standard
+input is a turn, answered by a line of JSON.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from benchmarks.photos import SAMPLE_PORTRAIT
+from benchmarks.service import ROOT, stop
+
+
+class PlainLoop:
+    """The loop's process, from here."""
+
+    def __init__(self, model: str, threads: int, folder: Path, log: Path) -> None:
+        """`threads` as in the setting `diffusion.threads`; pictures go to `folder`, by seed."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._log = log
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.plain_loop", model, str(threads), str(folder)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log.open("wb"),
+            text=False,
+        )
+        self.facts = str(self._answer())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        stop(self._process)
+        assert self._process.stdout is not None, "a pipe"
+        self._process.stdout.close()
+
+    def run(self, seeds: Iterable[int]) -> float:
+        """Seconds for one picture of each seed."""
+        assert self._process.stdin is not None, "a pipe"
+        self._process.stdin.write(" ".join(map(str, seeds)).encode() + b"\n")
+        self._process.stdin.flush()
+        seconds = self._answer()
+        assert isinstance(seconds, float)
+        return seconds
+
+    def _answer(self) -> object:
+        assert self._process.stdout is not None, "a pipe"
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"The loop ended:\n{self._log.read_text(errors='replace')[-3000:]}")
+        answer: object = json.loads(line)
+        return answer
+
+
+def main() -> None:
+    model, threads, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+
+    import torch
+
+    from avatarforge.diffusion import pipelines
+    from avatarforge.diffusion.catalogue import Catalogue
+    from avatarforge.diffusion.squares import square
+    from avatarforge.storage.pictures import load_upright
+
+    manifest = Catalogue().manifest(model)
+    pipelines.import_libraries(threads)
+    pipeline = pipelines.load(manifest, "cpu", torch.float32)
+    picture, _ = square(load_upright(SAMPLE_PORTRAIT.read_bytes()), manifest.size)
+    defaults, prompt = manifest.defaults, manifest.prompt_for(None, "")
+    _say(
+        f"{model}, {manifest.size} px, {defaults.steps} steps x strength {defaults.strength}, guidance "
+        f"{defaults.guidance}, prompt {prompt!r}, float32, {torch.get_num_threads()} torch threads"
+    )
+    for line in sys.stdin:
+        images = {}
+        begun = time.perf_counter()
+        for seed in map(int, line.split()):
+            images[seed] = pipeline(
+                prompt=prompt,
+                image=picture,
+                strength=defaults.strength,
+                num_inference_steps=defaults.steps,
+                guidance_scale=defaults.guidance,
+                generator=torch.Generator("cpu").manual_seed(seed),
+                output_type="pil",
+            ).images[0]
+        _say(time.perf_counter() - begun)
+        for seed, image in images.items():
+            image.save(folder / f"{seed}.png")
+
+
+def _say(answer: object) -> None:
+    print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

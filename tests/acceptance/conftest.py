@@ -1,0 +1,67 @@
+"""The service over a real MariaDB and a real S3 server, once for all tests that leave it running."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from avatarforge.persistence import JobRecords, open_engine
+from avatarforge.settings import DatabaseSettings
+from avatarforge.storage.interface import ObjectStorage
+from avatarforge.storage.s3 import S3Storage
+from tests.servers.avatarforge import AvatarForgeServer
+from tests.servers.mariadb import MariaDbServer
+from tests.servers.s3 import S3Server
+
+
+@dataclass(frozen=True)
+class Installation:
+    """The service and what lies behind it."""
+
+    service: AvatarForgeServer
+    mariadb: MariaDbServer
+    s3: S3Server
+    records: JobRecords
+    storage: ObjectStorage
+
+
+@pytest.fixture(scope="session")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    folder = tmp_path_factory.mktemp("af")
+    with MariaDbServer(folder / "mariadb") as mariadb, S3Server(folder / "s3") as s3:
+        url = mariadb.create_database("avatarforge")
+        settings = s3.settings()
+        assert settings.access_key_id is not None
+        assert settings.secret_access_key is not None
+        assert settings.bucket is not None
+        assert settings.endpoint_url is not None
+        service = AvatarForgeServer(
+            folder / "data",
+            DATABASE_URL=url,
+            STORAGE_BUCKET=settings.bucket,
+            STORAGE_ENDPOINT_URL=settings.endpoint_url,
+            STORAGE_ACCESS_KEY_ID=settings.access_key_id.get_secret_value(),
+            STORAGE_SECRET_ACCESS_KEY=settings.secret_access_key.get_secret_value(),
+        )
+        with service:
+            yield Installation(
+                service,
+                mariadb,
+                s3,
+                JobRecords(open_engine(DatabaseSettings(), url)),
+                S3Storage(settings),
+            )
+
+
+@pytest.fixture
+def client(installation: Installation) -> Iterator[httpx.Client]:
+    with installation.service.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def portrait() -> bytes:
+    """The sample photo."""
+    return (Path(__file__).parents[2] / "avatarforge" / "samples" / "portrait.png").read_bytes()

@@ -1,0 +1,118 @@
+"""What `upgrade` promises, over SQLite and MariaDB alike."""
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Engine, inspect, text
+
+from avatarforge.domain.errors import DatabaseUnavailable
+from avatarforge.persistence import JobRecords, open_engine
+from avatarforge.persistence.tables import metadata
+from avatarforge.persistence.upgrade import current, latest, lock_name, upgrade
+from avatarforge.settings import DatabaseSettings
+from tests.jobs import a_job, submission
+from tests.servers.mariadb import MariaDbServer
+
+
+def test_an_empty_database_has_no_revision(empty_database_url: str) -> None:
+    assert current(empty_database_url) is None
+
+
+def test_an_empty_database_is_brought_to_the_latest_revision(empty_database_url: str) -> None:
+    upgrade(empty_database_url)
+
+    assert current(empty_database_url) == latest()
+
+
+def test_the_migrations_make_what_the_tables_say(engine: Engine) -> None:
+    with engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "compare_server_default": True}
+        )
+        differences = compare_metadata(context, metadata)
+
+    assert differences == []
+
+
+def test_a_missing_index_would_be_noticed(engine: Engine) -> None:
+    """The test above can fail."""
+    with engine.begin() as connection:
+        on = " ON job_events" if engine.dialect.name != "sqlite" else ""
+        connection.execute(text(f"DROP INDEX ix_job_events_shard_seq{on}"))
+    with engine.connect() as connection:
+        differences = compare_metadata(MigrationContext.configure(connection), metadata)
+
+    assert [difference[0] for difference in differences] == ["add_index"]
+
+
+def test_every_text_column_of_mariadb_compares_bytes(engine: Engine) -> None:
+    if engine.dialect.name == "sqlite":
+        pytest.skip("SQLite compares bytes by itself.")
+    with engine.connect() as connection:
+        collations = connection.execute(
+            text(
+                "SELECT DISTINCT collation_name FROM information_schema.columns "
+                "WHERE table_schema = database() AND table_name <> 'alembic_version' "
+                "AND data_type <> 'longtext' AND collation_name IS NOT NULL"
+            )
+        ).scalars()
+        assert set(collations) == {"utf8mb4_nopad_bin"}
+
+
+def test_upgrading_again_changes_nothing(database_url: str, records: JobRecords) -> None:
+    job = a_job()
+    [seq] = records.commit(0, records.claim_shard(0), [submission(job)])
+
+    upgrade(database_url)
+
+    assert current(database_url) == latest()
+    assert [entry.event.seq for entry in records.events_after(0, 0, 10)] == [seq]
+
+
+def test_processes_that_upgrade_at_once_all_succeed(empty_database_url: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(3) as pool:
+        pool.map(upgrade, [empty_database_url] * 3, chunksize=1)
+
+    assert current(empty_database_url) == latest()
+
+
+def test_an_upgrade_that_was_cut_short_is_finished_by_the_next(empty_database_url: str) -> None:
+    """MariaDB commits every table by itself; SQLite would have rolled back."""
+    upgrade(empty_database_url)
+    engine = open_engine(DatabaseSettings(), empty_database_url)
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE tracker_shards"))
+        connection.execute(text("DELETE FROM alembic_version"))
+
+    upgrade(empty_database_url)
+
+    assert set(metadata.tables) < set(inspect(engine).get_table_names())
+    assert current(empty_database_url) == latest()
+    engine.dispose()
+
+
+def test_a_folder_for_sqlite_is_made(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'not' / 'yet' / 'avatarforge.db'}"
+
+    upgrade(url)
+
+    assert current(url) == latest()
+
+
+def test_an_upgrade_waits_for_another_no_longer_than_its_patience(mariadb: MariaDbServer) -> None:
+    url = mariadb.create_database("upgraded_elsewhere")
+    engine = open_engine(DatabaseSettings(), url)
+    with engine.connect() as other:
+        assert other.scalar(text(f"SELECT get_lock('{lock_name('upgraded_elsewhere')}', 0)")) == 1
+        with pytest.raises(DatabaseUnavailable) as refused:
+            upgrade(url, patience=0.2)
+        assert "another process" in refused.value.reason
+    engine.dispose()
+
+    upgrade(url, patience=0.2)
+
+    assert current(url) == latest()

@@ -1,0 +1,15 @@
+"""Fixtures that several integration tests share."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest_asyncio
+
+from tests.integration.rest import Rest, running_rest
+
+
+@pytest_asyncio.fixture
+async def rest(tmp_path: Path) -> AsyncIterator[Rest]:
+    """The REST application over an empty record and an empty folder."""
+    async with running_rest(tmp_path) as rest:
+        yield rest

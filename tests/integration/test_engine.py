@@ -1,0 +1,296 @@
+"""The engine and the loading of pipelines, with the carried checkpoint."""
+
+import asyncio
+import shutil
+from collections.abc import Iterator
+from contextlib import aclosing
+from importlib.resources import files
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from avatarforge.diffusion import pipelines
+from avatarforge.diffusion.catalogue import Manifest
+from avatarforge.diffusion.engine import Engine, EngineRequest, EngineResult, EngineStep, EngineUpdate
+from avatarforge.diffusion.loading import ModelLoader
+from avatarforge.diffusion.squares import square
+from avatarforge.domain.errors import ImageNotFinite, ImageWithheld, InvalidRequest, ModelUnusable
+from avatarforge.domain.jobs import Stage
+from avatarforge.settings import DiffusionSettings
+from tests.checkpoints import CHECKPOINT, avatar_mini, load, write_manifest
+from tests.single_file import single_file
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Any:
+    return avatar_mini()
+
+
+@pytest.fixture
+def engine(pipeline: Any) -> Iterator[Engine]:
+    with Engine(pipeline, "avatar-mini") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def portrait() -> Image.Image:
+    data = files("avatarforge").joinpath("samples/portrait.png").read_bytes()
+    return square(Image.open(BytesIO(data)), 128)[0]
+
+
+@pytest.fixture
+def request_of(portrait: Image.Image) -> Any:
+    def made(**changes: Any) -> EngineRequest:
+        values = {"prompt": "neon portrait", "seed": 1, "strength": 0.5, "steps": 10, "guidance": 4.0}
+        return EngineRequest(**{"image": portrait} | values | changes)
+
+    return made
+
+
+class Denoised:
+    """Counts the passes of a pipeline's UNet."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self.passes = 0
+        self._hook = pipeline.unet.register_forward_hook(self._count)
+
+    def _count(self, *_: Any) -> None:
+        self.passes += 1
+
+    def __enter__(self) -> "Denoised":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+
+async def all_of(engine: Engine, request: EngineRequest) -> list[EngineUpdate]:
+    return [update async for update in engine.generate(request)]
+
+
+async def picture_of(engine: Engine, request: EngineRequest) -> Image.Image:
+    last = (await all_of(engine, request))[-1]
+    assert isinstance(last, EngineResult)
+    return last.image
+
+
+async def test_every_step_is_told_and_then_the_result(engine: Engine, request_of: Any) -> None:
+    *steps, result = await all_of(engine, request_of())
+    assert steps == [EngineStep(step=step, total_steps=5) for step in range(6)]
+    assert isinstance(result, EngineResult)
+    assert (result.image.size, result.image.mode) == ((128, 128), "RGB")
+    assert list(result.timings) == [Stage.ENCODE, Stage.STEPS, Stage.DECODE]
+    assert all(seconds > 0 for seconds in result.timings.values())
+
+
+async def test_the_picture_is_the_one_that_the_bare_pipeline_makes(
+    engine: Engine, pipeline: Any, request_of: Any, portrait: Image.Image
+) -> None:
+    import torch
+
+    made = await picture_of(engine, request_of(negative_prompt="red", seed=2**64 - 1))
+    bare = pipeline(
+        prompt="neon portrait",
+        negative_prompt="red",
+        image=portrait,
+        strength=0.5,
+        num_inference_steps=10,
+        guidance_scale=4.0,
+        generator=torch.Generator().manual_seed(2**64 - 1),
+    ).images[0]
+    assert made.tobytes() == bare.tobytes()
+
+
+async def test_the_seed_decides_the_picture(engine: Engine, request_of: Any) -> None:
+    first, again, other = [await picture_of(engine, request_of(seed=seed)) for seed in (1, 1, 2)]
+    assert first.tobytes() == again.tobytes() != other.tobytes()
+
+
+async def test_closing_stops_at_the_end_of_the_step(engine: Engine, pipeline: Any, request_of: Any) -> None:
+    with Denoised(pipeline) as denoised:
+        async with aclosing(engine.generate(request_of(steps=40, strength=1.0))) as updates:
+            async for update in updates:
+                if update == EngineStep(step=2, total_steps=40):
+                    break
+        await picture_of(engine, request_of(steps=1, strength=1.0))
+    assert denoised.passes <= 2 + 2 + 1
+
+
+async def test_a_waiting_request_that_is_cancelled_never_starts(
+    engine: Engine, pipeline: Any, request_of: Any
+) -> None:
+    with Denoised(pipeline) as denoised:
+        running = asyncio.create_task(all_of(engine, request_of(steps=8, strength=1.0)))
+        waiting = asyncio.create_task(all_of(engine, request_of(steps=30, strength=1.0)))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await running
+        await picture_of(engine, request_of(steps=1, strength=1.0))
+    assert waiting.cancelled()
+    assert denoised.passes == 8 + 1
+
+
+async def test_requests_are_served_in_their_order(engine: Engine, request_of: Any) -> None:
+    ended: list[int] = []
+
+    async def one(number: int) -> None:
+        await picture_of(engine, request_of(seed=number, steps=2))
+        ended.append(number)
+
+    await asyncio.gather(*(one(number) for number in range(4)))
+    assert ended == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"strength": 0.05}, "at least 1/10 with 10 steps"),
+        ({"strength": 7.0}, "at most 1"),
+        ({"strength": 0.0}, "above 0"),
+        ({"strength": float("nan")}, "above 0"),
+        ({"steps": 0}, "at least 1"),
+    ],
+)
+async def test_numbers_that_make_no_picture_are_refused(
+    engine: Engine, request_of: Any, changes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=told):
+        await all_of(engine, request_of(**changes))
+
+
+async def test_a_fault_of_one_request_is_raised_there_and_nowhere_else(
+    engine: Engine, request_of: Any
+) -> None:
+    with pytest.raises(ValueError, match="prompt"):
+        await all_of(engine, request_of(prompt=7))
+    assert await picture_of(engine, request_of())
+
+
+async def test_numbers_out_of_bounds_make_no_picture(engine: Engine, request_of: Any) -> None:
+    with pytest.raises(ImageNotFinite):
+        await all_of(engine, request_of(guidance=1e38))
+
+
+async def test_a_pipeline_without_strength_runs_all_steps(pipeline: Any, request_of: Any) -> None:
+    from diffusers import StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_config(pipeline.unet.config, in_channels=8)
+    parts = {"unet": unet, "safety_checker": None, "feature_extractor": None}
+    other = StableDiffusionInstructPix2PixPipeline(
+        **pipeline.components | parts, requires_safety_checker=False
+    )
+    other.set_progress_bar_config(disable=True)
+    with Engine(other, "pix2pix") as engine:
+        *_, last, result = await all_of(engine, request_of(steps=3, strength=0.1))
+    assert last == EngineStep(step=3, total_steps=3)
+    assert isinstance(result, EngineResult)
+
+
+async def test_a_picture_that_the_safety_checker_withholds_is_an_error(
+    pipeline: Any, request_of: Any
+) -> None:
+    class Strict(type(pipeline)):  # type: ignore[misc]
+        def run_safety_checker(self, image: Any, *_: Any) -> Any:
+            return image * 0, [True]
+
+    strict = Strict(**pipeline.components, requires_safety_checker=False)
+    strict.set_progress_bar_config(disable=True)
+    with Engine(strict, "strict") as engine, pytest.raises(ImageWithheld):
+        await all_of(engine, request_of(steps=2))
+
+
+def test_a_text_to_image_pipeline_is_refused(pipeline: Any) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    plain = StableDiffusionPipeline(**pipeline.components, requires_safety_checker=False)
+    with pytest.raises(ModelUnusable, match="does not take image"):
+        Engine(plain, "plain")
+
+
+# --- loading ----------------------------------------------------------------------------------------------
+
+
+def described(folder: Path, /, **source: str) -> Manifest:
+    return Manifest.read(write_manifest(folder, "m", **source))
+
+
+def test_diffusers_picks_the_pipeline_of_a_folder_that_names_none(tmp_path: Path) -> None:
+    assert (
+        type(load(described(tmp_path, folder=str(CHECKPOINT)))).__name__ == "StableDiffusionImg2ImgPipeline"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ({"folder": "nowhere"}, r"model_index\.json is not there"),
+        ({"folder": str(CHECKPOINT), "pipeline": "NoSuchPipeline"}, "no pipeline 'NoSuchPipeline'"),
+        ({"folder": str(CHECKPOINT), "pipeline": "__version__"}, "no pipeline"),
+        ({"file": "w.safetensors", "config": str(CHECKPOINT), "pipeline": "P"}, "w.safetensors is not there"),
+        ({"file": "w.ckpt", "config": str(CHECKPOINT), "pipeline": "P"}, "not a .safetensors file"),
+    ],
+)
+def test_a_source_that_is_not_there_is_told(tmp_path: Path, source: dict[str, str], told: str) -> None:
+    with pytest.raises(ModelUnusable, match=told):
+        load(described(tmp_path, **source))
+
+
+def test_truncated_weights_are_refused(tmp_path: Path) -> None:
+    shutil.copytree(CHECKPOINT, tmp_path / "c")
+    weights = tmp_path / "c" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    with pytest.raises(ModelUnusable, match="Unable to load weights"):
+        load(described(tmp_path, folder="c"))
+
+
+def test_pickled_weights_are_never_read(tmp_path: Path) -> None:
+    shutil.copytree(CHECKPOINT, tmp_path / "c")
+    weights = tmp_path / "c" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ModelUnusable, match="safetensors"):
+        load(described(tmp_path, folder="c"))
+
+
+async def test_a_single_file_is_loaded_with_the_configuration_beside_it(
+    tmp_path: Path, pipeline: Any, request_of: Any
+) -> None:
+    loaded = load(single_file(tmp_path, pipeline))
+    expected, found = pipeline.unet.state_dict(), loaded.unet.state_dict()
+    assert found.keys() == expected.keys()
+    assert all((found[key] == expected[key]).all() for key in expected)
+    with Engine(loaded, "m") as engine:
+        assert await picture_of(engine, request_of(steps=2))
+
+
+async def test_weights_that_are_no_numbers_are_refused_at_the_first_picture(
+    tmp_path: Path, pipeline: Any
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(CHECKPOINT, tmp_path / "c")
+    weights = tmp_path / "c" / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({key: value * np.nan for key, value in load_file(weights).items()}, weights, {"format": "pt"})
+    described(tmp_path, folder="c")
+    with pytest.raises(ModelUnusable, match="no numbers"):
+        await ModelLoader(DiffusionSettings(models_dir=tmp_path, threads=1)).load("m")
+
+
+@pytest.mark.parametrize(
+    ("wish", "device", "manifests", "picked"),
+    [
+        ("auto", "cpu", "float16", "torch.float32"),
+        ("float16", "cpu", None, "torch.float16"),
+        ("auto", "mps", None, "torch.float16"),
+        ("auto", "cuda", "float16", "torch.float16"),
+        ("bfloat16", "cuda", "float16", "torch.bfloat16"),
+    ],
+)
+def test_the_number_format_follows_wish_device_and_manifest(
+    tmp_path: Path, wish: str, device: str, manifests: str | None, picked: str
+) -> None:
+    manifest = described(tmp_path, folder=str(CHECKPOINT)).model_copy(update={"dtype": manifests})
+    assert str(pipelines.pick_dtype(wish, manifest, device)) == picked

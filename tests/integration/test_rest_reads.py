@@ -1,0 +1,168 @@
+"""Lists and images over REST."""
+
+import hashlib
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.integration.rest import Rest, a_jpeg, finished, problem, running_rest
+
+
+async def test_photos_are_listed_newest_first_by_pages(rest: Rest) -> None:
+    jobs = [await rest.submitted("ana", a_jpeg()) for _ in range(5)]
+    await rest.submitted("ben", a_jpeg())
+
+    pages, path = [], "/customers/ana/photos?limit=2"
+    while path:
+        page = (await rest.client.get(path)).json()
+        pages.append([photo["jobId"] for photo in page["photos"]])
+        path = page["next"]
+
+    newest_first = [job.job_id for job in reversed(jobs)]
+    assert pages == [newest_first[:2], newest_first[2:4], newest_first[4:]]
+
+
+async def test_customers_are_listed_by_their_ids_with_their_latest_photo(rest: Rest) -> None:
+    latest = {}
+    for customer_id in ("ben", "Ana", "ana", "ben"):
+        latest[customer_id] = (await rest.submitted(customer_id, a_jpeg())).job_id
+
+    pages, path = [], "/customers?limit=2"
+    while path:
+        page = (await rest.client.get(path)).json()
+        pages.append(
+            [
+                (each["customerId"], each["photoCount"], each["latestPhoto"]["jobId"])
+                for each in page["customers"]
+            ]
+        )
+        path = page["next"]
+
+    assert pages == [[("Ana", 1, latest["Ana"]), ("ana", 1, latest["ana"])], [("ben", 2, latest["ben"])]]
+
+
+async def test_a_customer_is_shown_with_the_latest_state_of_the_photos(rest: Rest) -> None:
+    done = await finished(rest, await rest.submitted("ana", a_jpeg()))
+    pending = await rest.submitted("ana", a_jpeg())
+
+    body = (await rest.client.get("/customers/ana")).json()
+
+    assert (body["customerId"], body["photoCount"], body["next"]) == ("ana", 2, None)
+    assert [(photo["jobId"], photo["status"]) for photo in body["photos"]] == [
+        (pending.job_id, "PENDING"),
+        (done.job_id, "DONE"),
+    ]
+    assert body["latestPhoto"] == body["photos"][0]
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/customers?limit=0", "limit"),
+        ("/customers?limit=201", "limit"),
+        ("/customers?after=a%20b", "after"),
+        ("/customers/ana/photos?cursor=yesterday", "cursor"),
+        ("/customers/ana/photos?limit=ten", "limit"),
+    ],
+)
+async def test_a_wrong_page_is_named(rest: Rest, path: str, field: str) -> None:
+    answer = await rest.client.get(path)
+
+    assert (answer.status_code, problem(answer)["field"]) == (422, field)
+
+
+@pytest.mark.parametrize("path", ["/customers/nobody", "/customers/nobody/photos"])
+async def test_an_unknown_customer_is_not_found(rest: Rest, path: str) -> None:
+    answer = await rest.client.get(path)
+
+    assert (answer.status_code, problem(answer)["code"]) == (404, "customer_not_found")
+
+
+async def test_without_customers_the_list_is_empty(rest: Rest) -> None:
+    assert (await rest.client.get("/customers")).json() == {"customers": [], "next": None}
+
+
+async def test_a_job_seen_by_the_view_wins_over_an_older_row(rest: Rest) -> None:
+    job = await rest.submitted("ana", a_jpeg())
+    rest.live.admit(replace(job.started(job.created_at), seq=job.seq + 1))
+
+    body = (await rest.client.get("/customers/ana/photos")).json()
+
+    assert body["photos"][0]["status"] == "PROCESSING"
+
+
+async def test_the_avatar_is_sent_whole_with_its_type_and_tag(rest: Rest) -> None:
+    avatar = random.Random(1).randbytes(700_000)
+    job = await finished(rest, await rest.submitted("ana", a_jpeg()), avatar)
+
+    answer = await rest.client.get(f"/customers/ana/photos/{job.job_id}/generated")
+
+    assert answer.content == avatar
+    assert {
+        name: answer.headers[name]
+        for name in ("content-type", "content-length", "etag", "x-content-type-options")
+    } == {
+        "content-type": "image/png",
+        "content-length": "700000",
+        "etag": f'"{hashlib.sha256(avatar).hexdigest()}"',
+        "x-content-type-options": "nosniff",
+    }
+    assert answer.headers["cache-control"].startswith("private")
+
+
+@pytest.mark.parametrize("wrapped", ["{}", "W/{}", '"other", {}', "*"])
+async def test_a_client_that_has_the_image_is_not_sent_it_again(rest: Rest, wrapped: str) -> None:
+    job = await rest.submitted("ana", a_jpeg())
+    path = f"/customers/ana/photos/{job.job_id}/original"
+    first = await rest.client.get(path)
+
+    again = await rest.client.get(path, headers={"If-None-Match": wrapped.format(first.headers["etag"])})
+    other = await rest.client.get(path, headers={"If-None-Match": '"other"'})
+
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"])
+    assert (other.status_code, other.content) == (200, first.content)
+
+
+async def test_there_is_no_avatar_before_the_job_is_done(rest: Rest) -> None:
+    job = await rest.submitted("ana", a_jpeg())
+
+    answer = await rest.client.get(f"/customers/ana/photos/{job.job_id}/generated")
+
+    assert (answer.status_code, problem(answer)["code"]) == (404, "image_not_found")
+
+
+async def test_an_image_that_storage_has_lost_is_not_found(rest: Rest) -> None:
+    job = await rest.submitted("ana", a_jpeg())
+    rest.storage.delete(job.original.key)
+
+    answer = await rest.client.get(f"/customers/ana/photos/{job.job_id}/original")
+
+    assert (answer.status_code, problem(answer)["code"]) == (404, "image_not_found")
+
+
+async def test_where_storage_signs_urls_the_client_is_sent_there(
+    rest: Rest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def signed(key: str, expires_in: int) -> str:
+        return f"https://storage.example/{key}?for={expires_in}"
+
+    monkeypatch.setattr(rest.storage, "signed_url", signed)
+    job = await rest.submitted("ana", a_jpeg())
+
+    answer = await rest.client.get(f"/customers/ana/photos/{job.job_id}/original")
+
+    assert answer.status_code == 302
+    assert answer.headers["location"] == f"https://storage.example/{job.original.key}?for=300"
+    assert "no-store" in answer.headers["cache-control"]
+
+
+async def test_signed_urls_can_be_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_rest(tmp_path, storage={"signed_urls": False}) as rest:
+        monkeypatch.setattr(rest.storage, "signed_url", lambda *_: "https://storage.example/")
+        job = await rest.submitted("ana", a_jpeg())
+
+        answer = await rest.client.get(f"/customers/ana/photos/{job.job_id}/original")
+
+    assert answer.status_code == 200

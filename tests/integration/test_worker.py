@@ -1,0 +1,296 @@
+"""A replica's work without Ray: real storage, the carried checkpoint."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from hashlib import sha256
+from importlib.resources import files
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+from PIL import Image
+
+from avatarforge.diffusion.catalogue import Catalogue
+from avatarforge.diffusion.engine import Engine
+from avatarforge.diffusion.loading import LoadedModel
+from avatarforge.diffusion.worker import GenerationWorker
+from avatarforge.domain.errors import ModelUnusable, StorageUnavailable
+from avatarforge.domain.generations import (
+    GenerationFailed,
+    GenerationFinished,
+    GenerationProgress,
+    GenerationTask,
+    GenerationUpdate,
+)
+from avatarforge.domain.jobs import Crop, GenerationParameters, ImageFormat, JobError
+from avatarforge.settings import StorageSettings
+from avatarforge.storage.folder import FolderStorage
+from avatarforge.storage.s3 import S3Storage
+from tests.checkpoints import avatar_mini
+from tests.factories import a_job
+from tests.waiting import wait_until
+
+
+class Impatient(GenerationWorker):
+    FIRST_PAUSE = 0.01
+
+
+class Flickering(FolderStorage):
+    """A folder that does not answer as often as a test says."""
+
+    silences = 0
+    puts = 0
+
+    def get(self, key: str) -> bytes:
+        self._answer()
+        return super().get(key)
+
+    def put(self, key: str, content: BinaryIO, media_type: str) -> None:
+        self.puts += 1
+        self._answer()
+        super().put(key, content, media_type)
+
+    def _answer(self) -> None:
+        if self.silences:
+            self.silences -= 1
+            raise StorageUnavailable("switched off by the test")
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[LoadedModel]:
+    manifest = Catalogue().manifest("avatar-mini")
+    with Engine(avatar_mini(), "avatar-mini") as engine:
+        yield LoadedModel(manifest=manifest, engine=engine, dtype="float32", seconds={})
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Flickering:
+    return Flickering(tmp_path)
+
+
+@pytest.fixture
+def worker(storage: Flickering, model: LoadedModel) -> GenerationWorker:
+    return Impatient(storage, serving(model), storage_patience=5)
+
+
+def serving(model: LoadedModel) -> Any:
+    @asynccontextmanager
+    async def models() -> AsyncIterator[LoadedModel]:
+        yield model
+
+    return models
+
+
+def portrait_file() -> bytes:
+    """The sample portrait lying on its side, as a camera stores it, with an EXIF block that says so."""
+    data = files("avatarforge").joinpath("samples/portrait.png").read_bytes()
+    photo = Image.open(BytesIO(data)).convert("RGB").transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010F] = "a camera's maker"
+    buffer = BytesIO()
+    photo.save(buffer, "JPEG", quality=95, exif=exif)
+    return buffer.getvalue()
+
+
+def a_task(storage: FolderStorage, **parameters: Any) -> GenerationTask:
+    job = a_job()
+    original = replace(job.original, key=f"customers/ana/{job.job_id}/original.jpg")
+    storage.put(original.key, BytesIO(portrait_file()), "image/jpeg")
+    wanted = GenerationParameters(**{"seed": 1, "steps": 6, "strength": 0.5} | parameters)
+    return GenerationTask(
+        job_id=job.job_id, customer_id="ana", attempt=3, original=original, parameters=wanted
+    )
+
+
+async def all_of(worker: GenerationWorker, task: GenerationTask) -> list[GenerationUpdate]:
+    return [update async for update in worker.generate(task)]
+
+
+def avatars(storage: FolderStorage) -> list[str]:
+    return [entry.key for entry in storage.list("customers/") if "avatar" in entry.key]
+
+
+@pytest.mark.parametrize("image_format", list(ImageFormat))
+async def test_a_photo_becomes_an_avatar_in_storage(
+    worker: GenerationWorker, storage: Flickering, image_format: ImageFormat
+) -> None:
+    task = a_task(storage, style="watercolor", format=image_format)
+    *progress, finished = await all_of(worker, task)
+    assert isinstance(finished, GenerationFinished)
+    outcome = finished.outcome
+    extension = "jpg" if image_format is ImageFormat.JPEG else image_format.value
+    assert outcome.avatar.key == f"customers/ana/{task.job_id}/avatar-3.{extension}"
+    assert (outcome.model, outcome.backend, outcome.crop) == ("avatar-mini", "local", Crop.FACE)
+    assert list(outcome.timings) == ["fetch", "encode", "steps", "decode", "upload"]
+    assert all(seconds > 0 for seconds in outcome.timings.values())
+    content = storage.get(outcome.avatar.key)
+    assert (outcome.avatar.size, outcome.avatar.sha256) == (len(content), sha256(content).hexdigest())
+    picture = Image.open(BytesIO(content))
+    assert (picture.format, picture.size) == (
+        image_format.name,
+        (outcome.avatar.width, outcome.avatar.height),
+    )
+    assert outcome.avatar.media_type == image_format.media_type
+    assert "exif" not in picture.info
+    assert b"a camera's maker" not in content
+    assert all(isinstance(update, GenerationProgress) for update in progress)
+
+
+async def test_progress_rises_and_ends_with_the_last_step(
+    worker: GenerationWorker, storage: Flickering
+) -> None:
+    worker.PROGRESS = 0.01
+    *progress, _ = await all_of(worker, a_task(storage, steps=10))
+    steps = [update.step for update in progress if isinstance(update, GenerationProgress)]
+    assert steps == [0, *sorted(set(steps))]  # 0 of 0 while it waits, then 0 of 5
+    assert progress[-1] == GenerationProgress(step=5, total_steps=5)
+
+
+async def test_a_fast_engine_is_told_at_most_as_often_as_said_but_for_the_last_step(
+    worker: GenerationWorker, storage: Flickering
+) -> None:
+    worker.PROGRESS = 60
+    *progress, finished = await all_of(worker, a_task(storage, steps=10))
+    assert progress == [GenerationProgress(), GenerationProgress(step=5, total_steps=5)]
+    assert isinstance(finished, GenerationFinished)
+
+
+async def test_a_task_that_waits_sends_heartbeats(storage: Flickering, model: LoadedModel) -> None:
+    gate = asyncio.Event()
+
+    @asynccontextmanager
+    async def models() -> AsyncIterator[LoadedModel]:
+        await gate.wait()
+        yield model
+
+    worker = GenerationWorker(storage, models, storage_patience=5)
+    worker.PROGRESS, worker.HEARTBEAT = 0.01, 0.02
+    async with aclosing(worker.generate(a_task(storage))) as updates:
+        waiting = [await anext(updates) for _ in range(4)]
+        gate.set()
+        rest = [update async for update in updates]
+    assert waiting == [GenerationProgress()] * 4
+    assert isinstance(rest[-1], GenerationFinished)
+
+
+async def test_tasks_side_by_side_all_finish(worker: GenerationWorker, storage: Flickering) -> None:
+    tasks = [a_task(storage, seed=seed) for seed in range(3)]
+    ends = await asyncio.gather(*(all_of(worker, task) for task in tasks))
+    assert all(isinstance(updates[-1], GenerationFinished) for updates in ends)
+    assert len(avatars(storage)) == 3
+
+
+async def test_closing_leaves_nothing_in_storage(
+    worker: GenerationWorker, storage: Flickering, model: LoadedModel
+) -> None:
+    worker.PROGRESS = 0.01
+    async with aclosing(worker.generate(a_task(storage, steps=1000, strength=1.0))) as updates:
+        async for update in updates:
+            if isinstance(update, GenerationProgress) and update.step >= 1:
+                break
+    # The engine is free again at once: the long picture was stopped, not waited for.
+    follower = await asyncio.wait_for(all_of(worker, a_task(storage, steps=2)), 20)
+    assert isinstance(follower[-1], GenerationFinished)
+    assert avatars(storage) == [follower[-1].outcome.avatar.key]
+
+
+async def test_an_avatar_that_is_being_written_when_the_task_is_closed_goes_again(
+    storage: Flickering, model: LoadedModel
+) -> None:
+    from threading import Event
+
+    begun, may_end, deleted = Event(), Event(), Event()
+
+    class Slow(Flickering):
+        def put(self, key: str, content: BinaryIO, media_type: str) -> None:
+            begun.set()
+            may_end.wait(10)
+            super().put(key, content, media_type)
+
+        def delete(self, key: str) -> None:
+            super().delete(key)
+            deleted.set()
+
+    worker = GenerationWorker(Slow(storage.folder), serving(model), storage_patience=5)
+    reading = asyncio.create_task(all_of(worker, a_task(storage, steps=2)))
+    await wait_until(begun.is_set)
+    reading.cancel()
+    await asyncio.wait({reading})
+    may_end.set()
+    await wait_until(deleted.is_set)
+    assert avatars(storage) == []
+
+
+async def test_storage_that_comes_back_is_asked_again(worker: GenerationWorker, storage: Flickering) -> None:
+    task = a_task(storage, steps=2)
+    storage.silences = 3
+    updates = await all_of(worker, task)
+    assert isinstance(updates[-1], GenerationFinished)
+    assert storage.silences == 0
+
+
+async def test_storage_that_stays_away_gives_the_task_back(model: LoadedModel, storage: Flickering) -> None:
+    # Nothing listens on port 9 of this machine.
+    nowhere = S3Storage(StorageSettings(bucket="photos", endpoint_url="http://127.0.0.1:9", timeout=0.5))
+    worker = Impatient(nowhere, serving(model), storage_patience=0.05)
+    updates = await all_of(worker, a_task(storage))
+    assert isinstance(updates[-1], GenerationFailed)
+    assert (updates[-1].error.code, updates[-1].retryable) == ("storage_unavailable", True)
+
+
+async def test_a_missing_original_fails_for_good(worker: GenerationWorker, storage: Flickering) -> None:
+    task = a_task(storage)
+    storage.delete(task.original.key)
+    updates = await all_of(worker, task)
+    assert isinstance(updates[-1], GenerationFailed)
+    assert (updates[-1].error.code, updates[-1].retryable) == ("original_missing", False)
+
+
+async def test_a_damaged_original_fails_for_good(worker: GenerationWorker, storage: Flickering) -> None:
+    task = a_task(storage)
+    storage.put(task.original.key, BytesIO(portrait_file()[:2000]), "image/jpeg")
+    updates = await all_of(worker, task)
+    assert isinstance(updates[-1], GenerationFailed)
+    assert (updates[-1].error.code, updates[-1].retryable) == ("photo_damaged", False)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "code"),
+    [
+        ({"style": "oil"}, "invalid_request"),
+        ({"steps": 2, "strength": 0.1}, "invalid_request"),
+        ({"guidance": 1e38}, "image_not_finite"),
+    ],
+)
+async def test_wishes_that_make_no_picture_fail_for_good(
+    worker: GenerationWorker, storage: Flickering, parameters: dict[str, Any], code: str
+) -> None:
+    updates = await all_of(worker, a_task(storage, **parameters))
+    assert isinstance(updates[-1], GenerationFailed)
+    assert (updates[-1].error.code, updates[-1].retryable) == (code, False)
+
+
+async def test_no_model_fails_the_task_for_good(storage: Flickering) -> None:
+    @asynccontextmanager
+    async def models() -> AsyncIterator[LoadedModel]:
+        raise ModelUnusable("m", "it is broken")
+        yield
+
+    updates = await all_of(GenerationWorker(storage, models, storage_patience=5), a_task(storage))
+    message = "The model 'm' cannot be used: it is broken."
+    assert updates[-1] == GenerationFailed(error=JobError(code="model_unusable", message=message))
+
+
+async def test_a_fault_of_ours_gives_the_task_back(storage: Flickering) -> None:
+    @asynccontextmanager
+    async def models() -> AsyncIterator[LoadedModel]:
+        raise ZeroDivisionError
+        yield
+
+    updates = await all_of(GenerationWorker(storage, models, storage_patience=5), a_task(storage))
+    assert isinstance(updates[-1], GenerationFailed)
+    assert (updates[-1].error.code, updates[-1].retryable) == ("internal_error", True)
