@@ -32,7 +32,10 @@ class ServerUnreachable(ClientError):
         self.url, self.reason = url, reason
 
     def __str__(self) -> str:
-        return f"No AvatarForge answers at {self.url} ({self.reason}). Start one with `avatarforge up`."
+        return (
+            f"No AvatarForge answers at {self.url} ({self.reason}). "
+            "Start one with `avatarforge up`, or for one call with `avatarforge forge --start`."
+        )
 
 
 class Refused(ClientError):

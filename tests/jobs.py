@@ -1,45 +1,20 @@
-"""Jobs to test with: factories with every field filled or with none."""
+"""Jobs and their changes to fill a record with."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from avatarforge.domain.changes import JobChange
 from avatarforge.domain.events import EventKind
 from avatarforge.domain.identifiers import new_job_id
-from avatarforge.domain.jobs import (
-    Crop,
-    GenerationParameters,
-    ImageFormat,
-    JobError,
-    Outcome,
-    ProfilePhotoJob,
-    StoredImage,
-)
-
-NOON = datetime(2026, 3, 29, 12, 0, 0, 123456, tzinfo=UTC)
+from avatarforge.domain.jobs import GenerationParameters, ImageFormat, JobError, Outcome, ProfilePhotoJob
+from tests import factories
+from tests.factories import NOON
 
 
 def a_job(customer_id: str = "ana", **fields: Any) -> ProfilePhotoJob:
     """A fresh PENDING job."""
-    job_id = fields.pop("job_id", None) or new_job_id()
-    original = StoredImage(
-        key=f"customers/{customer_id}/{job_id}/original.jpg",
-        media_type="image/jpeg",
-        size=204_800,
-        sha256="0" * 64,
-        width=640,
-        height=480,
-    )
-    defaults: dict[str, Any] = {
-        "job_id": job_id,
-        "customer_id": customer_id,
-        "parameters": GenerationParameters(seed=7),
-        "original": original,
-        "created_at": NOON,
-    }
-    return ProfilePhotoJob(**{**defaults, **fields})
+    return factories.a_job(customer_id=customer_id, **fields)
 
 
 def a_detailed_job(customer_id: str = "ana") -> ProfilePhotoJob:
@@ -63,21 +38,10 @@ def a_detailed_job(customer_id: str = "ana") -> ProfilePhotoJob:
 
 
 def an_outcome(job: ProfilePhotoJob) -> Outcome:
-    avatar = StoredImage(
-        key=f"customers/{job.customer_id}/{job.job_id}/avatar-{job.attempt}.webp",
-        media_type="image/webp",
-        size=3_000_000_000,
-        sha256="f" * 64,
-        width=512,
-        height=512,
-    )
-    return Outcome(
-        avatar=avatar,
-        model="avatar-mini",
-        backend="cpu",
-        crop=Crop.FACE,
-        timings={"fetch": 0.25, "encode": 0.1, "steps": 1.5, "decode": 0.125, "upload": 1e-6},
-    )
+    """One whose avatar has more bytes than 32 bits can count."""
+    key = f"customers/{job.customer_id}/{job.job_id}/avatar-{job.attempt}.webp"
+    avatar = factories.an_image(key=key, media_type="image/webp", size=5_000_000_000, width=512, height=512)
+    return factories.an_outcome(avatar=avatar)
 
 
 def later(seconds: float) -> datetime:
@@ -117,7 +81,7 @@ def cancellation(job: ProfilePhotoJob) -> JobChange:
 
 
 def erasure(job: ProfilePhotoJob) -> JobChange:
-    erased = replace(job, revision=job.revision + 1)
+    erased = job.erased()
     return JobChange(job=erased, event=erased.event(EventKind.ERASED, later(9)))
 
 

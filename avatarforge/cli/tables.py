@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from pydantic import SecretStr
+from rich.markup import escape
 from rich.table import Table
 
 from avatarforge.cli.terminal import FAILURE, err, out
@@ -19,13 +20,14 @@ def show_settings(as_json: bool) -> None:
     if as_json:
         out.print_json(json.dumps(rows))
         return
-    table = Table("Variable", "Value", "Default", "Meaning", show_lines=False)
+    table = Table("Variable", "Value", "Meaning")
+    table.columns[0].no_wrap = True
     for row in rows:
-        changed = "bold" if row["value"] != row["default"] else ""
-        table.add_row(
-            row["variable"], f"[{changed}]{_cell(row['value'])}[/]" if changed else _cell(row["value"]),
-            _cell(row["default"]), row["meaning"],
-        )  # fmt: skip
+        value, default = _cell(row["value"]), _cell(row["default"])
+        shown = (
+            value if value == default else f"[bold]{escape(value)}[/] (default {escape(default) or 'none'})"
+        )
+        table.add_row(row["variable"], shown, escape(row["meaning"]))
     out.print(table)
 
 

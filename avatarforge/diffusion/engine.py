@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import os
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from PIL import Image
 from avatarforge.domain.errors import (
     AvatarForgeError,
     DeviceFailed,
+    GenerationBroke,
     GenerationCancelled,
     ImageNotFinite,
     ImageWithheld,
@@ -91,7 +92,7 @@ class Engine:
 
         Closing the generator (or cancelling who awaits it) takes a waiting request out of the line and
         stops a running one at the end of its step. Raises `InvalidRequest` for numbers that no picture
-        can be made with, `ImageNotFinite`, `ImageWithheld`, and `DeviceFailed`.
+        can be made with, `ImageNotFinite`, `ImageWithheld`, `GenerationBroke`, and `DeviceFailed`.
         """
         total_steps = self._planned_steps(request)
         loop = asyncio.get_running_loop()
@@ -100,6 +101,7 @@ class Engine:
         stop = Event()
         run = _Run(request, total_steps, stop, lambda item: loop.call_soon_threadsafe(news.put_nowait, item))
         waiting = self._thread.submit(self._run, run)
+        waiting.add_done_callback(partial(self._tell_if_never_started, run))
         try:
             while True:
                 match await news.get():
@@ -158,6 +160,11 @@ class Engine:
         except Exception as error:
             run.tell(self._translated(error))
 
+    def _tell_if_never_started(self, run: "_Run", future: "Future[None]") -> None:
+        """`close` cancels what waits, and who iterates must hear of it."""
+        if future.cancelled():
+            run.tell(DeviceFailed(self.device, "the engine was closed before this picture's turn came."))
+
     def _picture(self, run: "_Run") -> EngineResult:
         run.begin()
         with run.watching(self._denoiser()):
@@ -195,17 +202,19 @@ class Engine:
         """The module that runs once or more a step, in the families that have one under these names."""
         return getattr(self._pipeline, "unet", None) or getattr(self._pipeline, "transformer", None)
 
-    def _translated(self, error: Exception) -> Exception:
+    def _translated(self, error: Exception) -> AvatarForgeError:
         import torch
 
+        reason = f"{type(error).__name__}: {error}"
+        translated: AvatarForgeError = GenerationBroke(self.name, reason)
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
-            return _chained(DeviceFailed(self.device, "it has too little memory for this picture."), error)
-        # After such an error every later call in this process fails too.
-        if isinstance(error, getattr(torch, "AcceleratorError", ())):
-            self._broken = _chained(DeviceFailed(self.device, str(error).splitlines()[0]), error)
-            return self._broken
-        return error
+            translated = DeviceFailed(self.device, "it has too little memory for this picture.")
+        elif isinstance(error, getattr(torch, "AcceleratorError", ())):
+            # After such an error every later call in this process fails too.
+            translated = self._broken = DeviceFailed(self.device, reason)
+        translated.__cause__ = error
+        return translated
 
 
 class _Run:
@@ -286,8 +295,3 @@ def _finish_launched_work(device: Any) -> None:
 
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _chained(error: DeviceFailed, cause: Exception) -> DeviceFailed:
-    error.__cause__ = cause
-    return error

@@ -318,6 +318,19 @@ class ImageWithheld(AvatarForgeError):
         return f"The safety checker of the model {shown(self.model)} withheld the picture. Try another prompt."
 
 
+class GenerationBroke(AvatarForgeError):
+    """The model's pipeline cannot work with what the request asks for; another attempt would end alike."""
+
+    code = "generation_failed"
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(model, reason)
+        self.model, self.reason = model, reason
+
+    def __str__(self) -> str:
+        return f"The model {shown(self.model)} could not make this picture: {shown(self.reason, 200)}."
+
+
 class DeviceFailed(AvatarForgeError):
     """The accelerator ran out of memory or stopped working; another attempt may succeed."""
 

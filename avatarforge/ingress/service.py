@@ -17,6 +17,7 @@ from avatarforge.domain.errors import (
     CustomerNotFound,
     ImageNotFound,
     JobNotFound,
+    ModelUnusable,
     ObjectNotFound,
 )
 from avatarforge.domain.identifiers import is_job_id
@@ -208,13 +209,24 @@ class ProfilePhotos:
     # --- models ------------------------------------------------------------------------------------------
 
     async def model(self) -> Manifest:
-        """The configured model's manifest, some seconds old at most. Raises `ModelUnusable`."""
+        """The configured model's manifest, some seconds old at most.
+
+        Raises `ModelUnusable` if it never could be read; later it stays as it was while it is broken.
+        """
         time = asyncio.get_running_loop().time()
         if self._manifest is None or time - self._manifest_read_at >= self.MANIFEST_AGE:
-            name = self.settings.diffusion.model
-            self._manifest = await self._read(self._catalogue.manifest, name)
+            self._manifest = await self._read_manifest()
             self._manifest_read_at = time
         return self._manifest
+
+    async def _read_manifest(self) -> Manifest:
+        try:
+            return await self._read(self._catalogue.manifest, self.settings.diffusion.model)
+        except ModelUnusable as error:
+            if self._manifest is None:
+                raise
+            log.warning("manifest cannot be read any more", model=error.model, reason=error.reason)
+            return self._manifest
 
     # --- helpers -----------------------------------------------------------------------------------------
 

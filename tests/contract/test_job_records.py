@@ -17,8 +17,8 @@ from avatarforge.domain.status import ProcessingStatus
 from avatarforge.persistence import JobRecords
 from avatarforge.persistence.group import hold_shard, write_group
 from avatarforge.persistence.tables import customers, job_events, metadata, profile_photos
+from tests.factories import NOON
 from tests.jobs import (
-    NOON,
     a_detailed_job,
     a_job,
     cancellation,

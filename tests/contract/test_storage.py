@@ -239,13 +239,15 @@ def every_call_fails(storage: ObjectStorage, wanted: type[StorageUnavailable]) -
 # --- S3 -------------------------------------------------------------------------------------------------
 
 
-def test_a_listing_goes_beyond_one_page(s3_server: S3Server) -> None:
-    bucket = s3_server.folder / "buckets" / "long"
-    (bucket / "many").mkdir(parents=True)
+def test_a_listing_goes_beyond_one_page(tmp_path: Path) -> None:
+    server = S3Server(tmp_path)
+    many = tmp_path / "buckets" / server.bucket / "many"
+    many.mkdir(parents=True)
     for number in range(1010):
-        (bucket / "many" / f"{number:04}").touch()
-    storage = S3Storage(s3_server.settings(bucket="long", timeout=60))
-    assert keys(storage, "many/") == [f"many/{number:04}" for number in range(1010)]
+        (many / f"{number:04}").touch()
+    with server:
+        listed = keys(S3Storage(server.settings(timeout=60)), "many/")
+    assert listed == [f"many/{number:04}" for number in range(1010)]
 
 
 def test_a_signed_url_lets_anyone_fetch_the_object(s3: S3Storage) -> None:

@@ -18,7 +18,14 @@ from avatarforge.diffusion.catalogue import Manifest
 from avatarforge.diffusion.engine import Engine, EngineRequest, EngineResult, EngineStep, EngineUpdate
 from avatarforge.diffusion.loading import ModelLoader
 from avatarforge.diffusion.squares import square
-from avatarforge.domain.errors import ImageNotFinite, ImageWithheld, InvalidRequest, ModelUnusable
+from avatarforge.domain.errors import (
+    DeviceFailed,
+    GenerationBroke,
+    ImageNotFinite,
+    ImageWithheld,
+    InvalidRequest,
+    ModelUnusable,
+)
 from avatarforge.domain.jobs import Stage
 from avatarforge.settings import DiffusionSettings
 from tests.checkpoints import CHECKPOINT, avatar_mini, load, write_manifest
@@ -145,6 +152,17 @@ async def test_requests_are_served_in_their_order(engine: Engine, request_of: An
     assert ended == [0, 1, 2, 3]
 
 
+async def test_closing_the_engine_ends_what_waits(pipeline: Any, request_of: Any) -> None:
+    engine = Engine(pipeline, "avatar-mini")
+    running = asyncio.create_task(all_of(engine, request_of(steps=4, strength=1.0)))
+    waiting = asyncio.create_task(all_of(engine, request_of()))
+    await asyncio.sleep(0)
+    await asyncio.to_thread(engine.close)
+    assert isinstance((await running)[-1], EngineResult)
+    with pytest.raises(DeviceFailed, match="closed"):
+        await waiting
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -165,7 +183,7 @@ async def test_numbers_that_make_no_picture_are_refused(
 async def test_a_fault_of_one_request_is_raised_there_and_nowhere_else(
     engine: Engine, request_of: Any
 ) -> None:
-    with pytest.raises(ValueError, match="prompt"):
+    with pytest.raises(GenerationBroke, match="ValueError: `prompt`"):
         await all_of(engine, request_of(prompt=7))
     assert await picture_of(engine, request_of())
 

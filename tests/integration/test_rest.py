@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,8 +13,9 @@ import pytest_asyncio
 import uvicorn
 from PIL import Image
 
+from avatarforge.diffusion.catalogue import Catalogue
 from avatarforge.ingress.submissions import FIELDS
-from tests.integration.rest import Rest, a_jpeg, problem
+from tests.integration.rest import Rest, a_jpeg, problem, running_rest
 from tests.waiting import wait_until
 
 
@@ -26,6 +28,23 @@ async def test_the_model_and_its_styles_are_told(rest: Rest) -> None:
     assert {"name": "neon", "title": "Neon", "prompt": "neon portrait of a person, {prompt}"} in model[
         "styles"
     ]
+
+
+async def test_a_manifest_that_breaks_later_changes_nothing(
+    rest: Rest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await rest.client.get("/styles")
+    monkeypatch.setattr(rest.photos, "MANIFEST_AGE", 0)
+    monkeypatch.setattr(rest.photos, "_catalogue", Catalogue(tmp_path))
+
+    assert (await rest.client.get("/styles")).content == before.content
+
+
+async def test_a_model_that_nobody_knows_is_a_problem_that_names_it(tmp_path: Path) -> None:
+    async with running_rest(tmp_path, diffusion={"model": "avatar-maxi"}) as rest:
+        told = problem(await rest.client.get("/styles"))
+
+    assert (told["status"], told["code"], told["model"]) == (500, "model_unusable", "avatar-maxi")
 
 
 async def test_a_replica_whose_parts_answer_is_ready(rest: Rest) -> None:

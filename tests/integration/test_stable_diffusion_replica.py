@@ -1,5 +1,6 @@
 """The deployment under a real Serve: one replica, started once for the file."""
 
+import json
 import os
 import subprocess
 import sys
@@ -47,7 +48,7 @@ async def main():
     await wait_until(failed, deadline=30)
     after = await told(handle)
     second = [update async for update in handle.options(stream=True).generate.remote(a_task(storage))]
-    long = handle.options(stream=True).generate.remote(a_task(storage, steps=1000, strength=1.0))
+    long = handle.options(stream=True).generate.remote(a_task(storage, steps=800, strength=1.0))
     async for update in long:
         if update.step >= 1:
             break
@@ -68,8 +69,6 @@ finally:
 
 
 def test_a_replica_generates_survives_a_wrong_wish_and_stops_when_cancelled(tmp_path: Path) -> None:
-    import json
-
     environment = {
         **os.environ,
         "RAY_AUTH_MODE": "disabled",

@@ -188,9 +188,10 @@ async def test_closing_leaves_nothing_in_storage(
     worker: GenerationWorker, storage: Flickering, model: LoadedModel
 ) -> None:
     worker.PROGRESS = 0.01
-    async with aclosing(worker.generate(a_task(storage, steps=1000, strength=1.0))) as updates:
+    async with aclosing(worker.generate(a_task(storage, steps=800, strength=1.0))) as updates:
         async for update in updates:
-            if isinstance(update, GenerationProgress) and update.step >= 1:
+            assert isinstance(update, GenerationProgress)
+            if update.step >= 1:
                 break
     # The engine is free again at once: the long picture was stopped, not waited for.
     follower = await asyncio.wait_for(all_of(worker, a_task(storage, steps=2)), 20)
@@ -264,6 +265,7 @@ async def test_a_damaged_original_fails_for_good(worker: GenerationWorker, stora
         ({"style": "oil"}, "invalid_request"),
         ({"steps": 2, "strength": 0.1}, "invalid_request"),
         ({"guidance": 1e38}, "image_not_finite"),
+        ({"steps": 5000}, "generation_failed"),
     ],
 )
 async def test_wishes_that_make_no_picture_fail_for_good(

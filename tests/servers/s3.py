@@ -66,8 +66,6 @@ class S3Server:
             f"--auth-key={ACCESS_KEY},{SECRET_KEY}",
             f"--config={self.folder / 'rclone.conf'}",
             f"--cache-dir={self.folder / 'cache'}",
-            # Always look at the folder: no listing from a cache.
-            "--dir-cache-time=0s",
         ]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)

@@ -44,7 +44,7 @@ class Preset:
 
 PRESETS: Final[dict[int, Preset]] = {
     128: Preset(  # two CPU cores, a few hours
-        portraits=6_000,
+        portraits=4_000,
         autoencoder=AutoencoderPlan(channels=32, batch=16),
         autoencoder_steps=4_000,
         text=TextPlan(width=128),
