@@ -25,19 +25,17 @@ def build(arguments: dict[str, Any]) -> Application:
 
 def _ingress(settings: Settings) -> "serve.Deployment":
     return serve.deployment(
-        Ingress,
         name="Ingress",
         num_replicas=settings.ingress.replicas,
         max_ongoing_requests=settings.ingress.max_ongoing_requests,
         ray_actor_options={"num_cpus": settings.ingress.num_cpus},
         graceful_shutdown_wait_loop_s=1,
         health_check_timeout_s=PATIENCE,
-    )
+    )(Ingress)
 
 
 def _stable_diffusion(settings: Settings) -> "serve.Deployment":
     return serve.deployment(
-        StableDiffusion,
         name="StableDiffusion",
         num_replicas=settings.diffusion.replicas,
         # The engine makes one image at a time; the others are fetched, cropped and stored meanwhile.
@@ -48,4 +46,4 @@ def _stable_diffusion(settings: Settings) -> "serve.Deployment":
         },
         user_config={"model": settings.diffusion.model},
         health_check_timeout_s=PATIENCE,
-    )
+    )(StableDiffusion)

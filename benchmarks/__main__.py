@@ -37,9 +37,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", choices=[*NAMES, []], help=", ".join(NAMES))
-    parser.add_argument(
-        "--quick", action="store_true", help="see whether they work; the numbers mean nothing"
-    )
+    parser.add_argument("--quick", action="store_true", help="only see whether they work")
     parser.add_argument("--rounds", type=int, help="repetitions, in place of each benchmark's own number")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON files")
     parser.add_argument("--work", type=Path, help="folder for data while measuring; not one in memory")

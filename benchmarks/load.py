@@ -64,8 +64,8 @@ def upload(path: str, photo: bytes, media_type: str, fields: Mapping[str, object
         for name, value in (fields or {}).items()
     ]
     parts.append(
-        b'--%b\r\nContent-Disposition: form-data; name="photo"; filename="photo"\r\nContent-Type: %b\r\n\r\n%b\r\n'
-        % (BOUNDARY, media_type.encode(), photo)
+        b'--%b\r\nContent-Disposition: form-data; name="photo"; filename="photo"\r\n'
+        b"Content-Type: %b\r\n\r\n%b\r\n" % (BOUNDARY, media_type.encode(), photo)
     )
     body = b"".join(parts) + b"--%b--\r\n" % BOUNDARY
     head = (

@@ -45,11 +45,11 @@ def run(options: Options) -> Report:
             Figure(name="pictures alike", value=float(same), unit=f"of {len(seeds)}"),
         ],
         conditions={
-            "service": f"{len(seeds)} uploads of the sample portrait with different seeds, sent at once; the clock "
-            "stops when the last is DONE, its avatar being in storage: photo checked, stored and fetched, face "
-            "found, square cut, PNG written and stored, every move committed to SQLite, progress told",
-            "loop": "another process that calls the same diffusers pipeline for one seed after the other, with "
-            "the square cut beforehand and output_type='pil'; the clock covers these calls and nothing else",
+            "service": f"{len(seeds)} uploads of the sample portrait with different seeds, sent at once; the "
+            "clock stops when the last is DONE, its avatar being in storage: photo checked, stored and fetched, "
+            "face found, square cut, PNG written and stored, each move committed to SQLite, progress told",
+            "loop": "another process that calls the same diffusers pipeline for one seed after the other, the "
+            "square cut beforehand and output_type='pil'; the clock covers these calls and nothing else",
             "both": f"{loop.facts}; the cluster is up, and the other side idle, in both",
             "turns": f"{rounds}, loop first, after two pictures each to warm up; ratio of medians",
         },

@@ -55,7 +55,7 @@ def service(
         ) as process,
     ):
         try:
-            assert process.stdout is not None and process.stdin is not None, "both are pipes"
+            assert process.stdout is not None, "a pipe"
             line = process.stdout.readline()
             if not line:
                 end_of_log = log.read_text(errors="replace")[-3000:]

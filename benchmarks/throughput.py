@@ -39,7 +39,7 @@ def run(options: Options) -> Report:
         ],
         conditions={
             "photo": f"JPEG of {len(photo)} bytes, 1000 x 1000; the same request bytes on both sides",
-            "turns": f"{rounds} of {uploads} uploads on each side, in turns, in one cluster; ratio of medians",
+            "turns": f"{rounds} of {uploads} uploads on each side, alternating in one cluster; medians",
             "bare ingress": "a FastAPI deployment that reads request.stream() to its end and answers 202, "
             "as many replicas and behind the same HAProxy",
             "durable": "photo in a folder with fsync, job in MariaDB with innodb_flush_log_at_trx_commit=1, "

@@ -1,4 +1,4 @@
-"""For all tests: logs as the service writes them (the default pretty printer takes seconds for a traceback)."""
+"""For all tests: logs as the service writes them. structlog's own printer takes seconds for a traceback."""
 
 from avatarforge.settings import LogSettings
 from avatarforge.telemetry.logs import configure

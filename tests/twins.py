@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from avatarforge.domain.changes import JobChange
+from avatarforge.domain.changes import JobChange, LoggedChange
 from avatarforge.domain.errors import DatabaseUnavailable, Overtaken
 from avatarforge.domain.generations import (
     GenerationFinished,
@@ -77,9 +77,13 @@ class MemoryRecords:
         self._answer()
         return len(self.log)
 
-    def events_after(self, shard: int, seq: int, limit: int) -> list[JobChange]:
+    def events_after(self, shard: int, seq: int, limit: int) -> list[LoggedChange]:
         self._answer()
-        return self.log[seq : seq + limit]
+        page = self.log[seq : seq + limit]
+        return [
+            LoggedChange(event=entry.event, job=entry.job if entry.event.job_id in self.jobs else None)
+            for entry in page
+        ]
 
     def _answer(self) -> None:
         if self.down:
@@ -97,7 +101,10 @@ Script = Callable[[GenerationTask], AsyncGenerator[GenerationUpdate, None]]
 
 
 class ScriptedReplicas:
-    """Replicas with `slots` slots in all, whose streams the test writes: one script an attempt, then `script`."""
+    """Replicas with `slots` slots in all, whose streams the test writes.
+
+    Each attempt takes the next of `next_scripts`, and `script` once there is none.
+    """
 
     def __init__(self, slots: int = 2, script: Script = three_steps) -> None:
         self._slots = asyncio.Semaphore(slots)

@@ -25,6 +25,10 @@ class JobChange:
         """The same change once the database has given its event a number."""
         return JobChange(job=replace(self.job, seq=seq), event=replace(self.event, seq=seq))
 
+    def logged(self) -> "LoggedChange":
+        """As the log gives it back."""
+        return LoggedChange(event=self.event, job=None if self.is_erasure else self.job)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoggedChange:
@@ -32,4 +36,4 @@ class LoggedChange:
 
     event: JobEvent
     job: ProfilePhotoJob | None
-    """The job as this change left it; `None` once it is erased."""
+    """The job as this change left it; `None` in every entry of a job that is erased."""

@@ -315,7 +315,9 @@ class ImageWithheld(AvatarForgeError):
         self.model = model
 
     def __str__(self) -> str:
-        return f"The safety checker of the model {shown(self.model)} withheld the picture. Try another prompt."
+        return (
+            f"The safety checker of the model {shown(self.model)} withheld the picture. Try another prompt."
+        )
 
 
 class GenerationBroke(AvatarForgeError):

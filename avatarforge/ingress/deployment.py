@@ -21,7 +21,7 @@ from avatarforge.tracker.client import JobTrackers
 class Ingress:
     """Answers REST. Stateless but for its view of live jobs, which the trackers feed."""
 
-    async def __init__(self, arguments: dict[str, Any], _stable_diffusion: object) -> None:
+    def __init__(self, arguments: dict[str, Any], _stable_diffusion: object) -> None:
         """`_stable_diffusion` is bound only so that Serve deploys it with us: the trackers call it."""
         settings = load_settings(arguments)
         configure(settings.log)
@@ -29,7 +29,8 @@ class Ingress:
             arguments, settings.tracker.shards, patience=2 * settings.tracker.accept_timeout
         )
         self._live = LiveJobs(trackers)
-        await self._live.start()
+        # Serve calls constructors in its event loop.
+        self._live.start()
         self._photos = ProfilePhotos(
             settings=settings,
             records=JobRecords(open_engine(settings.database, settings.database_url)),

@@ -4,6 +4,7 @@ import hashlib
 import io
 import mmap
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,8 +140,8 @@ def _examined_other(file: BinaryIO, kind: str, filename: str, limits: UploadSett
 def _as_png(picture: Image.Image, profile: bytes | None) -> io.BytesIO:
     picture.info.clear()
     content = io.BytesIO()
-    # Level 1: a third of the time of the default for a tenth more bytes.
-    picture.save(content, "PNG", compress_level=1, icc_profile=profile)
+    # For photos run lengths alone take less than half the default's time and give as few bytes.
+    picture.save(content, "PNG", compress_level=1, compress_type=zlib.Z_RLE, icc_profile=profile)
     content.seek(0)
     return content
 

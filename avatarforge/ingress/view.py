@@ -60,8 +60,8 @@ class LiveJobs:
         self._waiters: dict[str, set[asyncio.Future[None]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self) -> None:
-        """Begin to follow the trackers; returns at once."""
+    def start(self) -> None:
+        """Begin to follow the trackers. Needs a running event loop."""
         self._tasks = [
             asyncio.create_task(self._follow(number), name=f"feed {number}")
             for number in range(len(self._shards))
@@ -159,11 +159,11 @@ class _Shard:
         """Take the news in; returns the ids of the jobs that changed."""
         changed = [job.job_id for job in batch.snapshot or () if self.take(job)]
         for change in batch.changes:
-            if change.is_erasure:
-                self._forget(change.job.job_id)
-                changed.append(change.job.job_id)
+            if change.job is None:
+                self._forget(change.event.job_id)
+                changed.append(change.event.job_id)
             elif self.take(change.job):
-                changed.append(change.job.job_id)
+                changed.append(change.event.job_id)
         self.progress.update(
             (job_id, news) for job_id, news in batch.progress.items() if job_id in self.unfinished
         )

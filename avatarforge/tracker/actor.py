@@ -58,18 +58,15 @@ class JobTrackerActor:
 
 def tracker_actor(arguments: dict[str, Any], shard: int) -> "ActorHandle[JobTrackerActor]":
     """The shard's tracker, started if it is not running."""
-    handle: ActorHandle[JobTrackerActor] = (
-        ray.remote(JobTrackerActor)
-        .options(
-            name=f"JobTracker:{shard}",
-            namespace=NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            max_restarts=-1,
-            max_task_retries=0,
-            max_concurrency=MANY,
-            num_cpus=0,
-        )
-        .remote(arguments, shard)
-    )
+    actor: Any = ray.remote(JobTrackerActor)
+    handle: ActorHandle[JobTrackerActor] = actor.options(
+        name=f"JobTracker:{shard}",
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_task_retries=0,
+        max_concurrency=MANY,
+        num_cpus=0,
+    ).remote(arguments, shard)
     return handle

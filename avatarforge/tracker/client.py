@@ -72,7 +72,7 @@ class JobTrackers:
                     except RayActorError:
                         await asyncio.sleep(self.RETRY)
                     else:
-                        return answer  # type: ignore[no-any-return]  # Ray's handles are untyped
+                        return answer
         except TimeoutError:
             return TrackerUnavailable(f"it did not come back within {self._patience:g} seconds")
 

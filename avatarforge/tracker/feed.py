@@ -3,9 +3,9 @@
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from avatarforge.domain.changes import JobChange
+from avatarforge.domain.changes import JobChange, LoggedChange
 from avatarforge.domain.generations import GenerationProgress
 from avatarforge.domain.jobs import ProfilePhotoJob
 
@@ -27,7 +27,7 @@ class FeedBatch:
 
     cursor: FeedCursor
     snapshot: tuple[ProfilePhotoJob, ...] | None = None
-    changes: tuple[JobChange, ...] = ()
+    changes: tuple[LoggedChange, ...] = ()
     progress: Mapping[str, GenerationProgress] = field(default_factory=dict)
     order: tuple[str, ...] | None = None
     """Ids of the first waiting jobs, next one first, when it has changed."""
@@ -35,7 +35,7 @@ class FeedBatch:
     running: int = 0
 
 
-LoadChanges = Callable[[int], Awaitable[Sequence[JobChange]]]
+LoadChanges = Callable[[int], Awaitable[Sequence[LoggedChange]]]
 """Reads the committed changes after a `seq` from the database."""
 
 
@@ -57,7 +57,7 @@ class Feed:
         figures: Callable[[], tuple[float | None, int]],
     ) -> None:
         self._tracker = tracker
-        self._recent: deque[JobChange] = deque(maxlen=recent)
+        self._recent: deque[LoggedChange] = deque(maxlen=recent)
         self._complete_after = seq
         """Every change with a higher `seq` is in `_recent`."""
         self._seq = seq
@@ -79,10 +79,12 @@ class Feed:
         """A committed change; its `seq` is higher than all before."""
         if len(self._recent) == self._recent.maxlen:
             self._complete_after = self._recent[0].event.seq
-        self._recent.append(change)
+        self._recent.append(change.logged())
         self._seq = change.event.seq
+        if change.is_erasure:
+            self._forget(change.event.job_id)
         if change.job.status.is_terminal or change.is_erasure:
-            self._progress.pop(change.job.job_id, None)
+            self._progress.pop(change.event.job_id, None)
         self._order_is_old = True
         self._wake()
 
@@ -130,7 +132,7 @@ class Feed:
         except TimeoutError:
             return
 
-    async def _changes_after(self, seq: int) -> tuple[JobChange, ...]:
+    async def _changes_after(self, seq: int) -> tuple[LoggedChange, ...]:
         if seq >= self._complete_after:
             return self._recent_after(seq)
         older = await self._load_changes(seq)
@@ -140,8 +142,8 @@ class Feed:
             return tuple(older)
         return (*older, *self._recent_after(reached))
 
-    def _recent_after(self, seq: int) -> tuple[JobChange, ...]:
-        newer: list[JobChange] = []
+    def _recent_after(self, seq: int) -> tuple[LoggedChange, ...]:
+        newer: list[LoggedChange] = []
         for change in reversed(self._recent):
             if change.event.seq <= seq:
                 break
@@ -156,6 +158,12 @@ class Feed:
             self._tick += 1
             self._ordered_tick = self._tick
         return self._ordered
+
+    def _forget(self, job_id: str) -> None:
+        """Drop an erased job's earlier values, as the database does."""
+        for place, entry in enumerate(self._recent):
+            if entry.event.job_id == job_id:
+                self._recent[place] = replace(entry, job=None)
 
     def _wake(self) -> None:
         self._news.set()

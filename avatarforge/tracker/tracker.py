@@ -8,7 +8,7 @@ from typing import Protocol
 
 import structlog
 
-from avatarforge.domain.changes import JobChange
+from avatarforge.domain.changes import JobChange, LoggedChange
 from avatarforge.domain.errors import AvatarForgeError, DatabaseUnavailable, Overtaken, TrackerUnavailable
 from avatarforge.domain.events import EventKind
 from avatarforge.domain.generations import GenerationFinished, GenerationProgress
@@ -34,7 +34,7 @@ class TrackerRecords(ChangeLog, Protocol):
 
     def latest_seq(self, shard: int) -> int: ...
 
-    def events_after(self, shard: int, seq: int, limit: int) -> list[JobChange]: ...
+    def events_after(self, shard: int, seq: int, limit: int) -> list[LoggedChange]: ...
 
 
 class JobTracker:
@@ -252,7 +252,7 @@ class JobTracker:
         assert self._feed is not None, "nothing runs before the tracker is ready"
         self._feed.progressed(job_id, progress)
 
-    async def _load_changes(self, seq: int) -> list[JobChange]:
+    async def _load_changes(self, seq: int) -> list[LoggedChange]:
         return await asyncio.to_thread(self._records.events_after, self._shard, seq, self.PAGE)
 
     # --- what went wrong --------------------------------------------------------------------------------

@@ -275,7 +275,8 @@ def test_a_signed_url_ends_after_its_time(s3: S3Storage) -> None:
     deadline = time.monotonic() + 15
     while (status := httpx.get(url, trust_env=False).status_code) == 200 and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert status == 403
+    # Amazon says 403, rclone 400.
+    assert status in {400, 403}
 
 
 def test_a_signed_url_has_the_public_address(s3_server: S3Server) -> None:

@@ -141,7 +141,7 @@ async def running_rest(folder: Path, **arguments: Any) -> AsyncIterator[Rest]:
     storage = CrowdedFolder(settings.storage_folder)
     tracker = TrackerTwin(records)
     live = LiveJobs(tracker)
-    await live.start()
+    live.start()
     photos = ProfilePhotos(settings, records, storage, tracker, live, Catalogue())
     api = create_api(photos)
     try:

@@ -76,7 +76,7 @@ async def received(
 ) -> tuple[bytes, str, dict[str, str]]:
     client = content if isinstance(content, Client) else Client([content])
     async with receive_upload(client.stream(), content_type, limits, folder, content_length) as upload:
-        assert list(folder.iterdir()) == []
+        assert files_in(folder) == []
         return upload.photo.read(), upload.filename, upload.fields
 
 
@@ -84,9 +84,13 @@ async def refusal(content: bytes | Client, folder: Path, **options: object) -> A
     """The error that the upload meets; nothing may be left of it."""
     with pytest.raises(AvatarForgeError) as raised:
         await received(content, folder, **options)  # type: ignore[arg-type]  # the caller's keywords
-    assert list(folder.iterdir()) == []
+    assert files_in(folder) == []
     assert open_files_in(folder) == []
     return raised.value
+
+
+def files_in(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
 
 
 def open_files_in(folder: Path) -> list[str]:
@@ -94,7 +98,7 @@ def open_files_in(folder: Path) -> list[str]:
     targets = []
     for descriptor in Path("/proc/self/fd").iterdir():
         try:
-            targets.append(os.readlink(descriptor))
+            targets.append(str(descriptor.readlink()))
         except FileNotFoundError:
             continue
     return [target for target in targets if target.startswith(str(folder))]

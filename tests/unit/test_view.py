@@ -37,7 +37,7 @@ class Source:
         changes = []
         for job in jobs:
             self.seq += 1
-            changes.append(JobChange(job=job, event=job.event(kind, NOON)).numbered(self.seq))
+            changes.append(JobChange(job=job, event=job.event(kind, NOON)).numbered(self.seq).logged())
         cursor = FeedCursor(tracker="1-a", seq=self.seq)
         self.answers.put_nowait(FeedBatch(cursor=cursor, changes=tuple(changes), **news))  # type: ignore[arg-type]  # named fields
 
@@ -50,7 +50,7 @@ async def source() -> Source:
 @pytest.fixture
 async def live(source: Source) -> AsyncIterator[LiveJobs]:
     view = LiveJobs(source)
-    await view.start()
+    view.start()
     yield view
     await view.stop()
 
@@ -149,7 +149,7 @@ async def test_a_tracker_that_was_away_is_asked_again_from_where_the_view_stands
 async def test_old_finished_jobs_leave_the_view(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LiveJobs, "KEEP_FINISHED", 2)
     view = LiveJobs(source)
-    await view.start()
+    view.start()
     jobs = [a_job().started(NOON).done(an_outcome(), NOON) for _ in range(3)]
     source.tell(*jobs, kind=EventKind.DONE)
     await wait_until(lambda: view.get("ana", jobs[2].job_id))

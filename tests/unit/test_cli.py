@@ -1,0 +1,147 @@
+"""The `avatarforge` command, as far as it goes without a server."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import avatarforge
+from avatarforge.cli import app
+from avatarforge.cli.comparison import write_comparison
+from avatarforge.cli.serving import SAMPLE
+from avatarforge.persistence.upgrade import latest
+from avatarforge.settings import variables
+
+TREE = Path(avatarforge.__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in variables():
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_the_version_is_the_packages() -> None:
+    assert run("version").stdout.strip() == avatarforge.__version__
+    assert json.loads(run("version", "--json").stdout) == {"version": avatarforge.__version__}
+
+
+def test_help_names_every_command() -> None:
+    text = run("--help").stdout
+    assert all(command in text for command in ("up", "forge", "db", "models", "settings", "version"))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["version"], ["up", "--help"], ["forge", "--help"]])
+def test_help_imports_nothing_that_takes_seconds(arguments: list[str]) -> None:
+    code = (
+        "import sys; from avatarforge.cli import app\n"
+        f"try: app({arguments!r})\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'ray', 'torch', 'sqlalchemy', 'diffusers', 'PIL'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=TREE, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_settings_table_holds_every_variable_with_its_meaning() -> None:
+    rows = {row["variable"]: row for row in json.loads(run("settings", "--json").stdout)}
+    assert set(rows) == set(variables())
+    assert rows["AVATARFORGE_HTTP_PORT"] == {
+        "name": "http.port",
+        "variable": "AVATARFORGE_HTTP_PORT",
+        "value": 8000,
+        "default": 8000,
+        "meaning": "Port that REST and SSE listen on.",
+    }
+    assert [name for name, row in rows.items() if not row["meaning"]] == []
+    table = run("settings").stdout
+    assert all(name in table for name in rows)
+
+
+def test_the_settings_table_shows_what_is_in_force_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AVATARFORGE_HTTP_PORT", "8123")
+    monkeypatch.setenv("AVATARFORGE_DATABASE_URL", "mysql+pymysql://me:hidden@host/db")
+    assert "8123 (default 8000)" in run("settings").stdout
+    assert "hidden" not in run("settings").stdout + run("settings", "--json").stdout
+
+
+def test_an_unknown_variable_is_one_sentence_with_the_near_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AVATARFORGE_HTTP_PROT", "1")
+    result = run("settings")
+    assert result.exit_code == 1
+    assert "Did you mean AVATARFORGE_HTTP_PORT?" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_wrong_option_is_a_usage_error() -> None:
+    assert run("up", "--nonsense").exit_code == 2
+
+
+def test_an_impossible_port_is_told_with_its_variable() -> None:
+    result = run("up", "--port", "70000")
+    assert result.exit_code == 1
+    assert "AVATARFORGE_HTTP_PORT" in result.stderr
+
+
+def test_forging_a_photo_that_is_not_there_is_one_sentence() -> None:
+    result = run("forge", "nowhere.jpg")
+    assert result.exit_code == 1
+    assert "There is no photo 'nowhere.jpg'." in result.stderr
+
+
+def test_forging_without_a_server_says_how_to_start_one() -> None:
+    result = run("forge", "--port", "1")
+    assert result.exit_code == 1
+    assert "`avatarforge up`" in result.stderr
+    assert re.search(r"http://127\.0\.0\.1:1\b", result.stderr)
+
+
+@pytest.mark.parametrize("text", ["", "just words", "applications: []", "{"])
+def test_a_file_that_is_no_serve_config_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text(text)
+    result = run("up", "--config", "broken.yaml")
+    assert result.exit_code == 1
+    assert "broken.yaml" in result.stderr
+
+
+def test_the_database_is_upgraded_and_shown(tmp_path: Path) -> None:
+    before = run("db", "current", "--json")
+    assert before.exit_code == 1
+    assert json.loads(before.stdout) == {"current": None, "latest": latest(), "upToDate": False}
+    assert not (tmp_path / "data").exists(), "looking makes no database"
+
+    assert run("db", "upgrade").exit_code == 0
+    after = run("db", "current", "--json")
+    assert after.exit_code == 0
+    assert json.loads(after.stdout) == {"current": latest(), "latest": latest(), "upToDate": True}
+
+
+def test_the_carried_model_is_listed_with_its_styles() -> None:
+    listed = json.loads(run("models", "list", "--json").stdout)
+    mini = next(model for model in listed if model["name"] == "avatar-mini")
+    assert mini["serves"] is True
+    assert "pixel-art" in mini["styles"]
+    assert "avatar-mini" in run("models", "list").stdout
+
+
+def test_before_and_after_stand_side_by_side(tmp_path: Path) -> None:
+    red = tmp_path / "avatar.png"
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(red)
+    write_comparison(SAMPLE, red, tmp_path / "both.png", "avatar-mini, seed " + "9" * 100)
+    with Image.open(tmp_path / "both.png") as both:
+        assert both.size == (1120, 632)
+        assert both.getpixel((1120 - 32 - 256, 32 + 256)) == (200, 30, 30)
+        assert both.getpixel((2, 2)) == both.getpixel((1117, 629))
