@@ -5,6 +5,7 @@ input is a turn, answered by a line of JSON.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -17,21 +18,32 @@ from benchmarks.photos import SAMPLE_PORTRAIT
 from benchmarks.service import ROOT, stop
 
 
+POLICIES: dict[str, dict[str, str]] = {"default": {}, "passive": {"OMP_WAIT_POLICY": "PASSIVE"}}
+"""How OpenMP's threads wait for each other: as nobody has said, and as the service has it."""
+
+
 class PlainLoop:
     """The loop's process, from here."""
 
-    def __init__(self, model: str, threads: int, folder: Path, log: Path) -> None:
-        """`threads` as in the setting `diffusion.threads`; pictures go to `folder`, by seed."""
+    def __init__(self, model: str, threads: int, policy: str, folder: Path) -> None:
+        """`threads` as in the setting `diffusion.threads`, `policy` one of `POLICIES`.
+
+        Pictures go to `folder`, by seed.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        self._log = log
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.plain_loop", model, str(threads), str(folder)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log.open("wb"),
-            text=False,
-        )
+        self.folder = folder
+        self.policy = policy
+        self._log = folder / "loop.log"
+        variables = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        with self._log.open("wb") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.plain_loop", model, str(threads), str(folder)],
+                cwd=ROOT,
+                env=variables | POLICIES[policy],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
         self.facts = str(self._answer())
 
     def __enter__(self) -> Self:
@@ -65,6 +77,7 @@ class PlainLoop:
 def main() -> None:
     model, threads, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 
+    # First, so that OpenMP keeps the policy that our caller has chosen.
     import torch
 
     from avatarforge.diffusion import pipelines
@@ -72,8 +85,8 @@ def main() -> None:
     from avatarforge.diffusion.squares import square
     from avatarforge.storage.pictures import load_upright
 
-    manifest = Catalogue().manifest(model)
     pipelines.import_libraries(threads)
+    manifest = Catalogue().manifest(model)
     pipeline = pipelines.load(manifest, "cpu", torch.float32)
     picture, _ = square(load_upright(SAMPLE_PORTRAIT.read_bytes()), manifest.size)
     defaults, prompt = manifest.defaults, manifest.prompt_for(None, "")

@@ -12,7 +12,10 @@ from avatarforge.cluster import haproxy_guard
 from avatarforge.cluster.ports import PortBlock
 
 PATIENCE = {
-    # Both cores may be busy with an image: a late answer is no reason to start a proxy again.
+    # All cores may be busy: a late answer is no reason to give up or to start a process again.
+    "RAY_agent_register_timeout_ms": "150000",
+    "RAY_worker_register_timeout_seconds": "150",
+    "RAY_health_check_failure_threshold": "20",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": "60",

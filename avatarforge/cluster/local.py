@@ -28,6 +28,9 @@ cores by priority (`diffusion.niceness`) instead, and all must find a place on a
 OBJECT_STORE_BYTES = 128 * 1024 * 1024
 """Photos go through object storage, not through Ray: tasks and updates are all that travels here."""
 
+NODE_SECONDS = 150.0
+"""How long Ray's own processes may take to start."""
+
 STOP_SECONDS = 3.0
 """How long replicas may take to end by themselves. Jobs that are cut short go on at the next start."""
 
@@ -145,9 +148,7 @@ class LocalCluster:
     def check_serve(self) -> None:
         """Raise `ClusterError` when Serve has failed to start."""
         if self._serve_start is not None and (error := self._serve_start.error) is not None:
-            # Ray's errors carry the traces of every process on the way; the cause comes last.
-            reason = (str(error).strip() or repr(error)).splitlines()[-1]
-            raise ClusterError(f"Ray Serve did not start: {reason}") from error
+            raise ClusterError(f"Ray Serve did not start: {_cause(error)}") from error
 
     def stop(self) -> None:
         """End applications, Serve and Ray. May be called more than once."""
@@ -169,17 +170,20 @@ class LocalCluster:
         aside = _Background(self._meanwhile) if self._meanwhile is not None else None
         with self._timings.phase("start Ray"), _only_what_is_needed():
             terminate = signal.getsignal(signal.SIGTERM)
-            ray.init(
-                address="local",
-                namespace=NAMESPACE,
-                num_cpus=max(LOGICAL_CPUS, os.cpu_count() or 1),
-                object_store_memory=OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _node_ip_address="127.0.0.1",
-                _temp_dir=str(self._folder.path / "ray"),
-            )
+            try:
+                ray.init(
+                    address="local",
+                    namespace=NAMESPACE,
+                    num_cpus=max(LOGICAL_CPUS, os.cpu_count() or 1),
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=str(self._folder.path / "ray"),
+                )
+            except Exception as error:  # Ray raises it bare when a process of its does not come up
+                raise ClusterError(f"Ray did not start: {_cause(error)}") from error
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, terminate)  # Ray has put its own in its place.
         if aside is not None:
@@ -221,6 +225,11 @@ class _Background:
             self.error = error
 
 
+def _cause(error: BaseException) -> str:
+    """Ray's errors carry the traces of every process on the way; the cause comes last."""
+    return (str(error).strip() or repr(error)).splitlines()[-1]
+
+
 def check_port(host: str, port: int, variable: str, option: str) -> None:
     """Raise `PortInUse` when a server could not listen there now."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -237,21 +246,38 @@ def check_port(host: str, port: int, variable: str, option: str) -> None:
 
 @contextmanager
 def _only_what_is_needed() -> Iterator[None]:
-    """Let `ray.init` leave away what a private cluster has no use for: half of its start is theirs.
+    """Let `ray.init` leave away what a private cluster has no use for: half of its time is theirs.
 
     The autoscaler's monitor, the log monitor (we read no workers' logs here) and the dashboard's API
     server, which `include_dashboard=False` still starts and waits for. The agent's port is otherwise 52365
     for every cluster of the machine, and the second one tries it for seconds before it goes on without.
     `ray.init` has no arguments for these; where Ray's inner names change, the start only takes longer.
     """
-    from ray._private import node, parameter
+    from ray._private import node, parameter, services
 
     lean = {"no_monitor": True, "include_log_monitor": False, "dashboard_agent_listen_port": 0}
     with (
         _replaced(parameter, "RayParams", lambda original: partial(original, **lean)),
         _replaced(node.Node, "start_api_server", lambda _: lambda *_args, **_options: None),
+        _replaced(services, "get_node", _patient),
     ):
         yield
+
+
+def _patient(get_node: Callable[..., Any]) -> Callable[..., Any]:
+    """`ray.init` gives its processes 30 s, without a setting for it: too little on a busy small machine."""
+
+    def patiently(*arguments: Any, **options: Any) -> Any:
+        deadline = time.monotonic() + NODE_SECONDS
+        while True:
+            try:
+                return get_node(*arguments, **options)
+            except RuntimeError:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(0.05)
+
+    return patiently
 
 
 @contextmanager

@@ -129,7 +129,7 @@ def _must_exist(manifest: Manifest, exists: bool, what: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason was given")
+    return next((line.strip(" .") for line in str(error).splitlines() if line.strip(" .")), "no reason given")
 
 
 @contextmanager

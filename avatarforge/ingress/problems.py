@@ -78,6 +78,7 @@ ANSWERS: dict[type[AvatarForgeError], Answer] = {
     errors.ImageNotFinite: Answer(500, "INTERNAL", "The model made no picture", {"model": "model"}),
     errors.ImageWithheld: Answer(422, "FAILED_PRECONDITION", "The picture was withheld", {"model": "model"}),
     errors.DeviceFailed: Answer(503, "UNAVAILABLE", "The device failed"),
+    errors.GenerationBroke: Answer(500, "INTERNAL", "The generation broke"),
     errors.GenerationCancelled: Answer(409, "CANCELLED", "The generation was cancelled"),
 }
 """Every class of the family, and what it is on the wire."""

@@ -91,6 +91,8 @@ async def test_a_replica_that_lost_its_tracker_is_not_ready(rest: Rest) -> None:
     ("method", "path", "status", "code"),
     [
         ("GET", "/nowhere", 404, "not_found"),
+        ("GET", "/healthz/", 404, "not_found"),
+        ("POST", "/customers/", 400, "invalid_customer_id"),
         ("GET", "/customers/ana/photos/1/2/3", 404, "not_found"),
         ("DELETE", "/healthz", 405, "method_not_allowed"),
         ("PUT", "/customers/ana", 405, "method_not_allowed"),

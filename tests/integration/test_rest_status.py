@@ -10,6 +10,7 @@ from avatarforge.domain.events import EventKind
 from avatarforge.domain.identifiers import new_job_id
 from avatarforge.domain.status import ProcessingStatus
 from avatarforge.ingress.schemas import status_message
+from avatarforge.ingress.service import ProfilePhotos
 from avatarforge.ingress.view import LiveJob
 from tests.integration.rest import Rest, a_jpeg, finished, problem, progressed, running_rest
 from tests.waiting import wait_until
@@ -68,11 +69,18 @@ async def test_a_long_poll_ends_with_its_time(rest: Rest) -> None:
     assert 0.3 <= time.monotonic() - began < 3
 
 
-async def test_a_long_poll_waits_for_a_job_of_which_the_view_has_not_heard(rest: Rest) -> None:
+async def test_a_long_poll_waits_for_a_job_of_which_the_view_has_not_heard(
+    rest: Rest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ProfilePhotos, "RECHECK", 0.05)
     job = await rest.submitted("ana", a_jpeg())
     async with running_rest(rest.settings.data_dir) as behind:
         path = f"/customers/ana/photos/{job.job_id}/status?waitSeconds=30"
+        read = behind.records.job
+        reads: list[str] = []
+        monkeypatch.setattr(behind.records, "job", lambda *names: (reads.append(names[1]), read(*names))[1])
         waiting = asyncio.create_task(behind.client.get(path))
+        await wait_until(lambda: len(reads) > 1)
         started = behind.tracker.commit(job.started(job.created_at), EventKind.STARTED)
         behind.tracker.commit(started.cancelled(job.created_at), EventKind.CANCELLED)
 
@@ -125,3 +133,23 @@ async def test_a_database_that_is_away_is_a_503_for_reads_and_no_trouble_for_liv
     assert live.status_code == 200
     assert (recorded.status_code, problem(recorded)["code"]) == (503, "database_unavailable")
     assert recorded.headers["retry-after"]
+
+
+async def test_what_is_no_job_id_never_reaches_the_database(
+    rest: Rest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rest.records, "job", None)
+
+    assert (await rest.client.get("/customers/ana/photos/1/status")).status_code == 404
+
+
+async def test_a_job_is_readable_through_its_replica_before_the_feed_tells_of_it(
+    rest: Rest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rest.live.stop()
+    monkeypatch.setattr(rest.records, "job", None)
+    accepted = await rest.post("ana", a_jpeg())
+
+    status = await rest.client.get(accepted.headers["location"])
+
+    assert status.content == accepted.content
