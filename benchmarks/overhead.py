@@ -49,7 +49,7 @@ def run(options: Options) -> Report:
         conditions={
             "service": f"{len(seeds)} uploads of the sample portrait with different seeds, sent at once; "
             "the clock stops when the last is DONE, its avatar being in storage: photo checked, stored and "
-            "fetched, face found, square cut, PNG written and stored, moves committed to SQLite, progress told",
+            "fetched, face found, square cut, PNG written and stored, moves committed to SQLite",
             "loop": "another process that calls the same diffusers pipeline for one seed after the other, "
             "the square cut beforehand and output_type='pil'; the clock covers these calls and nothing else",
             "OpenMP in the loop": f"{loop.policy}: the faster one on this machine now; seconds for "

@@ -17,7 +17,6 @@ from typing import Self
 from benchmarks.photos import SAMPLE_PORTRAIT
 from benchmarks.service import ROOT, stop
 
-
 POLICIES: dict[str, dict[str, str]] = {"default": {}, "passive": {"OMP_WAIT_POLICY": "PASSIVE"}}
 """How OpenMP's threads wait for each other: as nobody has said, and as the service has it."""
 

@@ -19,6 +19,8 @@ PATIENCE = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": "60",
+    # A private cluster's GCS never comes back: without it Ray's agents need not wait for a minute.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
     # A freed slot of a replica is taken at once.
     "RAY_SERVE_ROUTER_RETRY_INITIAL_BACKOFF_S": "0.005",
     "RAY_SERVE_ROUTER_RETRY_MAX_BACKOFF_S": "0.05",
@@ -37,6 +39,8 @@ def ray_environment(run: Path, ports: PortBlock, environ: Mapping[str, str] = os
     """What a cluster with its files under `run` needs. Writes Ray's token and HAProxy's guard there."""
     ours = {
         "RAY_USAGE_STATS_ENABLED": "0",
+        # A call that comes late, while the cluster stops, would start another one.
+        "RAY_ENABLE_AUTO_CONNECT": "0",
         "RAY_enable_metrics_collection": "0",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         **_authentication(run),

@@ -1,5 +1,8 @@
 """The REST interface as one ASGI application."""
 
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
 from fastapi import FastAPI
 from starlette.routing import Route
 
@@ -10,9 +13,11 @@ from avatarforge.ingress.edge import Edge
 from avatarforge.ingress.problems import add_problem_handlers
 from avatarforge.ingress.service import ProfilePhotos
 
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
-def create_api(photos: ProfilePhotos) -> FastAPI:
-    """The application over the given service, which its caller closes."""
+
+def create_api(photos: ProfilePhotos, lifespan: Lifespan | None = None) -> FastAPI:
+    """The application over the given service. `lifespan` is open as long as the application serves."""
     api = FastAPI(
         title="AvatarForge",
         version=__version__,
@@ -20,6 +25,7 @@ def create_api(photos: ProfilePhotos) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        lifespan=lifespan,
     )
     api.state.photos = photos
     # Asked more often than all other calls together. FastAPI's own route to the same function, behind this

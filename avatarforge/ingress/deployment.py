@@ -1,5 +1,7 @@
 """The ingress as a Serve deployment: a few lines around the plain parts."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
@@ -29,8 +31,6 @@ class Ingress:
             arguments, settings.tracker.shards, patience=2 * settings.tracker.accept_timeout
         )
         self._live = LiveJobs(trackers)
-        # Serve calls constructors in its event loop.
-        self._live.start()
         self._photos = ProfilePhotos(
             settings=settings,
             records=JobRecords(open_engine(settings.database, settings.database_url)),
@@ -41,4 +41,11 @@ class Ingress:
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_api(self._photos)
+        return create_api(self._photos, self._open)
+
+    @asynccontextmanager
+    async def _open(self, api: FastAPI) -> AsyncIterator[None]:
+        self._live.start()
+        yield
+        await self._photos.close()
+        await self._live.stop()

@@ -32,6 +32,7 @@ _MARKER = re.compile(rb"\xff[^\x00\xff]", re.DOTALL)
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _WINDOW = 1024 * 1024
 _SAMPLE = 32 * 1024
+_SAMPLE_ROWS = 32
 _END = b"\xff\xd9"
 
 Source = bytes | mmap
@@ -54,6 +55,8 @@ class StrippedJpeg:
     """What is written anew: JFIF, orientation, Adobe's transform, colour profile."""
     ranges: list[tuple[int, int]] = field(default_factory=list)
     """Tables, frame and scans."""
+    frame: int = 0
+    """Where the frame's marker stands in `source`."""
     scans: list[int] = field(default_factory=list)
     """Where each scan's entropy-coded data begin in `source`."""
 
@@ -63,10 +66,20 @@ class StrippedJpeg:
         return io.BufferedReader(_Pieces([*pieces, (_END, 0, 2)]), 64 * 1024)
 
     def sample(self) -> bytes:
-        """The file up to the first 32 KiB of its first scan, ended properly: quick to try a decoder on."""
+        """The top of the picture as a file of its own: quick to try a decoder on.
+
+        It has the first 32 KiB of the first scan and a frame of at most `_SAMPLE_ROWS` rows: a decoder
+        would paint the rows for which there are no data, at a cost that grows with their number.
+        """
         until = self.scans[0] + _SAMPLE
-        parts = [self.source[start : min(end, until)] for start, end in self.ranges if start < until]
-        return b"".join([self.head, *parts, _END])
+        sample = bytearray(self.head)
+        for start, end in self.ranges:
+            if start <= self.frame < end:
+                height_at = len(sample) + self.frame - start + 5
+            if start < until:
+                sample += self.source[start : min(end, until)]
+        sample[height_at : height_at + 2] = min(self.height, _SAMPLE_ROWS).to_bytes(2, "big")
+        return bytes(sample + _END)
 
 
 def stripped(source: Source) -> StrippedJpeg:
@@ -116,6 +129,7 @@ def _read_frame(found: StrippedJpeg, start: int, end: int) -> None:
         raise BrokenJpeg("it has two frames")
     if end - start < 10:
         raise BrokenJpeg("its frame header is too short")
+    found.frame = start
     found.height, found.width = struct.unpack(">HH", found.source[start + 5 : start + 9])
 
 
@@ -234,7 +248,8 @@ class _Pieces(io.RawIOBase):
         number = bisect_right(self._begins, self._at) - 1
         source, start, end = self._pieces[number]
         begin = start + self._at - self._begins[number]
-        chunk = source[begin : min(end, begin + len(buffer))]
-        buffer[: len(chunk)] = chunk
-        self._at += len(chunk)
-        return len(chunk)
+        size = min(end - begin, len(buffer))
+        with memoryview(source) as view:
+            buffer[:size] = view[begin : begin + size]
+        self._at += size
+        return size

@@ -104,6 +104,8 @@ class ProfilePhotos:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.settings = settings
+        self.upload_folder: Path = settings.data_dir.resolve() / "uploads"
+        """Where uploads lie while they are read."""
         self.health = HealthChecks(
             {"database": records.ping, "storage": storage.check}, feed_lag=lambda: live.lag
         )
@@ -120,11 +122,6 @@ class ProfilePhotos:
         """Let submissions under way come to their end, then end the threads."""
         await self._acceptance.close()
         await asyncio.to_thread(self._reads.shutdown)
-
-    @property
-    def upload_folder(self) -> Path:
-        """Where uploads lie while they are read."""
-        return self.settings.data_dir.resolve() / "uploads"
 
     # --- submitting -----------------------------------------------------------------------------------
 

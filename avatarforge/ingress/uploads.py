@@ -7,8 +7,8 @@ import asyncio
 import difflib
 import errno
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -86,9 +86,12 @@ async def receive_upload(
 
 def _kept(folder: Path) -> BinaryIO:
     with _writing():
-        folder.mkdir(parents=True, exist_ok=True)
         # Unbuffered: parts come in chunks anyhow, and closing then never writes, so it never fails.
-        return tempfile.TemporaryFile(dir=folder, buffering=0)
+        try:
+            return tempfile.TemporaryFile(dir=folder, buffering=0)
+        except FileNotFoundError:
+            folder.mkdir(parents=True, exist_ok=True)
+            return tempfile.TemporaryFile(dir=folder, buffering=0)
 
 
 async def _received(
@@ -103,8 +106,9 @@ async def _received(
     left = limits.max_bytes + _BESIDES_PHOTO
     if content_length is not None and content_length > left:
         raise PhotoTooLarge(limits.max_bytes)
-    async with aclosing(_until_silence(stream)) as chunks:
-        async for chunk in chunks:
+    async with _until_silence() as heard:
+        async for chunk in stream:
+            heard()
             # What stands before, between and behind the parts counts as well.
             left -= len(chunk)
             if left < 0:
@@ -143,19 +147,29 @@ def _parser(content_type: str, form: "_Form") -> MultipartParser:
         raise MalformedUpload(str(error)) from error
 
 
-async def _until_silence(stream: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """The stream's chunks, as long as each comes within `IDLE_SECONDS` of the one before."""
-    while True:
-        try:
-            async with asyncio.timeout(IDLE_SECONDS):
-                chunk = await anext(stream)
-        except StopAsyncIteration:
-            return
-        except ClientDisconnect as error:
-            raise MalformedUpload("the client went away before its end") from error
-        except TimeoutError as error:
-            raise MalformedUpload(f"nothing came for {IDLE_SECONDS:g} seconds") from error
-        yield chunk
+@asynccontextmanager
+async def _until_silence() -> AsyncIterator[Callable[[], None]]:
+    """Gives up an upload whose client goes away, or is silent for `IDLE_SECONDS` (a tenth more at most).
+
+    What it hands out is to be called for each chunk.
+    """
+    clock = asyncio.get_running_loop().time
+    try:
+        async with asyncio.timeout(1.1 * IDLE_SECONDS) as limit:
+            moved_at = clock()
+
+            def heard() -> None:
+                nonlocal moved_at
+                # Moving the limit costs more than reading a chunk, and most uploads end before a tenth.
+                if (now := clock()) - moved_at > 0.1 * IDLE_SECONDS:
+                    moved_at = now
+                    limit.reschedule(now + 1.1 * IDLE_SECONDS)
+
+            yield heard
+    except ClientDisconnect as error:
+        raise MalformedUpload("the client went away before its end") from error
+    except TimeoutError as error:
+        raise MalformedUpload(f"nothing came for {IDLE_SECONDS:g} seconds") from error
 
 
 async def _drain(stream: AsyncIterator[bytes], content_length: int | None) -> None:

@@ -91,8 +91,11 @@ class FolderStorage:
 
     def _write(self, path: Path, content: BinaryIO) -> None:
         with _translated():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("xb", buffering=0)
+            try:
+                file = path.open("xb", buffering=0)
+            except FileNotFoundError:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = path.open("xb", buffering=0)
         with file:
             # Reading stays outside of the translation: a source that fails is not the storage's fault.
             while chunk := content.read(_CHUNK):
@@ -112,11 +115,12 @@ class FolderStorage:
                 # A concurrent delete may have pruned the parent between the two calls.
                 if not incoming.exists():
                     raise
-        for folder in path.parents:
+        # Plain strings: path objects would take longer than the calls themselves.
+        folder = str(path.parent)
+        for _ in range(len(path.parts) - len(self.folder.parts)):
             # ext4 commits all of it with the first; the others then cost nothing.
             _sync(folder)
-            if folder == self.folder:
-                break
+            folder = os.path.dirname(folder) or "."  # noqa: PTH120
 
     def _prune(self, folder: Path) -> Path:
         """Remove the folder and its parents as far as they are empty; the first that stays."""
@@ -162,7 +166,7 @@ def _write_all(file: BinaryIO, chunk: bytes) -> None:
         rest = rest[file.write(rest) :]
 
 
-def _sync(folder: Path) -> None:
+def _sync(folder: str | Path) -> None:
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:

@@ -2,8 +2,9 @@
 
 The captions are new and name skin, hair, shirt and background colours out of the whole palette, each as
 likely as any other; no portrait is bald. Colours are read at the places where the drawings have them and
-matched to the nearest entry of the palette. For comparison the same captions are drawn instead of generated,
-and the drawings are sent through the autoencoder: better than that, no denoiser can be.
+matched to the nearest entry of the palette, as the drawings show it in that style. For comparison the same
+captions are drawn instead of generated, and the drawings are sent through the autoencoder: better than that,
+no denoiser can be.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from dataset import as_tensor
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from palette import CUTS, EXPRESSIONS, PALETTES, STYLES
 from portraits import Portrait, draw
-from reading import Pixels, read
+from reading import Pixels, References, read, references
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +93,14 @@ def round_trip(vae: AutoencoderTiny, pictures: Sequence[Pixels]) -> list[Pixels]
     return kept
 
 
-def shares(portraits: Sequence[Portrait], pictures: Sequence[Pixels]) -> dict[str, dict[str, float]]:
+def shares(
+    portraits: Sequence[Portrait], pictures: Sequence[Pixels], known: References
+) -> dict[str, dict[str, float]]:
     """For all styles together and for each: the share of right colours of each part, 0 to 1."""
     right: dict[str, dict[str, list[bool]]] = {}
     for portrait, picture in zip(portraits, pictures, strict=True):
         style = str(portrait.names["style"])
-        for part, colour in read(picture, style).items():
+        for part, colour in read(picture, style, known).items():
             for group in ("all", style):
                 right.setdefault(group, {}).setdefault(part, []).append(colour == portrait.names[part])
     return {
@@ -142,16 +145,20 @@ def main() -> None:
     styles = (options.style,) if options.style else STYLES
     portraits = held_out(options.count, styles, options.seed)
     pipeline = loaded(options.checkpoint)
+    side = pipeline.unet.config.sample_size * 8
+    known = references(styles, side)
     sampling = Sampling(
         steps=options.steps, guidance=options.guidance, batch=options.batch, seed=options.seed
     )
     prompts = [canonical(portrait.names) for portrait in portraits]
-    results = {"generated": shares(portraits, list(generated(pipeline, prompts, sampling)))}
+    results = {"generated": shares(portraits, list(generated(pipeline, prompts, sampling)), known)}
     if not options.skip_ceiling:
         rng = np.random.default_rng((options.seed, 98))
-        drawings = [draw(portrait, rng, pipeline.unet.config.sample_size * 8) for portrait in portraits]
-        results["drawn"] = shares(portraits, drawings)
-        results["drawn, through the autoencoder"] = shares(portraits, round_trip(pipeline.vae, drawings))
+        drawings = [draw(portrait, rng, side) for portrait in portraits]
+        results["drawn"] = shares(portraits, drawings, known)
+        results["drawn, through the autoencoder"] = shares(
+            portraits, round_trip(pipeline.vae, drawings), known
+        )
     print(table(results))
     if options.json:
         settings = {"captions": options.count, "scheduler": "DDIM", **vars(sampling)}

@@ -1,8 +1,8 @@
 """The six styles: each turns a plainly painted portrait into its own look and keeps the palette recognisable.
 
-A style does two things. `tone` says what colour the style makes of a colour (a pencil sketch lightens it
-towards the paper, neon darkens it); the measurement uses the same function to know what to expect. The
-texture (strokes, pixels, glow) comes on top and averages out over a small patch.
+A style does two things. `_tone` says what colour the style makes of a colour (a pencil sketch lightens it
+towards the paper, neon darkens it). The texture (strokes, pixels, glow) comes on top and averages out over a
+small patch.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Head:
     half_height: float
 
 
-def tone(style: str, colour: npt.ArrayLike) -> Picture:
+def _tone(style: str, colour: npt.ArrayLike) -> Picture:
     """What the style makes of a colour or of a whole picture (last axis: red, green, blue; 0 to 255)."""
     plain = np.asarray(colour, np.float32)
     match style:
@@ -47,7 +47,7 @@ def tone(style: str, colour: npt.ArrayLike) -> Picture:
 
 def render(style: str, plain: Picture, head: Head, rng: np.random.Generator) -> Picture:
     """The plainly painted picture (H, W, 3; 0 to 255) in the given style, at the same size."""
-    toned = tone(style, plain)
+    toned = _tone(style, plain)
     match style:
         case "pixel art":
             styled = _pixels(toned)

@@ -63,7 +63,7 @@ class Progress:
         self, file: Path, module: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None
     ) -> None:
         self._file, self._module, self._optimizer, self._average = file, module, optimizer, average
-        self._cpu_before = 0.0
+        self._cpu_before = -time.process_time()
         self._losses: list[float] = []
 
     def resume(self) -> int:
@@ -76,7 +76,7 @@ class Progress:
         if self._average is not None:
             for value, saved in zip(self._average.values, state["average"], strict=True):
                 value.copy_(saved)
-        self._cpu_before = state["cpu_seconds"]
+        self._cpu_before += state["cpu_seconds"]
         return int(state["step"])
 
     def save(self, step: int) -> None:
