@@ -24,18 +24,18 @@ def run(options: Options) -> Report:
         with service(options.folder / "service", settings, bare=True) as running:
             bare = _Side("bare ingress", PREFIX, photo, uploads)
             ours = _Side("AvatarForge", "", photo, uploads)
-            for side in (bare, ours):
+            sides = (bare, ours)
+            for side in sides:
                 side.warm_up(running)
             for _ in range(rounds):
-                bare.take_turn(running, server.pid)
-                ours.take_turn(running, server.pid)
+                for side in sides:
+                    side.take_turn(running, server.pid)
     ratio = median(ours.rates) / median(bare.rates)
     return Report(
         title=f"Throughput: photos accepted from {CLIENTS} clients",
         figures=[
             Figure(name="AvatarForge / bare ingress", value=ratio, unit="", wanted="≥ 0.5"),
-            *ours.figures(),
-            *bare.figures(),
+            *(figure for side in sides for figure in side.figures()),
         ],
         conditions={
             "photo": f"JPEG of {len(photo)} bytes, 1000 x 1000; the same request bytes on both sides",
@@ -50,8 +50,8 @@ def run(options: Options) -> Report:
         tables=[
             Table(
                 title="Uploads a second by turn",
-                columns=("turn", "bare ingress", "AvatarForge"),
-                rows=list(zip(range(1, rounds + 1), bare.rates, ours.rates, strict=True)),
+                columns=("turn", *(side.name for side in sides)),
+                rows=list(zip(range(1, rounds + 1), *(side.rates for side in sides), strict=True)),
             ),
             *(
                 Table(
@@ -59,7 +59,7 @@ def run(options: Options) -> Report:
                     columns=("process", "ms"),
                     rows=side.cpu,
                 )
-                for side in (bare, ours)
+                for side in sides
             ),
         ],
     )

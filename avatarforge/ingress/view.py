@@ -48,6 +48,8 @@ class LiveJobs:
 
     FEED_WAIT = 2.0
     """Seconds that a tracker may hold an answer for want of news."""
+    PAUSE = 0.01
+    """Seconds from one question to the next, at least: under load one answer tells of many changes."""
     RETRY = 0.3
     """Seconds until a tracker that is away is asked again."""
     KEEP_FINISHED = 10_000
@@ -126,6 +128,7 @@ class LiveJobs:
     async def _follow(self, number: int) -> None:
         shard, cursor = self._shards[number], FeedCursor()
         while True:
+            asked_at = self._clock()
             try:
                 batch = await self._source.feed(number, cursor, self.FEED_WAIT)
             except TrackerUnavailable as error:
@@ -138,6 +141,7 @@ class LiveJobs:
                 for future in self._waiters.pop(job_id, ()):
                     if not future.done():
                         future.set_result(None)
+            await asyncio.sleep(max(0.0, asked_at + self.PAUSE - self._clock()))
 
     def _shard(self, customer_id: str) -> "_Shard":
         return self._shards[shard_of(customer_id, len(self._shards))]

@@ -80,8 +80,9 @@ class JobTrackers:
 class Gatherer:
     """Sends what is submitted while a call is under way together in the next call."""
 
-    CALLS = 2
-    """Calls under way at a time: one commits while the next one gathers and travels."""
+    CALLS = 1
+    """Calls under way at a time. With one, groups grow with the load, and their costs are shared by more:
+    a call and its commit take several times as long as one more job in them."""
 
     def __init__(self, submit_many: SubmitMany) -> None:
         self._submit_many = submit_many
