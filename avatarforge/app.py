@@ -29,6 +29,7 @@ def _ingress(settings: Settings) -> "serve.Deployment":
         num_replicas=settings.ingress.replicas,
         max_ongoing_requests=settings.ingress.max_ongoing_requests,
         ray_actor_options={"num_cpus": settings.ingress.num_cpus},
+        user_config={"model": settings.diffusion.model},
         graceful_shutdown_wait_loop_s=1,
         health_check_timeout_s=PATIENCE,
     )(Ingress)

@@ -112,7 +112,7 @@ class DiffusionSettings(Group):
     """Name of a manifest in `models/`."""
     models_dir: Path | None = None
     """Folder of manifests; by default the one that AvatarForge carries."""
-    replicas: int = Field(1, ge=0)
+    replicas: int = Field(1, ge=1)
     """Stable Diffusion processes."""
     num_gpus: float = Field(0, ge=0)
     """GPUs that Ray sets aside for each; 0 runs on the CPU."""

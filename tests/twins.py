@@ -1,12 +1,14 @@
 """Twins in memory of what the tracker talks to. Faults are switched on by tests, not patched in."""
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from avatarforge.domain.changes import JobChange, LoggedChange
 from avatarforge.domain.errors import DatabaseUnavailable, Overtaken
+from avatarforge.domain.events import EventKind
 from avatarforge.domain.generations import (
     GenerationFinished,
     GenerationProgress,
@@ -27,6 +29,9 @@ class MemoryRecords:
         self.down = False
         self.lose_answers = 0
         """So many of the next commits happen, and their answers are lost."""
+        self.hold_starts: threading.Event | None = None
+        """Set by a test: commits of started jobs wait for it."""
+        self.starts_held = 0
         self.groups: list[int] = []
         """Sizes of the transactions."""
 
@@ -37,6 +42,9 @@ class MemoryRecords:
 
     def commit(self, shard: int, epoch: int, changes: Sequence[JobChange]) -> list[int]:
         self._answer()
+        if self.hold_starts is not None and any(change.event.kind is EventKind.STARTED for change in changes):
+            self.starts_held += 1
+            self.hold_starts.wait(10)
         if self.epochs[shard] != epoch:
             raise Overtaken(shard, epoch, self.epochs[shard])
         names = {(entry.job.job_id, entry.job.revision) for entry in self.log}

@@ -91,14 +91,19 @@ class Acceptance:
         try:
             return await self._trackers.submit(job)
         except BaseException:
-            await self._remove(original.key)
+            await self._in_thread(self._delete, original.key)
             raise
 
     def _keep(self, customer_id: str, job_id: str, photo: BinaryIO, filename: str) -> StoredImage:
         """Examine, clean and store the photo: one visit to a thread for all of it."""
         cleaned = examine(photo, filename, self._limits).cleaned()
         key = original_key(customer_id, job_id, cleaned.media_type)
-        self._storage.put(key, cleaned.content, cleaned.media_type)
+        try:
+            self._storage.put(key, cleaned.content, cleaned.media_type)
+        except Unavailable:
+            # It may have been stored, with the answer lost.
+            self._delete(key)
+            raise
         return StoredImage(
             key=key,
             media_type=cleaned.media_type,
@@ -108,9 +113,9 @@ class Acceptance:
             height=cleaned.height,
         )
 
-    async def _remove(self, key: str) -> None:
+    def _delete(self, key: str) -> None:
         try:
-            await self._in_thread(self._storage.delete, key)
+            self._storage.delete(key)
         except Unavailable as error:
             log.warning("orphaned object was left", key=key, code=error.code, reason=error.reason)
 

@@ -18,6 +18,9 @@ from avatarforge.storage import open_storage
 from avatarforge.telemetry.logs import configure
 from avatarforge.tracker.client import JobTrackers
 
+READ_BACK_SECONDS = 30.0
+"""How long an upload waits for a tracker that died with its answer: restart, recovery and a commit."""
+
 
 @serve.ingress()
 class Ingress:
@@ -27,9 +30,7 @@ class Ingress:
         """`_stable_diffusion` is bound only so that Serve deploys it with us: the trackers call it."""
         settings = load_settings(arguments)
         configure(settings.log)
-        trackers = JobTrackers(
-            arguments, settings.tracker.shards, patience=2 * settings.tracker.accept_timeout
-        )
+        trackers = JobTrackers(arguments, settings.tracker.shards, patience=READ_BACK_SECONDS)
         self._live = LiveJobs(trackers)
         self._photos = ProfilePhotos(
             settings=settings,
@@ -39,6 +40,11 @@ class Ingress:
             live=self._live,
             catalogue=Catalogue(settings.diffusion.models_dir),
         )
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Which model's styles and defaults count: the one that the replicas are told to serve."""
+        if (model := user_config.get("model")) is not None:
+            self._photos.use_model(str(model))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_api(self._photos, self._open)

@@ -110,6 +110,7 @@ class ProfilePhotos:
             {"database": records.ping, "storage": storage.check}, feed_lag=lambda: live.lag
         )
         self._catalogue = catalogue
+        self._model = settings.diffusion.model
         self._manifest: Manifest | None = None
         self._manifest_read_at = 0.0
         self._records = records
@@ -205,6 +206,11 @@ class ProfilePhotos:
 
     # --- models ------------------------------------------------------------------------------------------
 
+    def use_model(self, name: str) -> None:
+        """From now on this model's styles and defaults count, once its manifest could be read."""
+        self._model = name
+        self._manifest_read_at = float("-inf")
+
     async def model(self) -> Manifest:
         """The configured model's manifest, some seconds old at most.
 
@@ -218,7 +224,7 @@ class ProfilePhotos:
 
     async def _read_manifest(self) -> Manifest:
         try:
-            return await self._read(self._catalogue.manifest, self.settings.diffusion.model)
+            return await self._read(self._catalogue.manifest, self._model)
         except ModelUnusable as error:
             if self._manifest is None:
                 raise

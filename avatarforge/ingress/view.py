@@ -131,13 +131,20 @@ class LiveJobs:
             asked_at = self._clock()
             try:
                 batch = await self._source.feed(number, cursor, self.FEED_WAIT)
+                changed = shard.apply(batch, self.KEEP_FINISHED)
             except TrackerUnavailable as error:
                 log.warning("tracker is away", shard=number, reason=error.reason)
                 await asyncio.sleep(self.RETRY)
                 continue
+            except Exception:
+                # The edge of a feed: what it cannot take in, it asks for anew, as one that knows nothing.
+                log.exception("feed broke", shard=number)
+                cursor = FeedCursor()
+                await asyncio.sleep(self.RETRY)
+                continue
             cursor = batch.cursor
             shard.heard_at = self._clock()
-            for job_id in shard.apply(batch, self.KEEP_FINISHED):
+            for job_id in changed:
                 for future in self._waiters.pop(job_id, ()):
                     if not future.done():
                         future.set_result(None)

@@ -101,6 +101,7 @@ _MARIADB_PASSING = frozenset(
         3, 28, 1021, 1026, 1030, 1114,  # disk full or failing
         1290, 1836,  # read-only: the server is a replica at present
         1047,  # a Galera node that is not ready
+        1180,  # an error during the commit
     }
 )  # fmt: skip
 """Error numbers that pass by themselves: https://mariadb.com/kb/en/mariadb-error-code-reference/."""

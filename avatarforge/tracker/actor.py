@@ -1,6 +1,7 @@
 """The JobTracker as a detached, named Ray actor: a few lines around the plain class."""
 
 import asyncio
+import os
 from typing import Any
 
 import ray
@@ -23,6 +24,8 @@ NAMESPACE = "avatarforge"
 APPLICATION = "avatarforge"
 """Name of the Serve application whose replicas generate."""
 DEPLOYMENT = "StableDiffusion"
+PAUSE_BEFORE_RESTART = 2.0
+"""Seconds, so that a fault that stays does not keep a core busy."""
 MANY = 10_000
 """Calls that one tracker answers at a time: they wait, they do not work."""
 
@@ -38,9 +41,21 @@ class JobTrackerActor:
             JobRecords(open_engine(settings.database, settings.database_url)),
             ServeReplicas(DEPLOYMENT, APPLICATION),
             settings.tracker,
-            on_overtaken=lambda: ray.kill(ray.get_runtime_context().current_actor, no_restart=True),
+            on_broken=self._give_up,
         )
-        self._starting = asyncio.get_running_loop().create_task(self._tracker.start(), name="start")
+        self._starting = asyncio.get_running_loop().create_task(self._start(), name="start")
+
+    async def _start(self) -> None:
+        try:
+            await self._tracker.start()
+        except Exception as error:
+            # The edge of the actor: a wrong password, a database that was never upgraded.
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """End this process, and only it: Ray starts the actor again, and it recovers from the database."""
+        log.critical("tracker gives up", pause=PAUSE_BEFORE_RESTART, exc_info=error)
+        asyncio.get_running_loop().call_later(PAUSE_BEFORE_RESTART, os._exit, 1)
 
     async def submit(self, jobs: list[ProfilePhotoJob]) -> list[ProfilePhotoJob | AvatarForgeError]:
         return await self._tracker.submit(jobs)

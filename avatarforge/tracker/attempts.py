@@ -6,7 +6,6 @@ from contextlib import aclosing
 
 import structlog
 
-from avatarforge.domain.errors import Overtaken
 from avatarforge.domain.generations import (
     GenerationFailed,
     GenerationFinished,
@@ -23,6 +22,8 @@ AttemptEnd = GenerationFinished | GenerationFailed
 """How an attempt ends. A lost worker is a `GenerationFailed` that is retryable."""
 
 WORKER_LOST, LEASE_EXPIRED = "worker_lost", "lease_expired"
+LOST = frozenset({WORKER_LOST, LEASE_EXPIRED})
+"""Codes of attempts whose worker is gone: another one takes the job, as soon as there is one."""
 
 
 def task_of(job: ProfilePhotoJob) -> GenerationTask:
@@ -52,8 +53,11 @@ async def follow(
     except TimeoutError:
         log.warning("replica fell silent", job_id=job.job_id, attempt=job.attempt, seconds=lease_seconds)
         return _lost(LEASE_EXPIRED, f"The worker was silent for {lease_seconds:g} seconds.")
-    except Overtaken:
-        raise
+    except asyncio.CancelledError:
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise
+        # Ours was not cancelled: the replica cancelled its side, and Ray tells it in this way.
+        return _lost(WORKER_LOST, "The worker gave the generation up.")
     except Exception as error:
         # The edge of a job: whatever breaks the stream (a dead actor, a dead node, a cut connection) loses
         # this attempt and nothing else.

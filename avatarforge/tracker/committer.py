@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 import structlog
 
 from avatarforge.domain.changes import JobChange
-from avatarforge.domain.errors import DatabaseUnavailable, Overtaken, Unavailable
+from avatarforge.domain.errors import DatabaseUnavailable, Overtaken
 
 log = structlog.get_logger(__name__)
 
@@ -56,17 +56,18 @@ class Committer:
         batch: int,
         accept_timeout: float,
         on_disowned: Callable[[JobChange], None],
-        on_overtaken: Callable[[Overtaken], None],
+        on_broken: Callable[[Exception], None],
     ) -> None:
+        """`on_broken` hears of an error after which nothing is written any more, such as `Overtaken`."""
         self._records = records
         self._shard = shard
         self._batch = batch
         self._accept_timeout = accept_timeout
         self._on_disowned = on_disowned
-        self._on_overtaken = on_overtaken
+        self._on_broken = on_broken
         self._epoch = 0
-        self._queue: asyncio.Queue[_Pending] = asyncio.Queue()
-        """Unbounded here: its callers wait, and `accept` admits no more than they do."""
+        self._queue: asyncio.Queue[_Pending | None] = asyncio.Queue()
+        """Unbounded here: its callers wait for what they put in. `None` ends the writer."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._task: asyncio.Task[None] | None = None
         self.outage: DatabaseUnavailable | None = None
@@ -79,12 +80,13 @@ class Committer:
         return self._epoch
 
     async def stop(self) -> None:
-        """Finish the transaction under way; what still waits is refused."""
+        """Write what waits, unless the database is away: then it is refused."""
         if self._task is not None:
-            self._task.cancel()
+            self._queue.put_nowait(None)
+            if self.outage is not None:
+                self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        while not self._queue.empty():
-            _refuse(self._queue.get_nowait(), DatabaseUnavailable("the tracker is stopping"))
+        self._refuse_waiting(DatabaseUnavailable("the tracker is stopping"))
         await asyncio.to_thread(self._thread.shutdown)
 
     async def commit(self, change: JobChange) -> JobChange:
@@ -99,6 +101,9 @@ class Committer:
         try:
             return await asyncio.wait_for(asyncio.shield(pending.future), self._accept_timeout)
         except TimeoutError:
+            if pending.future.done():
+                # Committed in the very moment in which the time ran out.
+                return pending.future.result()
             pending.disowned = True
             raise DatabaseUnavailable(f"no commit within {self._accept_timeout} seconds") from None
 
@@ -110,17 +115,34 @@ class Committer:
         return pending
 
     async def _write_forever(self) -> None:
-        while True:
-            group = [await self._queue.get()]
-            while len(group) < self._batch and not self._queue.empty():
-                group.append(self._queue.get_nowait())
-            try:
+        group: list[_Pending] = []
+        try:
+            while group := await self._next_group():
                 await self._settle([pending for pending in group if not pending.disowned])
-            except Overtaken as error:
-                for pending in group:
-                    _refuse(pending, error)
-                self._on_overtaken(error)
-                return
+        except Exception as error:
+            # The writer's end: whoever waits must hear of it, and the owner must not go on without one.
+            for pending in group:
+                _refuse(pending, error)
+            self._refuse_waiting(error)
+            self._on_broken(error)
+
+    async def _next_group(self) -> list[_Pending]:
+        """What waits, at least one; nothing once the writer is to end."""
+        group = []
+        item = await self._queue.get()
+        while item is not None:
+            group.append(item)
+            if len(group) == self._batch or self._queue.empty():
+                return group
+            item = self._queue.get_nowait()
+        if group:
+            self._queue.put_nowait(None)
+        return group
+
+    def _refuse_waiting(self, error: Exception) -> None:
+        while not self._queue.empty():
+            if (pending := self._queue.get_nowait()) is not None:
+                _refuse(pending, error)
 
     async def _settle(self, group: list[_Pending]) -> None:
         """Write the group and tell its callers."""
@@ -128,7 +150,7 @@ class Committer:
             return
         try:
             written = await self._written(group)
-        except (Unavailable, Overtaken, asyncio.CancelledError):
+        except Overtaken:
             raise
         except Exception as error:
             # One change that the database refuses must not take the others with it.
@@ -184,14 +206,9 @@ class Committer:
         pause = self.FIRST_PAUSE
         while True:
             try:
-                result = await self._in_thread(call)
+                return await self._in_thread(call)
             except DatabaseUnavailable as error:
                 self._went_away(error)
-            else:
-                if self.outage is not None:
-                    log.info("database is back", shard=self._shard)
-                    self.outage = None
-                return result
             await asyncio.sleep(pause)
             pause = min(2 * pause, self.LONGEST_PAUSE)
 
@@ -201,7 +218,21 @@ class Committer:
         self.outage = error
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+        try:
+            result = await asyncio.get_running_loop().run_in_executor(self._thread, call)
+        except DatabaseUnavailable:
+            raise
+        except Exception:
+            self._came_back()
+            raise
+        self._came_back()
+        return result
+
+    def _came_back(self) -> None:
+        """Whatever the database answers, it answers."""
+        if self.outage is not None:
+            log.info("database is back", shard=self._shard)
+            self.outage = None
 
 
 def _refuse(pending: _Pending, error: Exception) -> None:

@@ -11,7 +11,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
-from avatarforge.domain.generations import GenerationTask, GenerationUpdate
+from avatarforge.domain.generations import GenerationProgress, GenerationTask, GenerationUpdate
 from avatarforge.tracker.replicas import Reservation
 
 log = structlog.get_logger(__name__)
@@ -51,9 +51,12 @@ class ServeReplicas:
     async def _deployed(self) -> "DeploymentHandle[Any]":
         while self._handle is None:
             try:
-                handle = serve.get_deployment_handle(self._deployment, self._application)
-            except RayServeException as error:
-                log.debug("application is not deployed yet", reason=str(error))
+                # Blocks, on Serve's controller.
+                handle = await asyncio.to_thread(
+                    serve.get_deployment_handle, self._deployment, self._application
+                )
+            except (RayServeException, RayError, KeyError) as error:  # KeyError: not deployed (yet)
+                log.info("no deployment to send jobs to", reason=str(error))
                 await asyncio.sleep(self.RETRY)
             else:
                 self._handle = handle.options(method_name="generate", stream=True)
@@ -71,8 +74,8 @@ class _ServeReservation:
         finished = False
         try:
             async for update in response:
+                finished = not isinstance(update, GenerationProgress)
                 yield update
-            finished = True
         finally:
             if not finished:
                 response.cancel()  # type: ignore[no-untyped-call]  # Ray leaves it untyped

@@ -15,7 +15,7 @@ from avatarforge.domain.generations import GenerationFinished, GenerationProgres
 from avatarforge.domain.jobs import JobError, ProfilePhotoJob
 from avatarforge.domain.status import ProcessingStatus
 from avatarforge.settings import TrackerSettings
-from avatarforge.tracker.attempts import AttemptEnd, follow
+from avatarforge.tracker.attempts import LOST, AttemptEnd, follow
 from avatarforge.tracker.committer import ChangeLog, Committer
 from avatarforge.tracker.feed import Feed, FeedBatch, FeedCursor
 from avatarforge.tracker.line import WaitingLine
@@ -48,6 +48,14 @@ class JobTracker:
     """Waiting jobs whose position is told."""
     PAGE = 1000
     """Events read from the database at once."""
+    HOLD = 2.0
+    """Seconds that a reserved slot is held while its job's start is committed. A slot that is held by a
+    tracker that dies is lost to its replica, so none is held through an outage."""
+    RETRY_PAUSE = 10.0
+    """Seconds that a job waits after a worker has given it back, doubled with each time: the same worker,
+    free at once, would take it again."""
+    MOST_MESSAGE = 1000
+    """Characters of an error's message that are kept."""
 
     def __init__(
         self,
@@ -56,14 +64,16 @@ class JobTracker:
         replicas: Replicas,
         settings: TrackerSettings,
         *,
-        on_overtaken: Callable[[], None],
+        on_broken: Callable[[Exception], None],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        """`on_broken` hears of an error after which this tracker can do nothing more: it must be replaced
+        by a new one, which recovers from the database."""
         self._shard = shard
         self._records = records
         self._replicas = replicas
         self._settings = settings
-        self._on_overtaken = on_overtaken
+        self._on_broken = on_broken
         self._now = now
         self._jobs: dict[str, ProfilePhotoJob] = {}
         self._line = WaitingLine()
@@ -71,6 +81,7 @@ class JobTracker:
         self._running = 0
         self._work = asyncio.Event()
         self._ready = asyncio.Event()
+        self._accepting: dict[str, asyncio.Task[ProfilePhotoJob]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._feed: Feed | None = None
         self._committer = Committer(
@@ -79,7 +90,7 @@ class JobTracker:
             batch=settings.commit_batch,
             accept_timeout=settings.accept_timeout,
             on_disowned=self._erase,
-            on_overtaken=self._overtaken,
+            on_broken=on_broken,
         )
 
     # --- starting and stopping ----------------------------------------------------------------------
@@ -152,6 +163,14 @@ class JobTracker:
         known = self._jobs.get(job.job_id)
         if known is not None:
             return known
+        accepting = self._accepting.get(job.job_id)
+        if accepting is None:
+            accepting = asyncio.create_task(self._accept_new(job), name="accept")
+            self._accepting[job.job_id] = accepting
+            accepting.add_done_callback(lambda _: self._accepting.pop(job.job_id))
+        return await asyncio.shield(accepting)
+
+    async def _accept_new(self, job: ProfilePhotoJob) -> ProfilePhotoJob:
         change = JobChange(job=job, event=job.event(EventKind.SUBMITTED, job.created_at))
         committed = await self._committer.accept(change)
         self._tell(committed)
@@ -171,29 +190,50 @@ class JobTracker:
             await self._work.wait()
             reserved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._own(self._attempt(reserved), "attempt")
-            await reserved
+            try:
+                await reserved
+            except Exception as error:
+                # The edge of a reservation: jobs still wait, so it is tried again.
+                log.error("no slot could be reserved", shard=self._shard, exc_info=error)
+                await asyncio.sleep(Committer.LONGEST_PAUSE)
             if not self._line:
                 self._work.clear()
 
     async def _attempt(self, reserved: "asyncio.Future[None]") -> None:
         """Wait for a slot, then let the job whose turn it is have it. `reserved` ends the waiting."""
+        job: ProfilePhotoJob | None = None
+        starting: asyncio.Task[ProfilePhotoJob] | None = None
         try:
             async with self._replicas.reserve() as reservation:
                 job = self._line.pop()
                 reserved.set_result(None)
-                if job is not None:
-                    await self._generate(job, reservation)
+                if job is None:
+                    return
+                starting = asyncio.create_task(self._start_of(job), name="start of a job")
+                done, _ = await asyncio.wait({starting}, timeout=self.HOLD)
+                if done:
+                    await self._generate(starting.result(), reservation)
+                    return
+            # The slot is free again; the job has to wait for another.
+            self._stand_in_line(await self._take_back(await starting, lost=False))
         except Overtaken:
             log.info("attempt dropped: the shard is another tracker's now", shard=self._shard)
+        except Exception as error:
+            if not reserved.done():
+                reserved.set_exception(error)
+            elif job is not None:
+                await self._give_up(self._jobs.get(job.job_id, job), error)
         finally:
             if not reserved.done():
                 reserved.set_result(None)
+
+    async def _start_of(self, job: ProfilePhotoJob) -> ProfilePhotoJob:
+        return await self._move(job.started(self._now()), EventKind.STARTED)
 
     async def _generate(self, job: ProfilePhotoJob, reservation: Reservation) -> None:
         self._running += 1
         self._pace.started(asyncio.get_running_loop().time())
         try:
-            job = await self._move(job.started(self._now()), EventKind.STARTED)
             end = await follow(
                 job,
                 reservation,
@@ -206,9 +246,8 @@ class JobTracker:
 
     async def _conclude(self, job: ProfilePhotoJob, end: AttemptEnd) -> None:
         """Record how the attempt ended."""
-        clock = asyncio.get_running_loop().time()
         if isinstance(end, GenerationFinished):
-            self._pace.finished(clock, self._running)
+            self._pace.finished(asyncio.get_running_loop().time(), self._running)
             await self._move(job.done(end.outcome, self._now()), EventKind.DONE)
             return
         self._pace.stopped(self._running)
@@ -218,13 +257,25 @@ class JobTracker:
             message = f"{end.error.message} {job.losses + 1} attempts were lost."
             await self._fail(job, JobError(code=end.error.code, message=message))
         else:
-            self._stand_in_line(await self._take_back(job, lost=True))
+            pause = 0.0 if end.error.code in LOST else self.RETRY_PAUSE * 2**job.losses
+            self._own(self._retry(await self._take_back(job, lost=True), pause), "retry")
+
+    async def _retry(self, job: ProfilePhotoJob, pause: float) -> None:
+        await asyncio.sleep(pause)
+        self._stand_in_line(job)
+
+    async def _give_up(self, job: ProfilePhotoJob, error: Exception) -> None:
+        """The edge of a job: the database has refused one of its moves, and it must end all the same."""
+        log.error("job broke", job_id=job.job_id, attempt=job.attempt, exc_info=error)
+        message = f"The job could not go on ({type(error).__name__})."
+        await self._fail(job, JobError(code=AvatarForgeError.code, message=message))
 
     async def _take_back(self, job: ProfilePhotoJob, *, lost: bool) -> ProfilePhotoJob:
         return await self._move(job.requeued(lost=lost), EventKind.REQUEUED)
 
     async def _fail(self, job: ProfilePhotoJob, error: JobError) -> None:
-        await self._move(job.failed(error, self._now()), EventKind.FAILED)
+        short = JobError(code=error.code, message=error.message[: self.MOST_MESSAGE])
+        await self._move(job.failed(short, self._now()), EventKind.FAILED)
 
     # --- state ----------------------------------------------------------------------------------------
 
@@ -264,20 +315,17 @@ class JobTracker:
     async def _forget(self, job: ProfilePhotoJob) -> None:
         await self._move(job.erased(), EventKind.ERASED)
 
-    def _overtaken(self, error: Overtaken) -> None:
-        log.error("another tracker has taken this shard", shard=self._shard, reason=str(error))
-        self._on_overtaken()
-
     def _own(self, work: Coroutine[None, None, None], name: str) -> None:
-        """Run beside the rest; `stop` ends it. What it raises is logged: nobody awaits it."""
+        """Run beside the rest; `stop` ends it. Nobody awaits it: what it raises breaks the tracker."""
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if not task.cancelled() and isinstance(error := task.exception(), Exception):
             log.error("task broke", task=task.get_name(), shard=self._shard, exc_info=error)
+            self._on_broken(error)
 
 
 def _told(answer: ProfilePhotoJob | BaseException) -> ProfilePhotoJob | AvatarForgeError:

@@ -40,7 +40,7 @@ async def tracker(records: JobRecords) -> AsyncIterator[JobTracker]:
         records,
         ScriptedReplicas(slots=4),
         TrackerSettings(accept_timeout=3),
-        on_overtaken=lambda: pytest.fail("nobody else claims the shard"),
+        on_broken=lambda error: pytest.fail(f"an outage breaks nothing: {error}"),
     )
     await tracker.start()
     yield tracker

@@ -1,5 +1,7 @@
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
@@ -24,16 +26,17 @@ def start(job: ProfilePhotoJob) -> JobChange:
 
 class Bench:
     def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
         self.records = MemoryRecords()
         self.disowned: list[JobChange] = []
-        self.overtaken: list[Overtaken] = []
+        self.broken: list[Exception] = []
         self.committer = Committer(
             self.records,
             0,
             batch=100,
             accept_timeout=0.3,
             on_disowned=self.disowned.append,
-            on_overtaken=self.overtaken.append,
+            on_broken=self.broken.append,
         )
 
 
@@ -125,4 +128,49 @@ async def test_an_overtaken_committer_refuses_and_says_so(bench: Bench) -> None:
     bench.records.claim_shard(0)
     with pytest.raises(Overtaken):
         await bench.committer.accept(submission(a_job()))
-    assert [(error.epoch, error.current) for error in bench.overtaken] == [(1, 2)]
+    [error] = bench.broken
+    assert isinstance(error, Overtaken)
+    assert (error.epoch, error.current) == (1, 2)
+
+
+async def test_a_commit_in_the_moment_of_the_time_out_is_not_disowned(bench: Bench) -> None:
+    commit = bench.records.commit
+
+    def slow(*arguments: Any) -> list[int]:
+        seqs = commit(*arguments)
+        # The answer reaches the loop when the time of everybody who waits has just run out.
+        bench.loop.call_soon_threadsafe(time.sleep, 0.5)
+        return seqs
+
+    bench.records.commit = slow  # type: ignore[method-assign]  # the same, later
+    jobs = [a_job() for _ in range(3)]
+    answers = await asyncio.gather(
+        *(bench.committer.accept(submission(job)) for job in jobs), return_exceptions=True
+    )
+    await wait_until(lambda: len(bench.records.log) == 3)
+    kept = [answer for answer in answers if isinstance(answer, JobChange)]
+    await wait_until(lambda: len(kept) + len(bench.disowned) == 3)
+
+
+async def test_an_outage_ends_with_any_answer(bench: Bench) -> None:
+    job = (await bench.committer.accept(submission(a_job()))).job
+    bench.records.down = True
+    again = asyncio.create_task(bench.committer.commit(submission(job)))
+    await wait_until(lambda: bench.committer.outage)
+    bench.records.down = False
+    committed = bench.records.committed
+    bench.records.committed = lambda changes: None  # type: ignore[method-assign]  # so that the repeat is refused
+    with pytest.raises(ValueError, match="in the log already"):
+        await again
+    bench.records.committed = committed  # type: ignore[method-assign]  # as it was
+    assert bench.committer.outage is None
+
+
+async def test_stopping_writes_what_waits() -> None:
+    bench = Bench()
+    await bench.committer.start()
+    jobs = [a_job() for _ in range(5)]
+    accepting = [asyncio.create_task(bench.committer.accept(submission(job))) for job in jobs]
+    await asyncio.sleep(0)
+    await bench.committer.stop()
+    assert [(await task).event.seq for task in accepting] == [1, 2, 3, 4, 5]

@@ -1,8 +1,11 @@
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import pytest
 
+from avatarforge.domain.changes import JobChange
 from avatarforge.domain.errors import DatabaseUnavailable
 from avatarforge.domain.events import EventKind
 from avatarforge.domain.generations import (
@@ -30,13 +33,12 @@ class Bench:
     def __init__(self) -> None:
         self.records = MemoryRecords()
         self.replicas = ScriptedReplicas()
-        self.overtaken = False
+        self.settings = SETTINGS
+        self.broken: list[Exception] = []
         self.trackers: list[JobTracker] = []
 
     async def start(self) -> JobTracker:
-        tracker = JobTracker(
-            0, self.records, self.replicas, SETTINGS, on_overtaken=lambda: setattr(self, "overtaken", True)
-        )
+        tracker = JobTracker(0, self.records, self.replicas, self.settings, on_broken=self.broken.append)
         self.trackers.append(tracker)
         await tracker.start()
         return tracker
@@ -119,6 +121,67 @@ async def test_a_generation_that_cannot_succeed_fails_at_once(bench: Bench) -> N
     assert failed.error == JobError(code="no_steps", message="Nothing to do.")
 
 
+async def test_a_stream_that_the_replica_cancels_loses_the_attempt_only(bench: Bench) -> None:
+    async def cancelled(task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
+        yield GenerationProgress(step=1, total_steps=3)
+        raise asyncio.CancelledError
+
+    tracker = await bench.start()
+    bench.replicas.next_scripts.append(cancelled)
+    [job] = await tracker.submit([a_job()])
+    done = await bench.ended(job)
+    assert (done.status, done.losses) == (ProcessingStatus.DONE, 1)
+
+
+async def test_a_job_that_a_worker_gives_back_waits_before_it_goes_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def sick(task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
+        yield GenerationFailed(error=JobError(code="device_failed", message="Hot."), retryable=True)
+
+    monkeypatch.setattr(JobTracker, "RETRY_PAUSE", 0.2)
+    tracker = await bench.start()
+    bench.replicas.script = sick
+    began = time.monotonic()
+    [job] = await tracker.submit([a_job()])
+    failed = await bench.ended(job)
+    assert (failed.status, failed.attempt) == (ProcessingStatus.FAILED, 3)
+    assert time.monotonic() - began > 0.2 + 0.4
+
+
+async def test_a_job_whose_end_the_database_refuses_fails_and_does_not_hang(bench: Bench) -> None:
+    commit = bench.records.commit
+
+    def picky(shard: int, epoch: int, changes: Sequence[JobChange]) -> list[int]:
+        if any(change.event.kind is EventKind.DONE for change in changes):
+            raise ValueError("a value is too long")
+        return commit(shard, epoch, changes)
+
+    bench.records.commit = picky  # type: ignore[method-assign]  # a database that refuses one kind of change
+    tracker = await bench.start()
+    [job] = await tracker.submit([a_job()])
+    failed = await bench.ended(job)
+    assert failed.error is not None
+    assert (failed.status, failed.error.code) == (ProcessingStatus.FAILED, "internal_error")
+    assert bench.broken == []
+
+
+async def test_no_slot_is_held_while_the_database_is_away(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(JobTracker, "HOLD", 0.1)
+    tracker = await bench.start()
+    bench.replicas = ScriptedReplicas(slots=1)
+    tracker._replicas = bench.replicas
+    bench.records.hold_starts = threading.Event()
+    [job] = await tracker.submit([a_job()])
+    await wait_until(lambda: bench.records.starts_held)
+    async with asyncio.timeout(5), bench.replicas.reserve():
+        bench.records.hold_starts.set()
+    done = await bench.ended(job)
+    assert (done.status, done.attempt, done.losses) == (ProcessingStatus.DONE, 2, 0)
+
+
 async def test_no_more_jobs_run_than_there_are_slots(bench: Bench) -> None:
     running = most = 0
 
@@ -183,7 +246,7 @@ async def test_an_overtaken_tracker_publishes_nothing_more(bench: Bench) -> None
     await bench.start()
     done = await bench.ended(job)
     gate.set()
-    await wait_until(lambda: bench.overtaken)
+    await wait_until(lambda: bench.broken)
     assert done.outcome == an_outcome()
     assert bench.records.jobs[job.job_id] == done
     assert bench.story(job).count(EventKind.DONE) == 1
@@ -241,6 +304,7 @@ async def test_a_subscriber_resumes_with_the_next_tracker_from_its_last_seq(benc
 
 async def test_the_feed_tells_progress_and_the_order_of_the_line(bench: Bench) -> None:
     bench.replicas = ScriptedReplicas(slots=1, script=silent)
+    bench.settings = TrackerSettings(lease_seconds=60)
     tracker = await bench.start()
     cursor = (await tracker.feed(FeedCursor(), 0)).cursor
     jobs = await tracker.submit([a_job() for _ in range(3)])
