@@ -1,8 +1,10 @@
 """From a photo to an avatar, through real sockets."""
 
 import io
+import os
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import httpx
 import pytest
@@ -95,6 +97,11 @@ def test_nothing_of_an_upload_stays_in_the_upload_folder(
     ended(client, submitted(client, "tidy", portrait, steps="4"))
     assert submitted(client, "tidy", portrait[: len(portrait) // 2]).status_code == 422
     assert list((installation.service.data_dir / "uploads").iterdir()) == []
+    # On Linux uploads have no name; what is left of them would be an open file.
+    [ingress] = installation.service.processes("ray::ServeReplica:avatarforge:Ingress")
+    held = [os.readlink(link) for link in Path(f"/proc/{ingress.pid}/fd").iterdir() if link.is_symlink()]
+    assert len(held) > 0
+    assert [path for path in held if "/uploads/" in path] == []
 
 
 @pytest.mark.parametrize(
