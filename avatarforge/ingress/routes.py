@@ -40,9 +40,16 @@ JobId = Annotated[
 ]
 Limit = Annotated[int, Query(ge=1, le=200, description="Most entries of a page.")]
 
+SUBMIT_PATH = "/customers/{customerId}"
 STATUS_PATH = "/customers/{customerId}/photos/{jobId}/status"
+CUSTOMER_PARAMETER = {
+    "name": "customerId",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "pattern": f"^{GRAMMAR}$"},
+}
 STATUS_PARAMETERS = [
-    {"name": "customerId", "in": "path", "required": True, "schema": {"type": "string"}},
+    CUSTOMER_PARAMETER,
     {"name": "jobId", "in": "path", "required": True, "schema": {"type": "string"}},
     {
         "name": "waitSeconds",
@@ -77,11 +84,11 @@ async def photo_status(request: Request) -> Response:
 
 
 @router.post(
-    "/customers/{customerId}",
+    SUBMIT_PATH,
     status_code=202,
     response_model=schemas.ProfilePhotoJobStatus,
     response_description="Accepted: the job is durable and will come to an end.",
-    openapi_extra={"requestBody": UPLOAD},
+    openapi_extra={"requestBody": UPLOAD, "parameters": [CUSTOMER_PARAMETER]},
     responses=told(
         errors.InvalidCustomerId,
         errors.MalformedUpload,
@@ -100,12 +107,13 @@ async def photo_status(request: Request) -> Response:
     ),
     tags=["photos"],
 )
-async def submit_photo(request: Request, customer_id: CustomerId) -> Response:
+async def submit_photo(request: Request) -> Response:
     """Upload a photo and ask for an avatar. The customer comes into being with the first photo.
 
     `Location` names the job's status.
     """
-    photos = service_of(request)
+    # Read by hand for the same reason as in `photo_status`.
+    photos, customer_id = service_of(request), request.path_params["customerId"]
     # Before the body is read: nobody should upload 20 MB to hear that the address is wrong.
     checked_customer_id(customer_id)
     async with receive_upload(

@@ -88,7 +88,7 @@ class Stored:
 class ProfilePhotos:
     """The service of one ingress replica. It keeps nothing but threads; `close()` ends them."""
 
-    MANIFEST_AGE = 5.0
+    MANIFEST_AGE = 30.0
     """Seconds after which the model's manifest is read again."""
     RECHECK = 1.0
     """Seconds until a job that the view does not know yet is looked up again by one who waits for it."""

@@ -1,7 +1,6 @@
 """From a photo to an avatar, through real sockets."""
 
 import io
-import os
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -99,7 +98,7 @@ def test_nothing_of_an_upload_stays_in_the_upload_folder(
     assert list((installation.service.data_dir / "uploads").iterdir()) == []
     # On Linux uploads have no name; what is left of them would be an open file.
     [ingress] = installation.service.processes("ray::ServeReplica:avatarforge:Ingress")
-    held = [os.readlink(link) for link in Path(f"/proc/{ingress.pid}/fd").iterdir() if link.is_symlink()]
+    held = [str(link.readlink()) for link in Path(f"/proc/{ingress.pid}/fd").iterdir() if link.is_symlink()]
     assert len(held) > 0
     assert [path for path in held if "/uploads/" in path] == []
 
