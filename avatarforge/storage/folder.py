@@ -107,13 +107,14 @@ class FolderStorage:
     def _publish(self, incoming: Path, path: Path) -> None:
         """Give the file its key and make every folder entry on the way to it durable."""
         while True:
-            path.parent.mkdir(parents=True, exist_ok=True)
             try:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 incoming.replace(path)
                 break
-            except FileNotFoundError:
-                # A concurrent delete may have pruned the parent between the two calls.
-                if not incoming.exists():
+            except (FileNotFoundError, FileExistsError):
+                # A concurrent delete may have pruned the parent between two calls (`mkdir` itself makes
+                # two: it finds the folder there, and then looks whether it is one).
+                if not incoming.exists() or path.parent.is_file():
                     raise
         # Plain strings: path objects would take longer than the calls themselves.
         folder = str(path.parent)

@@ -46,7 +46,7 @@ def train(
     model = (start or new(plan)).to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-4, betas=(0.9, 0.99))
     progress = Progress(work / "autoencoder.pt", model, optimizer, None)
-    step, rng = progress.resume(), np.random.default_rng()
+    step = progress.resume()
     while step < (total := budget.total()):
         rng = np.random.default_rng((1, step))
         torch.manual_seed(step)
@@ -111,9 +111,9 @@ def encoded(model: AutoencoderTiny, dataset: Dataset, device: str) -> torch.Tens
     return torch.cat(parts) * model.config["scaling_factor"]
 
 
-@torch.no_grad()
 def _scaled(model: AutoencoderTiny, dataset: Dataset, device: str) -> AutoencoderTiny:
     """The model with the scaling factor that gives latents a standard deviation of 1."""
-    sample = model.encode(dataset.batch(np.arange(min(600, len(dataset.portraits)))).to(device)).latents
-    model.register_to_config(scaling_factor=float(1 / sample.std()))
+    some = Dataset(pixels=dataset.pixels[:600], portraits=dataset.portraits[:600])
+    model.register_to_config(scaling_factor=1.0)
+    model.register_to_config(scaling_factor=float(1 / encoded(model, some, device).std()))
     return model

@@ -44,9 +44,9 @@ class Preset:
 
 PRESETS: Final[dict[int, Preset]] = {
     128: Preset(  # two CPU cores, a few hours
-        portraits=4_000,
+        portraits=6_000,
         autoencoder=AutoencoderPlan(channels=32, batch=16),
-        autoencoder_steps=4_000,
+        autoencoder_steps=6_000,
         text=TextPlan(width=128),
         text_steps=400,
         denoiser=DenoiserPlan(channels=(64, 96, 160), batch=16),
