@@ -127,10 +127,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for the pictures")
     parser.add_argument("--steps", type=int, default=25, help="DDIM steps (default: %(default)s)")
-    parser.add_argument("--guidance", type=float, default=3.0, help="for captions (default: %(default)s)")
-    parser.add_argument(
-        "--photo-guidance", type=float, default=3.0, help="for the photo (default: %(default)s)"
-    )
+    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the noise (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     return parser.parse_args()
@@ -143,10 +140,9 @@ def main() -> None:
     pipeline = loaded(options.checkpoint)
     photo = cropped(Image.open(options.photo), options.crop, pipeline.unet.config.sample_size * 8)
     sampling = Sampling(steps=options.steps, guidance=options.guidance, batch=10, seed=options.seed)
-    for_photo = Sampling(steps=options.steps, guidance=options.photo_guidance, batch=10, seed=options.seed)
     grids = {
         "captions": caption_grid(pipeline, sampling),
-        "photo": photo_grid(pipeline, photo, for_photo),
+        "photo": photo_grid(pipeline, photo, sampling),
         "autoencoder": round_trip_grid(pipeline, photo, options.seed),
     }
     for name, grid in grids.items():
