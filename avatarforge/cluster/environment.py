@@ -21,9 +21,6 @@ PATIENCE = {
     "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": "60",
     # A private cluster's GCS never comes back: without it Ray's agents need not wait for a minute.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
-    # A freed slot of a replica is taken at once.
-    "RAY_SERVE_ROUTER_RETRY_INITIAL_BACKOFF_S": "0.005",
-    "RAY_SERVE_ROUTER_RETRY_MAX_BACKOFF_S": "0.05",
     # Nobody else sends requests to a private cluster that stops: nothing to drain for 30 s.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.1",
     "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "0.1",
