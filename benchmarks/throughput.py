@@ -1,5 +1,6 @@
 """Photos accepted a second from 32 clients, beside an ingress that only reads them."""
 
+import time
 from collections.abc import Iterator
 from itertools import cycle, islice
 from statistics import median
@@ -79,8 +80,18 @@ class _Side:
             for number in range(CLIENTS)
         ]
 
-    def warm_up(self, running: Service) -> None:
-        load.send(running.url, self._some(3 * CLIENTS), CLIENTS).expect(202)
+    def warm_up(self, running: Service, seconds: float = 60) -> None:
+        """Until all goes well: HAProxy cuts connections when it learns of a new application."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                load.send(running.url, self._some(3 * CLIENTS), CLIENTS).expect(202)
+            except ConnectionError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
+            else:
+                return
 
     def take_turn(self, running: Service, database_pid: int) -> None:
         meter = CpuMeter(running.pid, database_pid)
