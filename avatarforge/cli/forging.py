@@ -40,6 +40,10 @@ class Forged:
     job: Status
 
 
+DEMO: dict[str, object] = {"style": "flat-illustration", "seed": 4}
+"""What the demo asks for where its caller does not say: the same on every machine."""
+
+
 def forge(
     *,
     photos: list[Path],
@@ -55,6 +59,8 @@ def forge(
 ) -> None:
     """Raises `ClientError` and `NoSuchPhoto`; pictures that were finished before stay in `folder`."""
     chosen = photos or [SAMPLE]
+    if demo:
+        parameters = DEMO | {name: value for name, value in parameters.items() if value is not None}
     for photo in chosen:
         if not photo.is_file():
             raise NoSuchPhoto(photo)

@@ -17,8 +17,8 @@ _LEAST_FACE = 1 / 14
 
 # Where a portrait has its head, in units of the detector's box, which goes from the forehead to the lower
 # lip: the head is then about half as high as the square, with its middle at 45 % of the height.
-_SQUARE = 2.6
-_ABOVE = 0.62
+_SQUARE = 3.4
+_ABOVE = 1.03
 
 _one_at_a_time = Lock()  # a CascadeClassifier must not be used by two threads at once
 

@@ -41,8 +41,9 @@ def test_the_sample_portrait_is_cut_around_its_face(portrait: Image.Image) -> No
 
 
 def test_a_large_photo_finds_the_same_face(portrait: Image.Image) -> None:
-    small, _ = square(portrait, 64)
-    large, crop = square(portrait.resize((2400, 2400)), 64)
+    # So coarse that a pixel more or less at an edge hardly counts; another place would differ by 40.
+    small, _ = square(portrait, 16)
+    large, crop = square(portrait.resize((2400, 2400)), 16)
     assert crop is Crop.FACE
     assert np.abs(np.asarray(small, int) - np.asarray(large, int)).mean() < 12
 
