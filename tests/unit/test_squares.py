@@ -41,7 +41,7 @@ def test_the_sample_portrait_is_cut_around_its_face(portrait: Image.Image) -> No
 
 
 def test_a_large_photo_finds_the_same_face(portrait: Image.Image) -> None:
-    # So coarse that a pixel more or less at an edge hardly counts; another place would differ by 40.
+    # So coarse that a pixel more or less at an edge hardly counts; another place differs by 70.
     small, _ = square(portrait, 16)
     large, crop = square(portrait.resize((2400, 2400)), 16)
     assert crop is Crop.FACE
