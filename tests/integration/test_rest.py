@@ -23,7 +23,8 @@ async def test_the_model_and_its_styles_are_told(rest: Rest) -> None:
     [model] = (await rest.client.get("/models")).json()["models"]
     styles = (await rest.client.get("/styles")).json()
 
-    assert (model["name"], model["defaults"]["steps"]) == ("avatar-mini", 30)
+    defaults = Catalogue().manifest("avatar-mini").defaults
+    assert (model["name"], model["defaults"]["steps"]) == ("avatar-mini", defaults.steps)
     assert styles == {"model": "avatar-mini", "styles": model["styles"]}
     assert {"name": "neon", "title": "Neon", "prompt": "neon portrait of a person, {prompt}"} in model[
         "styles"

@@ -16,6 +16,7 @@ from avatarforge.ingress.view import LiveJob
 from tests.factories import NOON, a_job, an_outcome
 
 MANIFEST: Manifest = Catalogue().manifest("avatar-mini")
+STEPS = MANIFEST.defaults.steps
 
 FIELDS_OF_THE_DESIGN = [
     "jobId",
@@ -204,7 +205,7 @@ def test_seeds_differ_when_none_is_asked_for() -> None:
         ("strength", "nan", "a number above 0 and up to 1"),
         ("strength", "inf", "a number above 0 and up to 1"),
         ("strength", "strong", "a number above 0 and up to 1"),
-        ("strength", "0.01", "at least 1/30 with 30 steps, or no step is left to take"),
+        ("strength", "0.01", f"at least 1/{STEPS} with {STEPS} steps, or no step is left to take"),
         ("steps", "0", "a whole number from 1 to 150"),
         ("steps", "151", "a whole number from 1 to 150"),
         ("steps", "20.0", "a whole number from 1 to 150"),

@@ -184,13 +184,15 @@ async def test_no_slot_is_held_while_the_database_is_away(
 
 async def test_no_more_jobs_run_than_there_are_slots(bench: Bench) -> None:
     running = most = 0
+    pair = asyncio.Barrier(2)
 
     async def counted(task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
         nonlocal running, most
         running += 1
         most = max(most, running)
         yield GenerationProgress(step=1, total_steps=1)
-        await asyncio.sleep(0)
+        # Nobody ends alone: both slots are in use.
+        await pair.wait()
         running -= 1
         yield GenerationFinished(outcome=an_outcome())
 
