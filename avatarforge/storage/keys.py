@@ -12,7 +12,3 @@ def original_key(customer_id: str, job_id: str, media_type: str) -> str:
 def avatar_key(customer_id: str, job_id: str, attempt: int, image_format: ImageFormat) -> str:
     """The key holds the attempt, so that a late replica overwrites nobody's avatar."""
     return f"customers/{customer_id}/{job_id}/avatar-{attempt}.{_EXTENSIONS[image_format.media_type]}"
-
-
-def job_prefix(customer_id: str, job_id: str) -> str:
-    return f"customers/{customer_id}/{job_id}/"
