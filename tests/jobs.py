@@ -6,6 +6,7 @@ from typing import Any
 
 from avatarforge.domain.changes import JobChange
 from avatarforge.domain.events import EventKind
+from avatarforge.domain.idempotency import IdempotencyKey
 from avatarforge.domain.identifiers import new_job_id
 from avatarforge.domain.jobs import GenerationParameters, ImageFormat, JobError, Outcome, ProfilePhotoJob
 from tests import factories
@@ -37,6 +38,15 @@ def a_detailed_job(customer_id: str = "ana") -> ProfilePhotoJob:
     )
 
 
+def a_followed_job(customer_id: str = "ana", **fields: Any) -> ProfilePhotoJob:
+    """A PENDING job whose end somebody wants to be told of."""
+    return a_job(customer_id, callback_url="https://example.org/hook", **fields)
+
+
+def a_key(key: str = "upload-1") -> IdempotencyKey:
+    return IdempotencyKey(key=key, fingerprint="f0" * 32)
+
+
 def an_outcome(job: ProfilePhotoJob) -> Outcome:
     """One whose avatar has more bytes than 32 bits can count."""
     key = f"customers/{job.customer_id}/{job.job_id}/avatar-{job.attempt}.webp"
@@ -51,8 +61,8 @@ def later(seconds: float) -> datetime:
 # --- changes ------------------------------------------------------------------------------------------
 
 
-def submission(job: ProfilePhotoJob) -> JobChange:
-    return JobChange(job=job, event=job.event(EventKind.SUBMITTED, job.created_at))
+def submission(job: ProfilePhotoJob, key: IdempotencyKey | None = None) -> JobChange:
+    return JobChange(job=job, event=job.event(EventKind.SUBMITTED, job.created_at), idempotency_key=key)
 
 
 def start(job: ProfilePhotoJob) -> JobChange:

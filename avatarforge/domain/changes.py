@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from avatarforge.domain.events import EventKind, JobEvent
+from avatarforge.domain.idempotency import IdempotencyKey
 from avatarforge.domain.jobs import ProfilePhotoJob
 
 
@@ -12,6 +13,8 @@ class JobChange:
 
     job: ProfilePhotoJob
     event: JobEvent
+    idempotency_key: IdempotencyKey | None = None
+    """Of a submission: the client's name for it, written with it."""
 
     @property
     def is_submission(self) -> bool:
@@ -23,11 +26,38 @@ class JobChange:
 
     def numbered(self, seq: int) -> "JobChange":
         """The same change once the database has given its event a number."""
-        return JobChange(job=replace(self.job, seq=seq), event=replace(self.event, seq=seq))
+        return replace(self, job=replace(self.job, seq=seq), event=replace(self.event, seq=seq))
 
     def logged(self) -> "LoggedChange":
         """As the log gives it back."""
         return LoggedChange(event=self.event, job=None if self.is_erasure else self.job)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewJob:
+    """What is submitted: a job that nobody has kept yet, and the client's name for it."""
+
+    job: ProfilePhotoJob
+    idempotency_key: IdempotencyKey | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogBounds:
+    """What a shard's log holds."""
+
+    pruned_seq: int
+    """Events up to this number have been removed for their age; 0 before the first was."""
+    latest_seq: int
+    """The number of the last event; 0 before the first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectDeletion:
+    """Objects that have to go from storage: written in the transaction that erases their job."""
+
+    deletion_id: int
+    prefix: str
+    """The beginning of the objects' keys."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -164,6 +164,19 @@ class JobNotFound(AvatarForgeError):
         return f"Customer {shown(self.customer_id)} has no job with the id {shown(self.job_id)}."
 
 
+class DeliveryNotFound(AvatarForgeError):
+    """The job has no webhook delivery of this id."""
+
+    code = "delivery_not_found"
+
+    def __init__(self, job_id: str, delivery_id: str) -> None:
+        super().__init__(job_id, delivery_id)
+        self.job_id, self.delivery_id = job_id, delivery_id
+
+    def __str__(self) -> str:
+        return f"Job {shown(self.job_id)} has no delivery with the id {shown(self.delivery_id)}."
+
+
 class ImageNotFound(AvatarForgeError):
     """The job is known and has no such image (yet, or any more)."""
 
@@ -204,6 +217,64 @@ class IllegalTransition(AvatarForgeError):
 
     def __str__(self) -> str:
         return f"A job that is {self.current} cannot become {self.wanted}."
+
+
+class NotFinished(AvatarForgeError):
+    """What was asked for needs a job that has come to its end."""
+
+    code = "job_not_finished"
+
+    def __init__(self, job_id: str, status: str) -> None:
+        super().__init__(job_id, status)
+        self.job_id, self.status = job_id, status
+
+    def __str__(self) -> str:
+        return f"Job {shown(self.job_id)} is {self.status}; wait for its end or cancel it first."
+
+
+class IdempotencyKeyReused(AvatarForgeError):
+    """The key names another upload already."""
+
+    code = "idempotency_key_reused"
+
+    def __init__(self, key: str, job_id: str) -> None:
+        super().__init__(key, job_id)
+        self.key, self.job_id = key, job_id
+
+    def __str__(self) -> str:
+        return (
+            f"The Idempotency-Key {shown(self.key)} was sent before with another photo or other fields "
+            f"(job {self.job_id}). Send the same upload again, or use a new key."
+        )
+
+
+class IdempotencyKeyInFlight(AvatarForgeError):
+    """An upload with this key is being worked on at this moment."""
+
+    code = "idempotency_key_in_flight"
+
+    def __init__(self, key: str, retry_after: int = 1) -> None:
+        super().__init__(key, retry_after)
+        self.key, self.retry_after = key, retry_after
+
+    def __str__(self) -> str:
+        return (
+            f"An upload with the Idempotency-Key {shown(self.key)} is under way. "
+            f"Send it again in {self.retry_after} s to get its job."
+        )
+
+
+class StreamOverflowed(AvatarForgeError):
+    """A client of a stream reads more slowly than things happen. It has heard of all up to `seq`."""
+
+    code = "overflow"
+
+    def __init__(self, seq: int) -> None:
+        super().__init__(seq)
+        self.seq = seq
+
+    def __str__(self) -> str:
+        return f"More has happened than this client has read. To miss nothing, go on after seq {self.seq}."
 
 
 # --- what is out of order on our side -----------------------------------------------------------------

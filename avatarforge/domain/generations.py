@@ -26,6 +26,8 @@ class GenerationProgress:
 
     step: int = 0
     total_steps: int = 0
+    preview: bytes | None = None
+    """A small picture (WebP) of how far it has come."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

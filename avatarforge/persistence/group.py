@@ -1,6 +1,6 @@
 """Writing a group of changes: few statements for many jobs, inside the caller's transaction."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Insert, bindparam, insert, select, update
@@ -8,16 +8,29 @@ from sqlalchemy.dialects.mysql import insert as mariadb_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from avatarforge.domain.changes import JobChange
+from avatarforge.domain.deliveries import WebhookDelivery, delivery_id_of
 from avatarforge.domain.errors import JobNotFound, Overtaken
 from avatarforge.domain.events import EventKind
+from avatarforge.domain.idempotency import LIFETIME
 from avatarforge.domain.jobs import ProfilePhotoJob
-from avatarforge.persistence.rows import PhotoKind, event_row, job_row, photo_row, progress_row
+from avatarforge.persistence.erasure import erase
+from avatarforge.persistence.rows import (
+    TERMINAL_EVENTS,
+    PhotoKind,
+    delivery_row,
+    event_row,
+    job_row,
+    photo_row,
+    progress_row,
+)
 from avatarforge.persistence.tables import (
     customers,
+    idempotency_keys,
     job_events,
     profile_photo_jobs,
     profile_photos,
     tracker_shards,
+    webhook_deliveries,
 )
 
 
@@ -53,7 +66,15 @@ def write_group(connection: Connection, shard: int, changes: Sequence[JobChange]
         if job.outcome is not None and job.job_id in done
     ]
     _insert(connection, profile_photos.insert(), originals + avatars)
-    _erase(connection, erased)
+    _name_submissions(connection, changes)
+    announced = [
+        row
+        for change, seq in zip(changes, seqs, strict=True)
+        if change.job.job_id not in erased
+        for row in _announced(shard, change, seq)
+    ]
+    _insert(connection, webhook_deliveries.insert(), announced)
+    erase(connection, shard, [change for change in changes if change.is_erasure])
     return seqs
 
 
@@ -116,14 +137,50 @@ def _missing(connection: Connection, jobs: Sequence[ProfilePhotoJob]) -> JobNotF
     return JobNotFound(stranger.customer_id, stranger.job_id)
 
 
-def _erase(connection: Connection, job_ids: Collection[str]) -> None:
-    """What is left of the jobs are their events' ids and numbers."""
-    if not job_ids:
+_EXPIRED_KEY = idempotency_keys.delete().where(
+    idempotency_keys.c.customer_id == bindparam("of_customer"),
+    idempotency_keys.c.key == bindparam("of_key"),
+    idempotency_keys.c.created_at < bindparam("expired_before"),
+)
+
+
+def _name_submissions(connection: Connection, changes: Iterable[JobChange]) -> None:
+    """Keep the clients' names of the submissions, in place of names that have expired."""
+    named = [(change.event, change.idempotency_key) for change in changes if change.idempotency_key]
+    if not named:
         return
     connection.execute(
-        update(job_events)
-        .where(job_events.c.job_id.in_(job_ids), job_events.c.snapshot.is_not(None))
-        .values(snapshot=None)
+        _EXPIRED_KEY,
+        [
+            {"of_customer": event.customer_id, "of_key": name.key, "expired_before": event.at - LIFETIME}
+            for event, name in named
+        ],
     )
-    connection.execute(profile_photos.delete().where(profile_photos.c.job_id.in_(job_ids)))
-    connection.execute(profile_photo_jobs.delete().where(profile_photo_jobs.c.job_id.in_(job_ids)))
+    rows = [
+        {
+            "customer_id": event.customer_id,
+            "key": name.key,
+            "fingerprint": name.fingerprint,
+            "job_id": event.job_id,
+            "created_at": event.at,
+        }
+        for event, name in named
+    ]
+    connection.execute(idempotency_keys.insert(), rows)
+
+
+def _announced(shard: int, change: JobChange, seq: int) -> list[dict[str, Any]]:
+    """The row of the delivery that somebody wants on this event, if anybody does."""
+    job, at = change.job, change.event.at
+    if job.callback_url is None or change.event.kind not in TERMINAL_EVENTS:
+        return []
+    delivery = WebhookDelivery(
+        delivery_id=delivery_id_of(job.job_id, seq),
+        job_id=job.job_id,
+        customer_id=job.customer_id,
+        seq=seq,
+        url=job.callback_url,
+        created_at=at,
+        next_at=at,
+    )
+    return [delivery_row(shard, delivery)]

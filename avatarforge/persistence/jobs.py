@@ -1,19 +1,22 @@
 """The record of all jobs and their event log, as the trackers and the reads of the ingress ask for it."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine, Insert, Select, func, select
+from sqlalchemy import Engine, Insert, Select, exists, func, select
 from sqlalchemy.dialects.mysql import insert as mariadb_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from avatarforge.domain.changes import JobChange, LoggedChange
+from avatarforge.domain.changes import JobChange, LogBounds, LoggedChange
 from avatarforge.domain.customers import CustomerSummary
 from avatarforge.domain.events import JobEvent
+from avatarforge.domain.idempotency import LIFETIME, KnownKey
 from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.domain.status import ProcessingStatus
 from avatarforge.persistence.database import reading, writing
 from avatarforge.persistence.group import hold_shard, write_group
+from avatarforge.persistence.pruning import prune_keys, prune_log
 from avatarforge.persistence.rows import (
     PhotoKind,
     Row,
@@ -23,6 +26,7 @@ from avatarforge.persistence.rows import (
 )
 from avatarforge.persistence.tables import (
     customers,
+    idempotency_keys,
     job_events,
     profile_photo_jobs,
     profile_photos,
@@ -60,12 +64,16 @@ class JobRecords:
 
         The numbers rise with the order of the changes and above all that the shard has committed before.
         One job may have several changes: each event is kept, and the last value. A submission brings its
-        customer into being. An erasure deletes the job's rows and its snapshots from the log; its events
-        stay, as ids and numbers. No changes at all only check the epoch.
+        customer into being, and keeps its idempotency key in place of an expired one. The end of a job with
+        a callback URL makes a webhook delivery that is due at once. An erasure deletes the job's rows, its
+        deliveries, its idempotency key and its snapshots in the log, and has its objects deleted: now, and
+        for an unfinished job once more after `erasure.STRAGGLER_PAUSE`; its events stay, as ids and numbers.
+        No changes at all only check the epoch.
 
         Raises `Overtaken` when the shard's epoch is another; `JobNotFound` for a change of a job that is
-        not there; SQLAlchemy's `IntegrityError` when an event repeats a revision or a job would end twice.
-        On each of these nothing was kept. On `DatabaseUnavailable` the outcome is unknown: see the class.
+        not there; SQLAlchemy's `IntegrityError` when an event repeats a revision, a job would end twice or
+        the customer's idempotency key names another job still. On each of these nothing was kept. On
+        `DatabaseUnavailable` the outcome is unknown: see the class.
         """
         with writing(self._engine) as connection:
             hold_shard(connection, shard, epoch)
@@ -86,6 +94,30 @@ class JobRecords:
         found = {_identity(event): event.seq for event in events}
         seqs = [found.get(_identity(change.event)) for change in changes]
         return [seq for seq in seqs if seq is not None] if None not in seqs else None
+
+    def forget_customer(self, shard: int, epoch: int, customer_id: str) -> bool:
+        """Remove the customer. False, and nothing goes, while there are jobs, or for one who is not known.
+
+        Idempotency keys went with the jobs; events stay in the log, as ids and numbers. Raises `Overtaken`
+        as `commit`.
+        """
+        jobs = exists().where(profile_photo_jobs.c.customer_id == customers.c.customer_id)
+        without_jobs = customers.delete().where(customers.c.customer_id == customer_id, ~jobs)
+        with writing(self._engine) as connection:
+            hold_shard(connection, shard, epoch)
+            return connection.execute(without_jobs).rowcount == 1
+
+    def prune(self, shard: int, epoch: int, before: datetime, limit: int) -> int:
+        """Remove what is older than `before`, in one transaction; returns how many events went.
+
+        The shard's log loses its oldest events, up to the first that is younger and at most `limit` of them;
+        `log_bounds` then tells the last that went. Besides, at most `limit` idempotency keys of the shard's
+        customers go that had expired by `before`. Raises `Overtaken` as `commit`.
+        """
+        with writing(self._engine) as connection:
+            hold_shard(connection, shard, epoch)
+            prune_keys(connection, shard, before, limit)
+            return prune_log(connection, shard, before, limit)
 
     # --- reading -----------------------------------------------------------------------------------
 
@@ -141,11 +173,48 @@ class JobRecords:
         )
         return [logged_change_from_row(row) for row in self._rows(wanted)]
 
+    def events_of(self, customer_id: str, job_id: str | None, after: int, limit: int) -> list[LoggedChange]:
+        """At most `limit` entries of the customer's log with a higher number than `after`, lowest first.
+
+        With a `job_id` only those of this job of the customer. The rest as `events_after`.
+        """
+        wanted = (
+            select(job_events)
+            .where(job_events.c.customer_id == customer_id, job_events.c.seq > after)
+            .limit(limit)
+        )
+        if job_id is None:
+            wanted = wanted.order_by(job_events.c.seq)
+        else:
+            # A job's revisions rise with its numbers, and there is an index of them.
+            wanted = wanted.where(job_events.c.job_id == job_id).order_by(job_events.c.revision)
+        return [logged_change_from_row(row) for row in self._rows(wanted)]
+
+    def log_bounds(self, shard: int) -> LogBounds:
+        """What the shard's log holds at this moment."""
+        pruned = select(tracker_shards.c.pruned_seq).where(tracker_shards.c.shard == shard)
+        latest = select(func.max(job_events.c.seq)).where(job_events.c.shard == shard)
+        with reading(self._engine) as connection:
+            row = connection.execute(
+                select(
+                    func.coalesce(pruned.scalar_subquery(), 0).label("pruned"),
+                    func.coalesce(latest.scalar_subquery(), 0).label("latest"),
+                )
+            ).one()
+        # Of a log that was pruned to its end the last event's number is still known.
+        return LogBounds(pruned_seq=row.pruned, latest_seq=max(row.latest, row.pruned))
+
     def latest_seq(self, shard: int) -> int:
         """The number of the shard's last event; 0 before the first."""
-        with reading(self._engine) as connection:
-            latest = select(func.max(job_events.c.seq)).where(job_events.c.shard == shard)
-            return connection.scalar(latest) or 0
+        return self.log_bounds(shard).latest_seq
+
+    def known_key(self, customer_id: str, key: str, now: datetime) -> KnownKey | None:
+        """What the customer sent under this idempotency key; `None` where it is unknown or expired."""
+        keys = idempotency_keys.c
+        wanted = select(keys.fingerprint, keys.job_id).where(
+            keys.customer_id == customer_id, keys.key == key, keys.created_at >= now - LIFETIME
+        )
+        return next((KnownKey(**row) for row in self._rows(wanted)), None)
 
     def ping(self) -> None:
         """Return if the database answers a query now."""

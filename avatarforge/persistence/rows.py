@@ -1,4 +1,4 @@
-"""Jobs as rows and as the JSON of a snapshot, and back."""
+"""Jobs as rows and as the JSON of a snapshot, deliveries as rows, and back."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import RowMapping
 
 from avatarforge.domain.changes import JobChange, LoggedChange
+from avatarforge.domain.deliveries import DeliveryAttempt, DeliveryState, WebhookDelivery
 from avatarforge.domain.events import EventKind, JobEvent
 from avatarforge.domain.jobs import (
     Crop,
@@ -175,6 +176,58 @@ def logged_change_from_row(row: Row) -> LoggedChange:
     event = event_from_row(row)
     taken = row["snapshot"]
     return LoggedChange(event=event, job=None if taken is None else job_from_snapshot(taken, event.seq))
+
+
+# --- deliveries ---------------------------------------------------------------------------------------
+
+
+def delivery_row(shard: int, delivery: WebhookDelivery) -> dict[str, Any]:
+    """The delivery's row of `webhook_deliveries`."""
+    return {
+        "delivery_id": delivery.delivery_id,
+        "shard": shard,
+        "job_id": delivery.job_id,
+        "customer_id": delivery.customer_id,
+        "seq": delivery.seq,
+        "url": delivery.url,
+        "created_at": delivery.created_at,
+        **delivery_progress_row(delivery),
+    }
+
+
+def delivery_progress_row(delivery: WebhookDelivery) -> dict[str, Any]:
+    """The columns that calls of the receiver change."""
+    return {"state": delivery.state.value, "tries": delivery.tries, "next_at": delivery.next_at}
+
+
+def delivery_from_row(row: Row) -> WebhookDelivery:
+    return WebhookDelivery(
+        delivery_id=row["delivery_id"],
+        job_id=row["job_id"],
+        customer_id=row["customer_id"],
+        seq=row["seq"],
+        url=row["url"],
+        created_at=row["created_at"],
+        state=DeliveryState(row["state"]),
+        tries=row["tries"],
+        next_at=row["next_at"],
+    )
+
+
+def attempt_row(delivery_id: str, number: int, attempt: DeliveryAttempt) -> dict[str, Any]:
+    """The attempt's row of `webhook_attempts`."""
+    return {
+        "delivery_id": delivery_id,
+        "number": number,
+        "at": attempt.at,
+        "seconds": attempt.seconds,
+        "status": attempt.status,
+        "answer": attempt.answer,
+    }
+
+
+def attempt_from_row(row: Row) -> DeliveryAttempt:
+    return DeliveryAttempt(at=row["at"], seconds=row["seconds"], status=row["status"], answer=row["answer"])
 
 
 # --- snapshots ----------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Dialect,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -20,6 +21,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.dialects.mysql import DATETIME
 from sqlalchemy.types import TypeEngine
@@ -160,5 +162,65 @@ tracker_shards = Table(
     metadata,
     Column("shard", Integer, primary_key=True, autoincrement=False),
     Column("epoch", _long(), nullable=False),
+    # The log's events up to this number were removed for their age.
+    Column("pruned_seq", _long(), nullable=False, server_default=text("0")),
+    **_OPTIONS,
+)
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("delivery_id", String(64), primary_key=True),
+    Column("shard", Integer, nullable=False),
+    Column("job_id", CHAR(36), nullable=False),
+    Column("customer_id", String(64), nullable=False),
+    Column("seq", _long(), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("next_at", UtcDateTime),
+    Index(None, "shard", "state", "next_at"),
+    Index(None, "job_id"),
+    **_OPTIONS,
+)
+
+webhook_attempts = Table(
+    "webhook_attempts",
+    metadata,
+    Column("delivery_id", String(64), ForeignKey("webhook_deliveries.delivery_id"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("seconds", Double, nullable=False),
+    Column("status", Integer),
+    Column("answer", Text, nullable=False),
+    PrimaryKeyConstraint("delivery_id", "number"),
+    **_OPTIONS,
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("customer_id", String(64), nullable=False),
+    Column("key", String(255), nullable=False),
+    Column("fingerprint", CHAR(64), nullable=False),
+    Column("job_id", CHAR(36), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("customer_id", "key"),
+    Index(None, "created_at"),
+    Index(None, "job_id"),
+    **_OPTIONS,
+)
+
+object_deletions = Table(
+    "object_deletions",
+    metadata,
+    Column("deletion_id", _long(), primary_key=True, autoincrement=True),
+    Column("shard", Integer, nullable=False),
+    Column("prefix", String(512), nullable=False),
+    Column("due_at", UtcDateTime, nullable=False),
+    Index(None, "shard", "due_at"),
+    # Whoever says late that a deletion is done must not mean a newer one.
+    sqlite_autoincrement=True,
     **_OPTIONS,
 )

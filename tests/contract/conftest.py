@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import Engine
 
-from avatarforge.persistence import JobRecords, open_engine
+from avatarforge.persistence import DeletionRecords, DeliveryRecords, JobRecords, open_engine
 from avatarforge.persistence.upgrade import upgrade
 from avatarforge.settings import DatabaseSettings
 from tests.servers.mariadb import MariaDbServer
@@ -47,3 +47,19 @@ def engine(database_url: str) -> Iterator[Engine]:
 @pytest.fixture
 def records(engine: Engine) -> JobRecords:
     return JobRecords(engine)
+
+
+@pytest.fixture
+def epoch(records: JobRecords) -> int:
+    """Of shard 0."""
+    return records.claim_shard(0)
+
+
+@pytest.fixture
+def deliveries(engine: Engine) -> DeliveryRecords:
+    return DeliveryRecords(engine)
+
+
+@pytest.fixture
+def deletions(engine: Engine) -> DeletionRecords:
+    return DeletionRecords(engine)

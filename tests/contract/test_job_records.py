@@ -16,13 +16,12 @@ from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.domain.status import ProcessingStatus
 from avatarforge.persistence import JobRecords
 from avatarforge.persistence.group import hold_shard, write_group
-from avatarforge.persistence.tables import customers, job_events, metadata, profile_photos
+from avatarforge.persistence.tables import customers, job_events, metadata
 from tests.factories import NOON
 from tests.jobs import (
     a_detailed_job,
     a_job,
     cancellation,
-    erasure,
     failure,
     finish,
     later,
@@ -32,11 +31,6 @@ from tests.jobs import (
     submission,
 )
 from tests.waiting import wait_until
-
-
-@pytest.fixture
-def epoch(records: JobRecords) -> int:
-    return records.claim_shard(0)
 
 
 def submitted(records: JobRecords, *jobs: ProfilePhotoJob, shard: int = 0) -> list[ProfilePhotoJob]:
@@ -389,6 +383,30 @@ def test_events_after_a_number_come_with_the_job_as_it_was(records: JobRecords, 
     assert records.events_after(1, 0, 10) == []
 
 
+def test_a_customers_events_are_paged_by_number(records: JobRecords, epoch: int) -> None:
+    one, two, other = a_job("ana"), a_job("ana"), a_job("ben")
+    changes = [submission(one), submission(other), submission(two), start(one), start(other)]
+    seqs = records.commit(0, epoch, changes)
+    first, second, third = (changes[index].numbered(seqs[index]).logged() for index in (0, 2, 3))
+
+    assert records.events_of("ana", None, 0, 2) == [first, second]
+    assert records.events_of("ana", None, second.event.seq, 2) == [third]
+    assert records.events_of("ana", None, third.event.seq, 2) == []
+    assert records.events_of("Ana", None, 0, 2) == []
+
+
+def test_a_jobs_events_are_paged_by_number(records: JobRecords, epoch: int) -> None:
+    job, other = a_job("ana"), a_job("ana")
+    changes = [submission(job), submission(other), start(job), start(other), finish(start(job).job)]
+    seqs = records.commit(0, epoch, changes)
+    first, second, third = (changes[index].numbered(seqs[index]).logged() for index in (0, 2, 4))
+
+    assert records.events_of("ana", job.job_id, 0, 2) == [first, second]
+    assert records.events_of("ana", job.job_id, first.event.seq, 10) == [second, third]
+    assert records.events_of("ana", job.job_id, third.event.seq, 10) == []
+    assert records.events_of("ben", job.job_id, 0, 10) == []
+
+
 def test_the_latest_number_is_of_the_shard(records: JobRecords) -> None:
     [job] = submitted(records, a_job("ana"))
     [other] = submitted(records, a_job("ben"), shard=1)
@@ -398,72 +416,6 @@ def test_the_latest_number_is_of_the_shard(records: JobRecords) -> None:
 
 def test_a_ping_is_answered(records: JobRecords) -> None:
     records.ping()
-
-
-# --- erasure ------------------------------------------------------------------------------------------
-
-
-def test_an_erased_job_leaves_ids_and_numbers_only(records: JobRecords, epoch: int, engine: Engine) -> None:
-    job = a_detailed_job()
-    done = finish(start(job).job)
-    records.commit(0, epoch, [submission(job), start(job), done])
-    [kept] = submitted(records, a_detailed_job("ana"))
-
-    [seq] = records.commit(0, records.claim_shard(0), [erasure(done.job)])
-
-    assert records.job("ana", job.job_id) is None
-    assert records.jobs_of("ana", None, 10) == [kept]
-    entries = records.events_after(0, 0, 10)
-    assert [entry.event.kind for entry in entries] == ["submitted", "started", "done", "submitted", "erased"]
-    assert [entry.job for entry in entries] == [None, None, None, kept, None]
-    assert entries[-1].event.seq == seq
-    with engine.connect() as connection:
-        assert connection.scalars(select(profile_photos.c.job_id)).all() == [kept.job_id]
-        ended = connection.scalars(select(job_events.c.terminal_job_id).order_by(job_events.c.seq)).all()
-        dump = [tuple(row) for row in connection.execute(select(job_events.c.snapshot))]
-    assert ended == [None, None, job.job_id, None, None]
-    assert [row for row in dump if row[0] is None] == [(None,)] * 4
-
-
-def test_a_job_that_is_submitted_and_erased_in_one_commit_leaves_no_prompt(
-    records: JobRecords, epoch: int
-) -> None:
-    job = a_detailed_job()
-
-    records.commit(0, epoch, [submission(job), cancellation(job), erasure(cancellation(job).job)])
-
-    assert records.job("ana", job.job_id) is None
-    assert [entry.job for entry in records.events_after(0, 0, 10)] == [None, None, None]
-
-
-def test_an_erased_job_cannot_end_once_more(records: JobRecords, epoch: int) -> None:
-    job = a_job()
-    done = finish(start(job).job)
-    records.commit(0, epoch, [submission(job), start(job), done, erasure(done.job)])
-    late = replace(done, event=replace(done.event, revision=17))
-
-    with pytest.raises((IntegrityError, JobNotFound)):
-        records.commit(0, epoch, [late])
-
-
-def test_a_number_is_not_used_again_after_the_log_was_emptied(
-    records: JobRecords, epoch: int, engine: Engine
-) -> None:
-    [seq] = records.commit(0, epoch, [submission(a_job())])
-    with engine.begin() as connection:
-        connection.execute(job_events.delete())
-
-    [following] = records.commit(0, epoch, [submission(a_job())])
-
-    assert following > seq
-
-
-def test_a_customer_stays_when_the_last_job_is_erased(records: JobRecords) -> None:
-    [job] = submitted(records, a_job("ana"))
-
-    records.commit(0, records.claim_shard(0), [erasure(job)])
-
-    assert records.customer("ana") == CustomerSummary(customer_id="ana", created_at=NOON, jobs=0, latest=None)
 
 
 # --- the schema ---------------------------------------------------------------------------------------

@@ -1,15 +1,21 @@
 """What `upgrade` promises, over SQLite and MariaDB alike."""
 
 import multiprocessing
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, inspect, text
 
+from avatarforge.domain.changes import LogBounds
 from avatarforge.domain.errors import DatabaseUnavailable
 from avatarforge.persistence import JobRecords, open_engine
+from avatarforge.persistence.database import writing
 from avatarforge.persistence.tables import metadata
 from avatarforge.persistence.upgrade import current, latest, lock_name, upgrade
 from avatarforge.settings import DatabaseSettings
@@ -116,3 +122,40 @@ def test_an_upgrade_waits_for_another_no_longer_than_its_patience(mariadb: Maria
     upgrade(url, patience=0.2)
 
     assert current(url) == latest()
+
+
+def test_an_upgrade_from_the_first_release_keeps_what_is_on_record(empty_database_url: str) -> None:
+    _migrate(empty_database_url, command.upgrade, "0001")
+    engine = open_engine(DatabaseSettings(), empty_database_url)
+    records = JobRecords(engine)
+    epoch = records.claim_shard(0)
+    job = a_job()
+    [seq] = records.commit(0, epoch, [submission(job)])
+
+    upgrade(empty_database_url)
+
+    assert records.unfinished(0) == [replace(job, seq=seq)]
+    assert records.log_bounds(0) == LogBounds(pruned_seq=0, latest_seq=seq)
+    assert records.claim_shard(0) == epoch + 1
+    engine.dispose()
+
+
+def test_every_migration_can_be_taken_back(database_url: str, engine: Engine) -> None:
+    _migrate(database_url, command.downgrade, "base")
+    assert inspect(engine).get_table_names() == ["alembic_version"]
+
+    upgrade(database_url)
+
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def _migrate(url: str, step: Callable[[Config, str], None], revision: str) -> None:
+    """To a revision that is not the latest, which no release asks for."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parents[2] / "migrations"))
+    engine = open_engine(DatabaseSettings(), url)
+    with writing(engine) as connection:
+        config.attributes["connection"] = connection
+        step(config, revision)
+    engine.dispose()

@@ -7,11 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from avatarforge.domain.deliveries import DeliveryAttempt, DeliveryState, WebhookDelivery
 from avatarforge.domain.events import EventKind
 from avatarforge.domain.jobs import GenerationParameters, ImageFormat, ProfilePhotoJob
 from avatarforge.persistence.rows import (
     TERMINAL_EVENTS,
     PhotoKind,
+    attempt_from_row,
+    attempt_row,
+    delivery_from_row,
+    delivery_row,
     event_from_row,
     event_row,
     job_from_row,
@@ -21,7 +26,7 @@ from avatarforge.persistence.rows import (
     photo_row,
     snapshot,
 )
-from tests.jobs import a_detailed_job, a_job, cancellation, failure, finish, requeue, start, submission
+from tests.jobs import a_detailed_job, a_job, cancellation, failure, finish, later, requeue, start, submission
 
 NEW = a_detailed_job()
 RUNNING = start(NEW).job
@@ -98,3 +103,40 @@ def test_the_terminal_events_are_those_of_the_terminal_states() -> None:
     assert {kind.value.upper() for kind in TERMINAL_EVENTS} == {
         job.status.value for job in EVERY_STATE if job.status.is_terminal
     }
+
+
+@pytest.mark.parametrize(
+    "delivery",
+    [
+        WebhookDelivery(
+            delivery_id="msg_1_7",
+            job_id="1",
+            customer_id="ana",
+            seq=7,
+            url="https://example.org/hook",
+            created_at=later(3),
+            tries=2,
+            next_at=later(63),
+        ),
+        WebhookDelivery(
+            delivery_id="msg_2_8",
+            job_id="2",
+            customer_id="ben",
+            seq=8,
+            url="https://example.org/hook",
+            created_at=later(4),
+            state=DeliveryState.GIVEN_UP,
+            tries=10,
+        ),
+    ],
+    ids=lambda delivery: delivery.state,
+)
+def test_a_delivery_comes_back_from_its_row(delivery: WebhookDelivery) -> None:
+    assert delivery_from_row(delivery_row(3, delivery)) == delivery
+
+
+@pytest.mark.parametrize("status", [None, 503])
+def test_an_attempt_comes_back_from_its_row(status: int | None) -> None:
+    attempt = DeliveryAttempt(at=later(5), seconds=0.25, status=status, answer="not now")
+
+    assert attempt_from_row(attempt_row("msg_1_7", 1, attempt)) == attempt
