@@ -8,10 +8,11 @@ A setting `group.name` is read from the variable `AVATARFORGE_GROUP_NAME`; `data
 import difflib
 import os
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 PREFIX = "AVATARFORGE_"
 
@@ -88,6 +89,12 @@ class IngressSettings(Group):
     """Requests that one ingress process has open, waiting ones included."""
     max_wait_seconds: int = Field(60, ge=1)
     """Longest wait of one long-poll."""
+    max_stream_seconds: float = Field(300, ge=1)
+    """Longest life of one SSE or gRPC stream, up to a tenth of it less; clients resume by themselves."""
+    heartbeat_seconds: float = Field(15, gt=0)
+    """Silence on an SSE stream after which a comment is sent."""
+    stream_buffer: int = Field(256, ge=1)
+    """Changes that wait for one slow client of a stream before it is told to resume later."""
     num_cpus: float = Field(0.1, ge=0)
     """CPUs that Ray sets aside for an ingress process."""
 
@@ -105,6 +112,46 @@ class TrackerSettings(Group):
     """Seconds that an upload waits for its commit before it is answered 503."""
     recent_events: int = Field(10_000, ge=1)
     """Events kept in memory for ingress replicas that ask again."""
+    keep_events_days: float = Field(30, gt=0)
+    """Age at which events leave the log; a client that was away for longer starts anew."""
+
+
+class WebhookSettings(Group):
+    secrets: SecretStr | None = None
+    """Secrets that sign webhooks (`whsec_…`), several separated by commas while they are rotated. Without
+    one no callback URL is accepted."""
+    allow_private: bool = False
+    """Call private, loopback and link-local addresses too."""
+    timeout: float = Field(15, gt=0)
+    """Seconds that a receiver may take to answer."""
+    per_host: int = Field(4, ge=1)
+    """Calls of one host at a time; a host that did not answer gets one until it does."""
+    concurrency: int = Field(64, ge=2)
+    """Calls at a time in all; a host gets at most half of them."""
+
+    pauses: str = "5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400"
+    """Seconds between the calls of a delivery that fails. When there are none left it is given up: after ten
+    calls in 76 hours, as the Standard Webhooks specification proposes."""
+
+    @field_validator("pauses")
+    @classmethod
+    def _are_pauses(cls, text: str) -> str:
+        try:
+            fine = all(0 < float(part) <= 30 * 86_400 for part in text.split(","))
+        except ValueError:
+            fine = False
+        if not fine:
+            raise ValueError("numbers of seconds above 0, at most 30 days each, separated by commas")
+        return text
+
+    def pauses_after_failure(self) -> tuple[timedelta, ...]:
+        """The pauses, one by one."""
+        return tuple(timedelta(seconds=float(part)) for part in self.pauses.split(","))
+
+    def signing_secrets(self) -> tuple[str, ...]:
+        """The secrets, one by one."""
+        text = "" if self.secrets is None else self.secrets.get_secret_value()
+        return tuple(secret for part in text.split(",") if (secret := part.strip()))
 
 
 class DiffusionSettings(Group):
@@ -126,7 +173,11 @@ class DiffusionSettings(Group):
     """CPU threads for torch; 0 takes one for each core."""
     niceness: int = Field(5, ge=0, le=19)
     """How far inference on a CPU steps back behind the other processes (POSIX nice)."""
-    prefetch: int = Field(2, ge=0)
+    max_batch: int = Field(8, ge=1, le=64)
+    """Most images that are denoised at once; the engine takes fewer where more gain nothing."""
+    compile: Literal["none", "compile", "cudagraphs"] = "none"
+    """Let torch compile the model, a matter of minutes at every start; `cudagraphs` needs a GPU."""
+    prefetch: int = Field(4, ge=0)
     """Tasks that a replica holds beyond those it generates, so that it never waits for a download."""
     storage_patience: float = Field(600, ge=0)
     """Seconds that a replica keeps asking storage that does not answer before it gives its task back."""
@@ -151,6 +202,7 @@ class Settings(Group):
     upload: UploadSettings = UploadSettings()
     ingress: IngressSettings = IngressSettings()
     tracker: TrackerSettings = TrackerSettings()
+    webhook: WebhookSettings = WebhookSettings()
     diffusion: DiffusionSettings = DiffusionSettings()
     log: LogSettings = LogSettings()
 

@@ -37,6 +37,7 @@ def test_every_setting_has_a_variable_and_says_what_it_means() -> None:
             {"AVATARFORGE_HTTP_PRT": "1"},
             "AVATARFORGE_HTTP_PRT is not a setting.*Did you mean AVATARFORGE_HTTP_PORT",
         ),
+        ({"AVATARFORGE_WEBHOOK_PAUSES": "5, soon"}, r"webhook.pauses .* is '5, soon': .*numbers of seconds"),
         ({"AVATARFORGE_HTTP_PORT": "http"}, r"http.port \(AVATARFORGE_HTTP_PORT\) is 'http'"),
         ({"AVATARFORGE_HTTP_PORT": "70000"}, "less than or equal to 65535"),
         ({"AVATARFORGE_DIFFUSION_DEVICE": "tpu"}, "'auto', 'cpu', 'cuda' or 'mps'"),

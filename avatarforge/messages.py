@@ -1,0 +1,141 @@
+"""The message that every channel tells of a job: camelCase, times in RFC 3339 and UTC."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, PlainSerializer
+from pydantic.alias_generators import to_camel
+
+from avatarforge.domain.generations import GenerationProgress
+from avatarforge.domain.jobs import Crop, ProfilePhotoJob
+from avatarforge.domain.status import ProcessingStatus
+
+
+def _rfc3339(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="microseconds")[:-6] + "Z"
+
+
+Time = Annotated[datetime, PlainSerializer(_rfc3339, return_type=str)]
+
+
+class Message(BaseModel):
+    """A JSON object of the public interface."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        alias_generator=to_camel,
+        populate_by_name=True,
+        serialize_by_alias=True,
+        use_attribute_docstrings=True,
+    )
+
+    def json_bytes(self) -> bytes:
+        """The message as it goes over the wire."""
+        return self.__pydantic_serializer__.to_json(self, by_alias=True)
+
+
+class Progress(Message):
+    step: int
+    """Denoising steps done."""
+    total_steps: int
+
+
+class Failure(Message):
+    code: str
+    """Stable; programs may rely on it."""
+    message: str
+    """For people."""
+
+
+class Timings(Message):
+    """Where the job's time went, in seconds; null where it is not known."""
+
+    queued: float | None = None
+    fetch: float | None = None
+    encode: float | None = None
+    steps: float | None = None
+    decode: float | None = None
+    upload: float | None = None
+
+
+class ProfilePhotoJobStatus(Message):
+    """Where a job stands."""
+
+    job_id: str
+    customer_id: str
+    status: ProcessingStatus
+    is_terminal: bool
+    """DONE, FAILED and CANCELLED are terminal: nothing changes any more."""
+    progress: Progress | None
+    """Live steps while PROCESSING; not stored."""
+    eta_seconds: float | None
+    """Estimate until the job is finished."""
+    queue_position: int | None
+    """1 is the next job to start; only while PENDING."""
+    original_url: str | None
+    generated_url: str | None
+    """Null until the job is DONE."""
+    callback_url: str | None
+    error: Failure | None
+    attempt: int
+    """How often the job was started."""
+    retry_of: str | None
+    backend: str | None
+    """What made the avatar; null until the job is DONE."""
+    model: str | None
+    """The checkpoint that made the avatar; null until the job is DONE."""
+    seed: int
+    crop: Crop | None
+    """Whether the square was cut around a face or from the centre; null until the job is DONE."""
+    seq: int
+    """The number of the job's last change in the event log."""
+    created_at: Time
+    started_at: Time | None
+    finished_at: Time | None
+    timings: Timings
+
+
+def photo_url(job: ProfilePhotoJob, resource: str) -> str:
+    """Path of one of the job's resources: `status`, `original` or `generated`."""
+    return f"/customers/{job.customer_id}/photos/{job.job_id}/{resource}"
+
+
+def job_message(
+    job: ProfilePhotoJob,
+    *,
+    progress: GenerationProgress | None = None,
+    queue_position: int | None = None,
+    eta_seconds: float | None = None,
+) -> ProfilePhotoJobStatus:
+    """The job, with what only lives in memory where it is known."""
+    outcome = job.outcome
+    return ProfilePhotoJobStatus.model_construct(
+        job_id=job.job_id,
+        customer_id=job.customer_id,
+        status=job.status,
+        is_terminal=job.status.is_terminal,
+        progress=_progress(progress),
+        eta_seconds=None if eta_seconds is None else round(eta_seconds, 1),
+        queue_position=queue_position,
+        original_url=photo_url(job, "original"),
+        generated_url=photo_url(job, "generated") if outcome else None,
+        callback_url=job.callback_url,
+        error=Failure(code=job.error.code, message=job.error.message) if job.error else None,
+        attempt=job.attempt,
+        retry_of=job.retry_of,
+        backend=outcome.backend if outcome else None,
+        model=outcome.model if outcome else None,
+        seed=job.parameters.seed,
+        crop=outcome.crop if outcome else None,
+        seq=job.seq,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+        timings=Timings(**job.timings),
+    )
+
+
+def _progress(progress: GenerationProgress | None) -> Progress | None:
+    if progress is None or not progress.total_steps:
+        return None
+    return Progress(step=progress.step, total_steps=progress.total_steps)
