@@ -11,6 +11,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 INSTALLED := $(VENV)/.installed
 TEST_READY := $(VENV)/.test-ready
 
+PACKAGE := avatarforge/grpc_generated
+GENERATED := .
+PROTOC := $(BIN)/python -m grpc_tools.protoc -I $(PACKAGE)=proto
+
 PHOTO ?=
 OUT ?= out
 PYTEST_ARGS ?=
@@ -35,8 +39,20 @@ up: $(INSTALLED) ## Serve until Ctrl-C.
 test: $(INSTALLED) $(TEST_READY) ## Run the tests, after installing what they need (PYTEST_ARGS=…).
 	PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest $(PYTEST_ARGS)
 
+.PHONY: proto
+proto: $(INSTALLED) ## Generate the gRPC code from proto/.
+	@$(PROTOC) --python_out=$(GENERATED) --pyi_out=$(GENERATED) --grpc_python_out=$(GENERATED) \
+	  $(PACKAGE)/profile_photo_job.proto
+
+.PHONY: drift
+drift: $(INSTALLED)
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	$(MAKE) proto GENERATED="$$folder" && \
+	diff -r -x __init__.py -x __pycache__ "$$folder/$(PACKAGE)" $(PACKAGE) >&2 || { \
+	  echo "$(PACKAGE) is not what proto/ says: run 'make proto'." >&2; exit 1; }
+
 .PHONY: check
-check: $(INSTALLED) ## Check style, format, types and layers.
+check: $(INSTALLED) drift ## Check style, format, types, layers and generated code.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -72,17 +88,19 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# The tests start a MariaDB server of their own; only its programs are needed.
+# The tests start a MariaDB server and a browser of their own; only the programs are needed.
 $(TEST_READY): $(INSTALLED)
-	@PATH="$$PATH:/usr/sbin:/sbin"; \
-	if ! command -v mariadbd >/dev/null 2>&1; then \
+	@PATH="$$PATH:/usr/sbin:/sbin"; missing=; \
+	command -v mariadbd >/dev/null 2>&1 || missing="mariadb-server"; \
+	command -v chromium >/dev/null 2>&1 || missing="$$missing chromium"; \
+	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n"; fi; \
-	  echo "Installing Debian's mariadb-server for the tests …"; \
+	  echo "Installing for the tests, from Debian: $$missing …"; \
 	  { $$sudo apt-get update -q && \
-	    $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends mariadb-server; \
+	    $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
 	  } </dev/null || { \
-	    echo "The tests need MariaDB's server, and it could not be installed from here." >&2; \
-	    echo "Install it by hand (as root: apt-get install mariadb-server), then run 'make test' again." >&2; \
+	    echo "The tests need MariaDB's server and Chromium, and they could not be installed from here." >&2; \
+	    echo "Install them by hand (as root: apt-get install $$missing), then run 'make test' again." >&2; \
 	    exit 1; }; \
 	fi
 	@touch $@

@@ -6,8 +6,10 @@ from ray import serve
 from ray.serve import Application
 
 from avatarforge.diffusion.deployment import StableDiffusion
+from avatarforge.diffusion.remote.deployment import RemoteStableDiffusion
 from avatarforge.ingress.deployment import Ingress
 from avatarforge.settings import Settings, load_settings
+from avatarforge.webhooks.signing import Signer
 
 PATIENCE = 120
 """Seconds of silence after which a replica is replaced: one that computes on all cores may answer late."""
@@ -19,8 +21,12 @@ def build(arguments: dict[str, Any]) -> Application:
     Raises `SettingsError`.
     """
     settings = load_settings(arguments)
+    Signer(settings.webhook.signing_secrets())  # A bad secret is found here, not inside an actor.
     plain = settings.as_arguments()
-    return _ingress(settings).bind(plain, _stable_diffusion(settings).bind(plain))
+    backends = [_stable_diffusion(settings).bind(plain)]
+    if settings.remote.url is not None:
+        backends.append(_remote_stable_diffusion(settings).bind(plain))
+    return _ingress(settings).bind(plain, *backends)
 
 
 def _ingress(settings: Settings) -> "serve.Deployment":
@@ -39,8 +45,8 @@ def _stable_diffusion(settings: Settings) -> "serve.Deployment":
     return serve.deployment(
         name="StableDiffusion",
         num_replicas=settings.diffusion.replicas,
-        # The engine makes one image at a time; the others are fetched, cropped and stored meanwhile.
-        max_ongoing_requests=1 + settings.diffusion.prefetch,
+        # What the engine denoises at once; the others are fetched, cropped and stored meanwhile.
+        max_ongoing_requests=settings.diffusion.max_batch + settings.diffusion.prefetch,
         ray_actor_options={
             "num_cpus": settings.diffusion.num_cpus,
             "num_gpus": settings.diffusion.num_gpus,
@@ -48,3 +54,13 @@ def _stable_diffusion(settings: Settings) -> "serve.Deployment":
         user_config={"model": settings.diffusion.model},
         health_check_timeout_s=PATIENCE,
     )(StableDiffusion)
+
+
+def _remote_stable_diffusion(settings: Settings) -> "serve.Deployment":
+    return serve.deployment(
+        name="RemoteStableDiffusion",
+        max_ongoing_requests=settings.remote.concurrency,
+        ray_actor_options={"num_cpus": settings.remote.num_cpus, "num_gpus": 0},
+        user_config={"model": settings.diffusion.model},
+        health_check_timeout_s=PATIENCE,
+    )(RemoteStableDiffusion)

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from avatarforge.cluster import ClusterError, LocalCluster, NotEnoughGpus
 from avatarforge.cluster.timings import Timings
 from avatarforge.settings import Settings
+from avatarforge.webhooks.signing import new_secret
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
@@ -22,6 +23,9 @@ Config = dict[str, Any]
 """What a Serve config file holds."""
 
 APPLICATION = "avatarforge"
+WEBHOOK_SECRET_FILE = "webhook-secret"
+MESSAGE_BYTES = 64 * 1024 * 1024
+"""Largest gRPC message, unless photos may be larger."""
 READY_SECONDS = 600.0
 """A large checkpoint from a slow disk takes its time."""
 
@@ -31,14 +35,21 @@ class Instance:
     """A running AvatarForge."""
 
     url: str
+    grpc_address: str | None
+    signing: str
+    """With what webhooks are signed, in words."""
     timings: Timings
 
 
 @contextmanager
 def running(
-    settings: Settings, *, config: Config | None = None, timings: Timings | None = None
+    settings: Settings,
+    *,
+    config: Config | None = None,
+    grpc: bool = True,
+    timings: Timings | None = None,
 ) -> Iterator[Instance]:
-    """Start AvatarForge, hand it out once `/readyz` says 200, and stop it at the end.
+    """Start AvatarForge, hand it out once `/readyz` says 200 and gRPC `SERVING`, and stop it at the end.
 
     The database is upgraded first. `config`, from `read_config`, is deployed instead of the settings alone.
     Raises `ClusterError` and its like, `DataFolderInUse`, and `DatabaseUnavailable`.
@@ -57,8 +68,13 @@ def running(
         settings.data_dir,
         host=settings.http.host,
         port=settings.http.port,
-        # Workers may have another working folder.
-        variables={"AVATARFORGE_DATA_DIR": str(settings.data_dir.resolve())},
+        grpc_port=settings.grpc.port if grpc else None,
+        variables={
+            # Workers may have another working folder.
+            "AVATARFORGE_DATA_DIR": str(settings.data_dir.resolve()),
+            "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": _message_limit(settings),
+            **_webhook_secret(settings),
+        },
         timings=timings,
         meanwhile=meanwhile,
     )
@@ -70,7 +86,9 @@ def running(
             _deploy(settings, schema)
         with timings.phase("wait for /readyz"):
             _wait_until_ready(cluster, settings)
-        yield Instance(url=cluster.url, timings=timings)
+        yield Instance(
+            url=cluster.url, grpc_address=cluster.grpc_address, signing=_signing(settings), timings=timings
+        )
 
 
 def read_config(path: Path) -> Config:
@@ -88,10 +106,43 @@ def read_config(path: Path) -> Config:
 
 
 def arguments_of(config: Config) -> dict[str, Any]:
-    """The first application's arguments, with the file's HTTP address: what `load_settings` takes."""
-    options = config.get("http_options") or {}
-    address = {name: options[name] for name in ("host", "port") if name in options}
-    return {**({"http": address} if address else {}), **(config["applications"][0].get("args") or {})}
+    """The first application's arguments, with the file's addresses: what `load_settings` takes."""
+    arguments = {}
+    for group, names in (("http", ("host", "port")), ("grpc", ("port",))):
+        options = config.get(f"{group}_options") or {}
+        if address := {name: options[name] for name in names if name in options}:
+            arguments[group] = address
+    return {**arguments, **(config["applications"][0].get("args") or {})}
+
+
+def _webhook_secret(settings: Settings) -> dict[str, str]:
+    """A secret of this data folder's own, made at its first start, where no other is set."""
+    if settings.webhook.secrets is not None:
+        return {}
+    path = _webhook_secret_file(settings)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.write_text(new_secret(), encoding="ascii")
+    return {"AVATARFORGE_WEBHOOK_SECRETS": path.read_text(encoding="ascii").strip()}
+
+
+def _webhook_secret_file(settings: Settings) -> Path:
+    return settings.data_dir.resolve() / WEBHOOK_SECRET_FILE
+
+
+def _signing(settings: Settings) -> str:
+    if settings.webhook.secrets is not None:
+        return "signed with AVATARFORGE_WEBHOOK_SECRETS"
+    return f"signed with the secret in {_webhook_secret_file(settings)}"
+
+
+def _message_limit(settings: Settings) -> str:
+    """Bytes: more than the largest photo has, so that one that is too large gets our own answer.
+
+    What is larger still gRPC refuses by itself, before it fills the memory.
+    """
+    return str(min(max(MESSAGE_BYTES, 2 * settings.upload.max_bytes), 2**31 - 1))
 
 
 def _check_gpus(cluster: LocalCluster, settings: Settings, schema: "ServeDeploySchema | None") -> None:
@@ -135,7 +186,7 @@ def _wait_until_ready(cluster: LocalCluster, settings: Settings) -> None:
     look_at = 0.0
     with httpx.Client(base_url=cluster.url, timeout=5, trust_env=False) as client:
         while time.monotonic() < deadline:
-            if _answers(client):
+            if _answers(client) and _grpc_answers(cluster.grpc_address):
                 return
             if time.monotonic() >= look_at:
                 cluster.check_serve()
@@ -151,6 +202,22 @@ def _answers(client: httpx.Client) -> bool:
         return client.get("/readyz").status_code == httpx.codes.OK
     except httpx.TransportError:
         return False
+
+
+def _grpc_answers(address: str | None) -> bool:
+    if address is None:
+        return True
+    import grpc
+    from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+    from grpc_health.v1.health_pb2_grpc import HealthStub
+
+    # As with `trust_env`: the way to this machine leads through no proxy.
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            health = HealthStub(channel).Check(HealthCheckRequest(), timeout=5)
+        except grpc.RpcError:
+            return False
+    return bool(health.status == HealthCheckResponse.SERVING)
 
 
 def _check_applications() -> None:

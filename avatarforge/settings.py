@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
 PREFIX = "AVATARFORGE_"
 
@@ -32,6 +32,9 @@ class HttpSettings(Group):
     """Address that REST and SSE listen on."""
     port: int = Field(8000, ge=1, le=65535)
     """Port that REST and SSE listen on."""
+    sdapi: bool = False
+    """Answer AUTOMATIC1111's API under `/sdapi/v1` too, so that its clients can use this service. It asks
+    for no password: open it to trusted networks only."""
 
 
 class GrpcSettings(Group):
@@ -177,10 +180,84 @@ class DiffusionSettings(Group):
     """Most images that are denoised at once; the engine takes fewer where more gain nothing."""
     compile: Literal["none", "compile", "cudagraphs"] = "none"
     """Let torch compile the model, a matter of minutes at every start; `cudagraphs` needs a GPU."""
+    allow_pickle: bool = False
+    """Read pickled weights too where a checkpoint has no safetensors; such a file may run code of its own."""
+    allow_remote_code: bool = False
+    """Run the code that a checkpoint brings along: only for checkpoints whose author you trust."""
     prefetch: int = Field(4, ge=0)
     """Tasks that a replica holds beyond those it generates, so that it never waits for a download."""
     storage_patience: float = Field(600, ge=0)
     """Seconds that a replica keeps asking storage that does not answer before it gives its task back."""
+
+
+class RemoteSettings(Group):
+    """Another server that makes pictures: one that speaks AUTOMATIC1111's API."""
+
+    url: str | None = Field(None, pattern=r"^https?://[^/\s?#@]+(/[^\s?#]*)?$")
+    """Where the server is, such as `https://host:7860`; by default there is none."""
+    password: SecretStr | None = None
+    """Password for HTTP basic authentication, where the server asks for it (`--api-auth`)."""
+    username: str | None = Field(None, validate_default=True)
+    """The name that belongs to the password."""
+    ca_file: Path | None = None
+    """Certificates (PEM) that the server's one is checked against; by default those that browsers trust."""
+    policy: Literal["local", "remote", "local-then-remote"] = "local"
+    """Who makes the pictures: our own replicas, the remote server, or the remote server where ours cannot
+    or are too slow. Jobs with `allowRemote=false` stay with our own replicas in any case."""
+    model: str | None = None
+    """Checkpoint that the server is asked to use; by default the one that it has loaded."""
+    sampler: str | None = None
+    """Sampler that the server is asked to use, such as `Euler a`; by default its own choice."""
+    concurrency: int = Field(1, ge=1, le=1000)
+    """Pictures that the server is asked for at a time; AUTOMATIC1111 makes one after the other."""
+    timeout: float = Field(600, gt=0)
+    """Seconds that the server may take for one picture."""
+    interrupt: bool = True
+    """Have the server stop when a job is cancelled. AUTOMATIC1111 stops whatever it makes at that moment:
+    switch this off where others use the server too."""
+    wait_seconds: float = Field(10, ge=0)
+    """`local-then-remote`: seconds without a local replica after which the remote server is asked."""
+    backlog_seconds: float = Field(120, ge=0)
+    """`local-then-remote`: expected seconds until the waiting line is done, above which the remote server
+    takes from it too."""
+    failures: int = Field(3, ge=1)
+    """Failures in a row after which the server is left alone."""
+    seconds: float = Field(30, gt=0)
+    """How long it is left alone then, before one picture tries it again."""
+    num_cpus: float = Field(0.1, ge=0)
+    """CPUs that Ray sets aside for the process that asks the server."""
+
+    @field_validator("username")
+    @classmethod
+    def _with_password(cls, username: str | None, others: ValidationInfo) -> str | None:
+        if (username is None) != (others.data.get("password") is None):
+            raise ValueError("username and password belong together: set both or none")
+        return username
+
+    @field_validator("policy")
+    @classmethod
+    def _with_server(cls, policy: str, others: ValidationInfo) -> str:
+        if policy != "local" and others.data.get("url", "wrong") is None:
+            raise ValueError("this policy needs the server: set remote.url (AVATARFORGE_REMOTE_URL)")
+        return policy
+
+
+class ProvenanceSettings(Group):
+    certificate: Path | None = None
+    """PEM file with the chain of certificates that signs avatars (C2PA); without one they are only marked."""
+    private_key: Path | None = Field(None, validate_default=True)
+    """PEM file with the private key of the chain's first certificate."""
+    algorithm: Literal["es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519"] = "es256"
+    """How that key signs."""
+    timestamp_url: str | None = None
+    """URL of a time-stamping server (RFC 3161), so that signatures outlive the certificate."""
+
+    @field_validator("private_key")
+    @classmethod
+    def _with_certificate(cls, private_key: Path | None, others: ValidationInfo) -> Path | None:
+        if (private_key is None) != (others.data.get("certificate") is None):
+            raise ValueError("certificate and private_key belong together: set both or none")
+        return private_key
 
 
 class LogSettings(Group):
@@ -204,6 +281,8 @@ class Settings(Group):
     tracker: TrackerSettings = TrackerSettings()
     webhook: WebhookSettings = WebhookSettings()
     diffusion: DiffusionSettings = DiffusionSettings()
+    remote: RemoteSettings = RemoteSettings()
+    provenance: ProvenanceSettings = ProvenanceSettings()
     log: LogSettings = LogSettings()
 
     @property

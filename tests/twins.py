@@ -5,8 +5,10 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 
-from avatarforge.domain.changes import JobChange, LoggedChange
+from avatarforge.domain.changes import JobChange, LoggedChange, ObjectDeletion
+from avatarforge.domain.deliveries import WebhookDelivery
 from avatarforge.domain.errors import DatabaseUnavailable, Overtaken
 from avatarforge.domain.events import EventKind
 from avatarforge.domain.generations import (
@@ -15,7 +17,9 @@ from avatarforge.domain.generations import (
     GenerationTask,
     GenerationUpdate,
 )
+from avatarforge.domain.idempotency import KnownKey
 from avatarforge.domain.jobs import ProfilePhotoJob
+from avatarforge.storage.keys import job_prefix
 from tests.factories import an_outcome
 
 
@@ -34,6 +38,9 @@ class MemoryRecords:
         self.starts_held = 0
         self.groups: list[int] = []
         """Sizes of the transactions."""
+        self.keys: dict[tuple[str, str], KnownKey] = {}
+        self.prefixes: list[str] = []
+        """Of objects that have to go."""
 
     def claim_shard(self, shard: int) -> int:
         self._answer()
@@ -50,14 +57,26 @@ class MemoryRecords:
         names = {(entry.job.job_id, entry.job.revision) for entry in self.log}
         if any((change.job.job_id, change.job.revision) in names for change in changes):
             raise ValueError("a change of this revision is in the log already")
+        named = [
+            (change.job.customer_id, change.idempotency_key.key)
+            for change in changes
+            if change.idempotency_key
+        ]
+        if any(name in self.keys for name in named):
+            raise ValueError("the key is in the record already")
         self.groups.append(len(changes))
         first = len(self.log) + 1
         seqs = list(range(first, first + len(changes)))
         for seq, change in zip(seqs, changes, strict=True):
             numbered = change.numbered(seq)
             self.log.append(numbered)
+            if (key := change.idempotency_key) is not None:
+                self.keys[change.job.customer_id, key.key] = KnownKey(
+                    fingerprint=key.fingerprint, job_id=change.job.job_id
+                )
             if change.is_erasure:
                 self.jobs.pop(change.job.job_id, None)
+                self.prefixes.append(job_prefix(change.job.customer_id, change.job.job_id))
             else:
                 self.jobs[change.job.job_id] = numbered.job
         if self.lose_answers:
@@ -81,6 +100,28 @@ class MemoryRecords:
         self._answer()
         return self.jobs.get(job_id)
 
+    def jobs_of(self, customer_id: str, before: str | None, limit: int) -> list[ProfilePhotoJob]:
+        self._answer()
+        mine = sorted(
+            (job for job in self.jobs.values() if job.customer_id == customer_id),
+            key=lambda job: job.job_id,
+            reverse=True,
+        )
+        return [job for job in mine if before is None or job.job_id < before][:limit]
+
+    def forget_customer(self, shard: int, epoch: int, customer_id: str) -> bool:
+        self._answer()
+        known = any(entry.job.customer_id == customer_id for entry in self.log)
+        return known and not self.jobs_of(customer_id, None, 1)
+
+    def known_key(self, customer_id: str, key: str, now: datetime) -> KnownKey | None:
+        self._answer()
+        return self.keys.get((customer_id, key))
+
+    def prune(self, shard: int, epoch: int, before: datetime, limit: int) -> int:
+        self._answer()
+        return 0
+
     def latest_seq(self, shard: int) -> int:
         self._answer()
         return len(self.log)
@@ -103,6 +144,43 @@ async def three_steps(task: GenerationTask) -> AsyncGenerator[GenerationUpdate, 
     for step in range(1, 4):
         yield GenerationProgress(step=step, total_steps=3)
     yield GenerationFinished(outcome=an_outcome())
+
+
+class MemoryDeletions:
+    """The deletions that a `MemoryRecords` has on record, as `DeletionRecords` keeps them."""
+
+    def __init__(self, records: MemoryRecords) -> None:
+        self._records = records
+
+    def due(self, shard: int, now: datetime, limit: int) -> list[ObjectDeletion]:
+        prefixes = enumerate(self._records.prefixes)
+        return [ObjectDeletion(deletion_id=place, prefix=prefix) for place, prefix in prefixes if prefix]
+
+    def done(self, deletion_ids: Sequence[int]) -> None:
+        for place in deletion_ids:
+            self._records.prefixes[place] = ""
+
+
+class MemoryWebhooks:
+    """Notes what would be delivered; also answers for the deliveries' record."""
+
+    def __init__(self) -> None:
+        self.expected: list[WebhookDelivery] = []
+        self.forgotten: list[str] = []
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    def expect(self, delivery: WebhookDelivery) -> None:
+        self.expected.append(delivery)
+
+    def forget(self, job_id: str) -> None:
+        self.forgotten.append(job_id)
+
+    def again(self, customer_id: str, job_id: str, delivery_id: str, at: datetime) -> WebhookDelivery | None:
+        known = [delivery for delivery in self.expected if delivery.delivery_id == delivery_id]
+        return known[0] if known else None
 
 
 Script = Callable[[GenerationTask], AsyncGenerator[GenerationUpdate, None]]

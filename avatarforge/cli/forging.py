@@ -11,23 +11,13 @@ from pathlib import Path
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from avatarforge.cli.comparison import write_comparison
-from avatarforge.cli.serving import SAMPLE, started
+from avatarforge.cli.photos import SAMPLE, NoSuchPhoto
+from avatarforge.cli.serving import started
 from avatarforge.cli.terminal import err, out, terminating_like_ctrl_c
 from avatarforge.client import Client, JobFailed, ServerUnreachable, Status
 from avatarforge.settings import load_settings
 
 _SUFFIXES = {"image/png": ".png", "image/webp": ".webp", "image/jpeg": ".jpg"}
-
-
-class NoSuchPhoto(OSError):
-    """A photo that the command line names is not a file."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.path = path
-
-    def __str__(self) -> str:
-        return f"There is no photo {str(self.path)!r}."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +76,8 @@ def _server(server: str | None, options: dict[str, str], start: bool) -> Iterato
                 raise ServerUnreachable(
                     url, "nothing there is ready" if server else "use --start to start one"
                 )
-            instance = stack.enter_context(started(None, options))
+            # We talk REST to it, and another one may have the port for gRPC.
+            instance = stack.enter_context(started(None, options, grpc=False))
             err.print(f"AvatarForge is ready after {instance.timings.elapsed:.1f} s.")
             stack.callback(err.print, "Stopping what was started …")
             url = instance.url

@@ -9,13 +9,12 @@ from pathlib import Path
 
 from rich.table import Table
 
-import avatarforge
+from avatarforge.cli.photos import SAMPLE
 from avatarforge.cli.terminal import err, out, terminating_like_ctrl_c
 from avatarforge.cluster.timings import Timings
+from avatarforge.diffusion.provenance import open_marking
 from avatarforge.embedded import Instance, arguments_of, read_config, running
 from avatarforge.settings import load_settings
-
-SAMPLE = Path(avatarforge.__file__).parent / "samples" / "portrait.png"
 
 
 def up(*, config: Path | None, options: dict[str, str], timings: bool) -> None:
@@ -30,16 +29,18 @@ def up(*, config: Path | None, options: dict[str, str], timings: bool) -> None:
 
 
 @contextmanager
-def started(config: Path | None, options: dict[str, str]) -> Iterator[Instance]:
+def started(config: Path | None, options: dict[str, str], *, grpc: bool = True) -> Iterator[Instance]:
     """AvatarForge with these settings, and a line that says so while it starts."""
     measured = Timings()
     # Options win over variables, here and in every process that we start.
     os.environ.update(options)
     parsed = None if config is None else read_config(config)
     settings = load_settings(None if parsed is None else arguments_of(parsed))
+    # Replicas find a certificate that cannot sign too, but this terminal would not show it.
+    open_marking(settings.provenance)
     with (
         err.status("Starting AvatarForge …") as line,
-        running(settings, config=parsed, timings=measured) as instance,
+        running(settings, config=parsed, grpc=grpc, timings=measured) as instance,
     ):
         line.stop()
         yield instance
@@ -61,6 +62,8 @@ def _say_where(instance: Instance, timings: bool) -> None:
         err.print(timings_table(instance.timings))
     err.print(f"[bold green]AvatarForge is ready[/] after {seconds:.1f} s. Ctrl-C stops it.")
     out.print(f"REST       {instance.url}")
+    out.print(f"gRPC       {instance.grpc_address}")
     out.print(f"API docs   {instance.url}/docs")
+    out.print(f"Webhooks   {instance.signing}")
     out.print("Try it:")
     out.print(f"  curl -F photo=@{shlex.quote(str(SAMPLE))} {instance.url}/customers/me", highlight=False)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from avatarforge.cluster import haproxy_guard
+from avatarforge.cluster import grpc_interface, haproxy_guard
 from avatarforge.cluster.ports import PortBlock
 
 PATIENCE = {
@@ -24,16 +24,31 @@ PATIENCE = {
     # Nobody else sends requests to a private cluster that stops: nothing to drain for 30 s.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.1",
     "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "0.1",
-    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "5",
+    # HAProxy starts anew when replicas come or go. The old process is left to the streams that it carries,
+    # which end by themselves (`ingress.max_stream_seconds`).
+    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "330",
+    # Ports of replicas that have gone are kept for so long; by default for longer than the old process lives,
+    # lest it talks to another application. There is only one.
+    "RAY_SERVE_PORT_QUARANTINE_S": "35",
     "RAY_SERVE_HAPROXY_NBTHREAD": "2",
+    # A connection to a replica carries one gRPC call at a time: on a shared one a client that does not read
+    # its stream stops everybody else's.
+    "RAY_SERVE_HAPROXY_H2_BE_MAX_CONCURRENT_STREAMS": "1",
+    # Calls that one client connection may have open; more would wait in the client without a word.
+    "RAY_SERVE_HAPROXY_H2_FE_MAX_CONCURRENT_STREAMS": "1000",
 }
 """Whoever runs AvatarForge may set these otherwise."""
 
 MOST_CONNECTIONS = 16_384
 
 
-def ray_environment(run: Path, ports: PortBlock, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What a cluster with its files under `run` needs. Writes Ray's token and HAProxy's guard there."""
+def ray_environment(
+    run: Path, ports: PortBlock, host: str = "127.0.0.1", environ: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """What a cluster needs that has its files under `run` and serves on `host`.
+
+    Writes Ray's token and HAProxy's guard into `run`.
+    """
     ours = {
         "RAY_USAGE_STATS_ENABLED": "0",
         # A call that comes late, while the cluster stops, would start another one.
@@ -43,6 +58,8 @@ def ray_environment(run: Path, ports: PortBlock, environ: Mapping[str, str] = os
         **_authentication(run),
         **_ports(ports),
         **{name: environ.get(name, value) for name, value in PATIENCE.items()},
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": grpc_interface.CALLBACK,
+        grpc_interface.VARIABLE: host,
     }
     if sys.platform == "linux":
         ours |= _haproxy(run, environ)
@@ -52,6 +69,7 @@ def ray_environment(run: Path, ports: PortBlock, environ: Mapping[str, str] = os
 def _ports(ports: PortBlock) -> dict[str, str]:
     numbers = {
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": ports.fallback_proxy,
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": ports.fallback_proxy_grpc,
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": ports.replicas_http[0],
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": ports.replicas_http[-1],
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": ports.replicas_grpc[0],
@@ -73,6 +91,8 @@ def _authentication(run: Path) -> dict[str, str]:
 def _haproxy(run: Path, environ: Mapping[str, str]) -> dict[str, str]:
     variables = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        # HAProxy serves the clients; what is behind it is its own affair.
+        grpc_interface.VARIABLE: "127.0.0.1",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(run / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(run / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(run / "metrics.sock"),

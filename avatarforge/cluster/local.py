@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from avatarforge.cluster.environment import ray_environment
+from avatarforge.cluster.grpc_interface import host_in_address
 from avatarforge.cluster.ports import PortBlock, reserve_ports
 from avatarforge.cluster.run_folder import RunFolder
 from avatarforge.cluster.timings import Timings
@@ -30,6 +31,12 @@ OBJECT_STORE_BYTES = 128 * 1024 * 1024
 
 NODE_SECONDS = 150.0
 """How long Ray's own processes may take to start."""
+
+GRPC_SERVICES = (
+    "avatarforge.grpc_generated.profile_photo_job_pb2_grpc.add_ProfilePhotoJobServiceServicer_to_server",
+    "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
+)
+"""What Serve's gRPC servers offer besides reflection; the ingress has a method of each call's name."""
 
 STOP_SECONDS = 3.0
 """How long replicas may take to end by themselves. Jobs that are cut short go on at the next start."""
@@ -53,6 +60,20 @@ class PortInUse(ClusterError):
         )
 
 
+class OnePortForTwo(ClusterError):
+    """REST and gRPC were given the same port."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self.port = port
+
+    def __str__(self) -> str:
+        return (
+            f"REST and gRPC cannot both listen on port {self.port}. Choose another for one of them with "
+            "AVATARFORGE_HTTP_PORT or --port, or with AVATARFORGE_GRPC_PORT or --grpc-port."
+        )
+
+
 class NotEnoughGpus(ClusterError):
     """The application wants more GPUs than Ray has found here."""
 
@@ -72,8 +93,7 @@ class LocalCluster:
     """Starts Ray and Serve on entering, and stops them, and nothing else, on leaving.
 
     Raises `PortInUse`, `DataFolderInUse` and `ClusterError`. One at a time in a process; any number side
-    by side on a machine, each with a data folder and an HTTP port of its own. Ray's files lie in
-    `data_dir/run`.
+    by side on a machine, each with a data folder and ports of its own. Ray's files lie in `data_dir/run`.
     """
 
     def __init__(
@@ -82,13 +102,17 @@ class LocalCluster:
         *,
         host: str = "127.0.0.1",
         port: int = 8000,
+        grpc_port: int | None = None,
         variables: Mapping[str, str] | None = None,
         timings: Timings | None = None,
         meanwhile: Callable[[], None] | None = None,
     ) -> None:
-        """`variables` are set for all of the cluster's processes. `meanwhile` runs in a thread while Ray
-        starts: for imports and the like; it is over when `__enter__` returns, and may raise."""
-        self._host, self._port = host, port
+        """Without `grpc_port` there is no gRPC.
+
+        `variables` are set for all of the cluster's processes. `meanwhile` runs in a thread while Ray
+        starts: for imports and the like; it is over when `__enter__` returns, and may raise.
+        """
+        self._host, self._port, self._grpc_port = host, port, grpc_port
         self._variables = dict(variables or {})
         self._timings = timings or Timings()
         self._meanwhile = meanwhile
@@ -100,16 +124,28 @@ class LocalCluster:
     @property
     def url(self) -> str:
         """Where clients on this machine reach it."""
-        host = "127.0.0.1" if self._host in ("0.0.0.0", "::") else self._host
-        return f"http://{f'[{host}]' if ':' in host else host}:{self._port}"
+        return f"http://{self._reachable_host}:{self._port}"
+
+    @property
+    def grpc_address(self) -> str | None:
+        """Where gRPC clients on this machine reach it."""
+        return None if self._grpc_port is None else f"{self._reachable_host}:{self._grpc_port}"
+
+    @property
+    def _reachable_host(self) -> str:
+        return host_in_address("127.0.0.1" if self._host in ("0.0.0.0", "::") else self._host)
 
     def __enter__(self) -> Self:
         check_port(self._host, self._port, "AVATARFORGE_HTTP_PORT", "--port")
+        if self._grpc_port is not None:
+            if self._grpc_port == self._port:
+                raise OnePortForTwo(self._port)
+            check_port(self._host, self._grpc_port, "AVATARFORGE_GRPC_PORT", "--grpc-port")
         self._folder.open()
         self._environ_before = dict(os.environ)
         try:
             self._ports = reserve_ports()
-            os.environ.update(self._variables | ray_environment(self._folder.path, self._ports))
+            os.environ.update(self._variables | ray_environment(self._folder.path, self._ports, self._host))
             self._start_ray()
             self._serve_start = _Background(self._start_serve)
         except BaseException:
@@ -192,13 +228,16 @@ class LocalCluster:
     def _start_serve(self) -> None:
         with self._timings.phase("start Serve"):
             from ray import serve
-            from ray.serve.config import HTTPOptions
+            from ray.serve.config import HTTPOptions, gRPCOptions
             from ray.serve.schema import LoggingConfig
 
             logging.getLogger("ray.serve").setLevel(logging.WARNING)
             serve.start(
                 proxy_location="HeadOnly",
                 http_options=HTTPOptions(host=self._host, port=self._port),
+                grpc_options=None
+                if self._grpc_port is None
+                else gRPCOptions(port=self._grpc_port, grpc_servicer_functions=list(GRPC_SERVICES)),
                 logging_config=LoggingConfig(enable_access_log=False),
             )
 

@@ -29,6 +29,10 @@ class PortBlock:
         return self.first + 2
 
     @property
+    def fallback_proxy_grpc(self) -> int:
+        return self.first + 3
+
+    @property
     def replicas_http(self) -> range:
         """For the ingress replicas' own servers, to which HAProxy passes requests."""
         return range(self.first + 10, self.first + 50)

@@ -66,7 +66,9 @@ class HubAddress(_Part):
     repository: str
     """Such as `owner/name`."""
     revision: str
-    """A commit, tag or branch."""
+    """A commit, which never changes; or a tag or a branch."""
+    variant: str | None = None
+    """Which of several sets of weights to fetch, such as `fp16` (files named `….fp16.safetensors`)."""
 
 
 class HubSource(_Part):
@@ -107,6 +109,18 @@ class Defaults(_Part):
     negative_prompt: str = ""
 
 
+SchedulerName = Literal["ddim", "euler", "euler-ancestral", "dpm++-2m-karras", "unipc", "lcm"]
+
+
+class Lora(_Part):
+    """Small weights that change the large ones."""
+
+    file: ManifestPath
+    """A `.safetensors` file, in diffusers' layout or in that of kohya's trainer."""
+    weight: float = Field(1.0, ge=-4, le=4)
+    """How much of the change is made."""
+
+
 class Style(_Part):
     title: str
     prompt: Annotated[str, AfterValidator(_with_placeholder)]
@@ -126,6 +140,13 @@ class Manifest(_Part):
     """Side of the square that the model takes and makes, in pixels."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Number format on a GPU, where the automatic choice does not suit the model."""
+    scheduler: SchedulerName | None = None
+    """How noise is taken away step by step, where the checkpoint's own way is not wanted."""
+    loras: tuple[Lora, ...] = ()
+    """Added to the weights at loading, in this order."""
+    safety_checker: bool | None = None
+    """Withhold pictures that the checkpoint's own checker finds unsafe. By default where it has a checker;
+    `true` refuses a checkpoint that has none, `false` loads it without."""
     defaults: Defaults = Defaults()
     styles: Mapping[str, Style] = {}
     sha256: Mapping[ManifestPath, str] = {}

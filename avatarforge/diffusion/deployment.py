@@ -5,6 +5,7 @@ from contextlib import aclosing
 from typing import Any
 
 from avatarforge.diffusion.loading import ModelLoader
+from avatarforge.diffusion.provenance import open_marking
 from avatarforge.diffusion.switch import ModelSwitch
 from avatarforge.diffusion.worker import GenerationWorker
 from avatarforge.domain.generations import GenerationTask, GenerationUpdate
@@ -15,7 +16,8 @@ from avatarforge.storage import open_storage
 class StableDiffusion:
     """A replica: one process, one device, one model at a time.
 
-    The model loads in threads, so that the replica answers while it does.
+    The model loads in threads, so that the replica answers while it does. Raises `SettingsError` where
+    avatars are to be signed and cannot be.
     """
 
     def __init__(self, settings_arguments: dict[str, Any]) -> None:
@@ -23,7 +25,10 @@ class StableDiffusion:
         loader = ModelLoader(settings.diffusion)
         self._switch = ModelSwitch(settings.diffusion.model, loader.load, loader.prepare)
         self._worker = GenerationWorker(
-            open_storage(settings), self._switch.model, settings.diffusion.storage_patience
+            open_storage(settings),
+            self._switch.model,
+            settings.diffusion.storage_patience,
+            open_marking(settings.provenance),
         )
         # Serve calls constructors in its event loop.
         self._switch.start()

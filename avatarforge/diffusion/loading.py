@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 from PIL import Image
 
 from avatarforge.diffusion import pipelines
 from avatarforge.diffusion.catalogue import Catalogue, Manifest
 from avatarforge.diffusion.engine import Engine, EngineRequest
+from avatarforge.diffusion.sequential import SequentialEngine
 from avatarforge.domain.errors import ModelUnusable
 from avatarforge.settings import DiffusionSettings
 
@@ -44,6 +46,7 @@ class ModelLoader:
         engine, dtype = await asyncio.to_thread(self._engine, manifest)
         loaded = perf_counter()
         try:
+            await engine.warm_up(manifest.size)
             await _make_one_picture(engine, manifest)
         except BaseException as error:
             engine.close()
@@ -57,9 +60,33 @@ class ModelLoader:
         wanted = self._settings
         device = pipelines.pick_device(wanted.device, gpu_set_aside=wanted.num_gpus > 0)
         dtype = pipelines.pick_dtype(wanted.dtype, manifest, device)
-        pipeline = pipelines.load(manifest, device, dtype)
-        niceness = wanted.niceness if device == "cpu" else 0
-        return Engine(pipeline, manifest.name, niceness), str(dtype).removeprefix("torch.")
+        pipeline = pipelines.load(
+            manifest,
+            device,
+            dtype,
+            allow_pickle=wanted.allow_pickle,
+            allow_remote_code=wanted.allow_remote_code,
+        )
+        return _engine(pipeline, manifest.name, wanted, device), str(dtype).removeprefix("torch.")
+
+
+def _engine(pipeline: Any, name: str, settings: DiffusionSettings, device: str) -> Engine:
+    """The engine that suits the pipeline. Its modules import torch, so they are imported late."""
+    from avatarforge.diffusion.batching import BatchingEngine
+    from avatarforge.diffusion.families import family_of
+
+    threads = pipelines.cpu_threads(settings.threads)
+    niceness = settings.niceness if device == "cpu" else 0
+    if family_of(pipeline) is None:
+        return SequentialEngine(pipeline, name, threads=threads, niceness=niceness)
+    return BatchingEngine(
+        pipeline,
+        name,
+        threads=threads,
+        niceness=niceness,
+        max_batch=settings.max_batch,
+        compilation=settings.compile,
+    )
 
 
 async def _make_one_picture(engine: Engine, manifest: Manifest) -> None:

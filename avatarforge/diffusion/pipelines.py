@@ -2,15 +2,41 @@
 
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avatarforge.diffusion.catalogue import FileSource, FolderSource, HubSource, Manifest
+from avatarforge.diffusion.catalogue import (
+    FileSource,
+    FolderSource,
+    HubAddress,
+    HubSource,
+    Manifest,
+    SchedulerName,
+)
+from avatarforge.diffusion.loras import add_loras
+from avatarforge.diffusion.weights import missing_part
 from avatarforge.domain.errors import ModelUnusable
 
 if TYPE_CHECKING:
     import torch
+
+
+_SCHEDULERS: Mapping[SchedulerName, tuple[str, Mapping[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "dpm++-2m-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "lcm": ("LCMScheduler", {"clip_sample": False}),
+}
+
+
+_BRINGS_CODE = (
+    "it brings code of its own, which is not run without the setting diffusion.allow_remote_code "
+    "(AVATARFORGE_DIFFUSION_ALLOW_REMOTE_CODE)"
+)
 
 
 def import_libraries(threads: int) -> None:
@@ -23,17 +49,19 @@ def import_libraries(threads: int) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Ray sets it to the actor's logical CPUs, and `set_num_threads` does not undo that for every part of
     # torch: with 1 in here, a picture took twice as long on two cores.
-    os.environ["OMP_NUM_THREADS"] = str(threads or _cores())
+    os.environ["OMP_NUM_THREADS"] = str(cpu_threads(threads))
     import torch
 
-    torch.set_num_threads(threads or _cores())
+    torch.set_num_threads(cpu_threads(threads))
     with _quietly():
         # The class that the embedded model names; most others share what it imports.
         importlib.import_module("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img")
 
 
-def _cores() -> int:
-    """The cores that this process may use."""
+def cpu_threads(wish: int) -> int:
+    """`wish`, or for 0 the number of cores that this process may use."""
+    if wish:
+        return wish
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -65,22 +93,40 @@ def pick_dtype(wish: str, manifest: Manifest, device: str) -> "torch.dtype":
     return dtype
 
 
-def load(manifest: Manifest, device: str, dtype: "torch.dtype") -> Any:
-    """The pipeline, on the device, ready to be called. Blocks for seconds.
+def load(
+    manifest: Manifest,
+    device: str,
+    dtype: "torch.dtype",
+    *,
+    allow_pickle: bool = False,
+    allow_remote_code: bool = False,
+) -> Any:
+    """The pipeline, on the device, ready to be called. Blocks for seconds, or as long as a download takes.
 
-    Reads safetensors only and runs no code that comes with a checkpoint. Raises `ModelUnusable`.
+    Reads safetensors only and runs no code that comes with a checkpoint, unless the last two arguments
+    allow it. Raises `ModelUnusable`.
     """
     import torch
 
     manifest.check_files()
     try:
         with _quietly():
-            pipeline = _from_source(manifest, dtype).to(device)
+            pipeline = _from_source(manifest, dtype, allow_pickle, allow_remote_code)
+            if manifest.scheduler is not None:
+                pipeline.scheduler = _scheduler(manifest.scheduler, pipeline.scheduler.config)
+            add_loras(pipeline, manifest)
+            pipeline.to(device)
     except ModelUnusable:
         raise
     # Whatever diffusers, transformers, safetensors or the hub may raise: the checkpoint is at fault.
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ModelUnusable(manifest.name, _BRINGS_CODE) from error
         raise ModelUnusable(manifest.name, f"{type(error).__name__}: {_first_line(error)}") from error
+    if manifest.safety_checker and getattr(pipeline, "safety_checker", None) is None:
+        raise ModelUnusable(
+            manifest.name, "its manifest asks for a safety checker, but the checkpoint has none"
+        )
     pipeline.set_progress_bar_config(disable=True)
     if device == "cuda":
         # Faster convolutions in half precision on tensor cores; slower in float32 on a CPU.
@@ -90,30 +136,74 @@ def load(manifest: Manifest, device: str, dtype: "torch.dtype") -> Any:
     return pipeline
 
 
-def _from_source(manifest: Manifest, dtype: "torch.dtype") -> Any:
-    common: dict[str, Any] = {"dtype": dtype}
+def _from_source(
+    manifest: Manifest, dtype: "torch.dtype", allow_pickle: bool, allow_remote_code: bool
+) -> Any:
+    common: dict[str, Any] = {"dtype": dtype, "local_files_only": True}
+    if manifest.safety_checker is False:
+        common |= {"safety_checker": None, "requires_safety_checker": False}
+    folders = common | {
+        # Left open, it takes pickled weights where there are no others.
+        "use_safetensors": None if allow_pickle else True,
+        "trust_remote_code": allow_remote_code,
+    }
     match manifest.source:
         case FileSource(file=file, config=config, pipeline=name):
-            if file.suffix != ".safetensors":
+            if file.suffix != ".safetensors" and not allow_pickle:
                 raise ModelUnusable(
-                    manifest.name, f"{file} is not a .safetensors file, and nothing else is read"
+                    manifest.name,
+                    f"{file} is not a .safetensors file, and nothing else is read without the setting "
+                    "diffusion.allow_pickle (AVATARFORGE_DIFFUSION_ALLOW_PICKLE)",
                 )
             _must_exist(manifest, file.is_file(), f"the file {file}")
             _must_exist(manifest, (config / "model_index.json").is_file(), f"{config / 'model_index.json'}")
             # Without a folder of configuration diffusers would ask the hub for one.
-            return _class(manifest, name).from_single_file(
-                str(file), config=str(config), local_files_only=True, **common
-            )
+            return _class(manifest, name).from_single_file(str(file), config=str(config), **common)
         case FolderSource(folder=folder, pipeline=name):
             # A folder that is absent would be taken for a name on the hub.
-            _must_exist(manifest, (folder / "model_index.json").is_file(), f"{folder / 'model_index.json'}")
-            return _class(manifest, name).from_pretrained(
-                str(folder), use_safetensors=True, local_files_only=True, **common
-            )
+            _must_be_whole(manifest, folder, allow_pickle)
+            return _class(manifest, name).from_pretrained(str(folder), **folders)
         case HubSource(hub=hub, pipeline=name):
-            return _class(manifest, name).from_pretrained(
-                hub.repository, revision=hub.revision, use_safetensors=True, **common
+            folder = _fetched(manifest, hub, folders)
+            _must_be_whole(manifest, folder, allow_pickle)
+            return _class(manifest, name).from_pretrained(str(folder), variant=hub.variant, **folders)
+
+
+def _fetched(manifest: Manifest, hub: HubAddress, options: Mapping[str, Any]) -> Path:
+    """The folder in the hub's cache. Files that are there are not fetched again."""
+    diffusers = importlib.import_module("diffusers")
+    wanted = {name: value for name, value in options.items() if name not in {"dtype", "local_files_only"}}
+    try:
+        return Path(
+            diffusers.DiffusionPipeline.download(
+                hub.repository, revision=hub.revision, variant=hub.variant, **wanted
             )
+        )
+    except OSError as error:
+        raise ModelUnusable(manifest.name, _not_fetched(manifest, hub, error)) from error
+
+
+def _not_fetched(manifest: Manifest, hub: HubAddress, error: OSError) -> str:
+    from huggingface_hub import constants
+
+    wanted = f"{hub.repository} at revision {hub.revision}"
+    if "safetensors" in str(error):
+        return (
+            f"{wanted} has no safetensors for each of its parts, and pickled weights are not read without "
+            "the setting diffusion.allow_pickle (AVATARFORGE_DIFFUSION_ALLOW_PICKLE)"
+        )
+    return (
+        f"{wanted} is not, or not whole, in the hub's cache {constants.HF_HUB_CACHE} and cannot be fetched "
+        f"from {constants.ENDPOINT} ({_first_cause(error)}). Let this machine reach the hub once: "
+        "HF_HUB_OFFLINE=1 forbids it, and a gated repository needs HF_TOKEN. Or run `avatarforge models "
+        f"check {manifest.name}` on a machine that reaches it, and copy its cache here"
+    )
+
+
+def _scheduler(name: SchedulerName, config: Any) -> Any:
+    """The scheduler of this name, with all that the checkpoint says of its own."""
+    kind, wanted = _SCHEDULERS[name]
+    return getattr(importlib.import_module("diffusers"), kind).from_config(config, **wanted)
 
 
 def _class(manifest: Manifest, name: str | None) -> Any:
@@ -131,7 +221,20 @@ def _must_exist(manifest: Manifest, exists: bool, what: str) -> None:
         raise ModelUnusable(manifest.name, f"{what} is not there")
 
 
-def _first_line(error: Exception) -> str:
+def _must_be_whole(manifest: Manifest, folder: Path, allow_pickle: bool) -> None:
+    missing = missing_part(folder, manifest, allow_pickle=allow_pickle)
+    if missing is not None:
+        raise ModelUnusable(manifest.name, missing)
+
+
+def _first_cause(error: BaseException) -> str:
+    """What went wrong at the bottom: the hub's client wraps the network's errors several times."""
+    while (deeper := error.__cause__ or error.__context__) is not None:
+        error = deeper
+    return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
     return next((line.strip(" .") for line in str(error).splitlines() if line.strip(" .")), "no reason given")
 
 

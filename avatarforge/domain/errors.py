@@ -379,7 +379,7 @@ class ImageNotFinite(AvatarForgeError):
 class ImageWithheld(AvatarForgeError):
     """The checkpoint's own safety checker blackened the picture."""
 
-    code = "image_withheld"
+    code = "unsafe_content"
 
     def __init__(self, model: str) -> None:
         super().__init__(model)
@@ -402,6 +402,58 @@ class GenerationBroke(AvatarForgeError):
 
     def __str__(self) -> str:
         return f"The model {shown(self.model)} could not make this picture: {shown(self.reason, 200)}."
+
+
+class SigningFailed(AvatarForgeError):
+    """The avatar cannot be signed, and unsigned it is not published; another attempt may succeed."""
+
+    code = "signing_failed"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"The avatar could not be signed: {shown(self.reason, 200)}."
+
+
+class RemoteUnavailable(AvatarForgeError):
+    """The remote server does not answer, or is left alone for a while; it has not begun."""
+
+    code = "remote_unavailable"
+
+    def __init__(self, reason: str, away_seconds: float) -> None:
+        super().__init__(reason, away_seconds)
+        self.reason, self.away_seconds = reason, away_seconds
+
+    def __str__(self) -> str:
+        return f"The remote server is not available: {shown(self.reason, 200)}."
+
+
+class RemoteFailed(AvatarForgeError):
+    """The remote server broke off while it made the picture; another attempt may succeed."""
+
+    code = "remote_failed"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"The remote server failed: {shown(self.reason, 200)}."
+
+
+class RemoteRefused(AvatarForgeError):
+    """The remote server does not take the request as it is; another attempt would end alike."""
+
+    code = "remote_refused"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"The remote server cannot have this request: {shown(self.reason, 200)}."
 
 
 class DeviceFailed(AvatarForgeError):

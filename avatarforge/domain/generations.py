@@ -47,6 +47,9 @@ class GenerationFailed:
 
     error: JobError
     retryable: bool = False
+    away_seconds: float | None = None
+    """Set where the worker's server did not even begin: the attempt is not held against the job, and the
+    worker should get no other for so many seconds."""
 
 
 GenerationUpdate = GenerationProgress | GenerationFinished | GenerationFailed

@@ -52,6 +52,10 @@ class GenerationParameters:
     steps: int | None = None
     guidance: float | None = None
     format: ImageFormat = ImageFormat.PNG
+    allow_remote: bool = True
+    """Whether the photo may go to a server that is not ours."""
+    cut_face: bool = True
+    """Whether a square around the face is cut; else a square photo is taken as it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from fastapi import Request
 from starlette.responses import Response
 
-from avatarforge.ingress.schemas import Message
 from avatarforge.ingress.service import ProfilePhotos
+from avatarforge.messages import Message
 
 
 def service_of(request: Request) -> ProfilePhotos:

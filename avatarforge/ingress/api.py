@@ -7,10 +7,11 @@ from fastapi import FastAPI
 from starlette.routing import Route
 
 from avatarforge import __version__
-from avatarforge.ingress import about, routes
+from avatarforge.ingress import about, commands, routes
 from avatarforge.ingress.documentation import add_documentation
 from avatarforge.ingress.edge import Edge
 from avatarforge.ingress.problems import add_problem_handlers
+from avatarforge.ingress.sdapi import sdapi_routes
 from avatarforge.ingress.service import ProfilePhotos
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -33,7 +34,10 @@ def create_api(photos: ProfilePhotos, lifespan: Lifespan | None = None) -> FastA
     api.router.routes.insert(0, Route(routes.STATUS_PATH, routes.photo_status, methods=["GET"]))
     api.router.routes.insert(0, Route(routes.SUBMIT_PATH, routes.submit_photo, methods=["POST"]))
     api.include_router(routes.router)
+    api.include_router(commands.router)
     api.include_router(about.router)
+    if photos.settings.http.sdapi:
+        api.router.routes.extend(sdapi_routes(photos))
     api.add_middleware(Edge)
     add_problem_handlers(api)
     add_documentation(api)

@@ -6,16 +6,20 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
+from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
 
 from avatarforge.diffusion.catalogue import Catalogue
 from avatarforge.ingress.api import create_api
+from avatarforge.ingress.grpc import HealthMethods, JobMethods
 from avatarforge.ingress.service import ProfilePhotos
 from avatarforge.ingress.view import LiveJobs
 from avatarforge.persistence.database import open_engine
+from avatarforge.persistence.deliveries import DeliveryRecords
 from avatarforge.persistence.jobs import JobRecords
 from avatarforge.settings import load_settings
 from avatarforge.storage import open_storage
 from avatarforge.telemetry.logs import configure
+from avatarforge.tracker.actor import tracker_actor
 from avatarforge.tracker.client import JobTrackers
 
 READ_BACK_SECONDS = 30.0
@@ -23,23 +27,29 @@ READ_BACK_SECONDS = 30.0
 
 
 @serve.ingress()
-class Ingress:
-    """Answers REST. Stateless but for its view of live jobs, which the trackers feed."""
+class Ingress(JobMethods, HealthMethods):
+    """Answers REST and gRPC. Stateless but for its view of live jobs, which the trackers feed."""
 
-    def __init__(self, arguments: dict[str, Any], _stable_diffusion: object) -> None:
-        """`_stable_diffusion` is bound only so that Serve deploys it with us: the trackers call it."""
+    def __init__(self, arguments: dict[str, Any], *_backends: object) -> None:
+        """`_backends` are bound only so that Serve deploys them with us: the trackers call them."""
         settings = load_settings(arguments)
         configure(settings.log)
-        trackers = JobTrackers(arguments, settings.tracker.shards, patience=READ_BACK_SECONDS)
+        actors = [tracker_actor(arguments, shard) for shard in range(settings.tracker.shards)]
+        trackers = JobTrackers(actors, patience=READ_BACK_SECONDS)
         self._live = LiveJobs(trackers)
-        self._photos = ProfilePhotos(
+        engine = open_engine(settings.database, settings.database_url)
+        photos = ProfilePhotos(
             settings=settings,
-            records=JobRecords(open_engine(settings.database, settings.database_url)),
+            records=JobRecords(engine),
+            deliveries=DeliveryRecords(engine),
             storage=open_storage(settings),
             trackers=trackers,
             live=self._live,
             catalogue=Catalogue(settings.diffusion.models_dir),
         )
+        # Serve's own proxy, where HAProxy is not in front, forgets the status that a stream is given after
+        # its last message, but keeps that of an error.
+        super().__init__(photos, raising=not RAY_SERVE_ENABLE_HA_PROXY)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Which model's styles and defaults count: the one that the replicas are told to serve."""

@@ -76,6 +76,11 @@ UPLOAD: dict[str, Any] = {
                         "default": 0,
                         "description": "Higher goes first.",
                     },
+                    "allowRemote": {
+                        "type": "boolean",
+                        "default": True,
+                        "description": "Whether the photo may go to another server where this one uses one.",
+                    },
                     "callbackUrl": {
                         "type": "string",
                         "format": "uri",

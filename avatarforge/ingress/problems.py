@@ -20,6 +20,9 @@ from avatarforge.domain.errors import AvatarForgeError, InvalidCustomerId, Inval
 
 MEDIA_TYPE = "application/problem+json"
 
+UNEXPECTED = "The request met an error that we did not expect. It was logged."
+"""All that a client hears of an error that no table knows."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -63,10 +66,25 @@ ANSWERS: dict[type[AvatarForgeError], Answer] = {
     errors.JobNotFound: Answer(
         404, "NOT_FOUND", "No such job", {"customerId": "customer_id", "jobId": "job_id"}
     ),
+    errors.DeliveryNotFound: Answer(
+        404, "NOT_FOUND", "No such delivery", {"jobId": "job_id", "deliveryId": "delivery_id"}
+    ),
     errors.ImageNotFound: Answer(404, "NOT_FOUND", "No such image", {"jobId": "job_id", "kind": "kind"}),
     errors.ObjectNotFound: Answer(404, "NOT_FOUND", "No such object"),
     errors.IllegalTransition: Answer(
         409, "FAILED_PRECONDITION", "The job's state does not allow this", {"current": "current"}
+    ),
+    errors.NotFinished: Answer(
+        409, "FAILED_PRECONDITION", "The job has not ended yet", {"jobId": "job_id", "current": "status"}
+    ),
+    errors.IdempotencyKeyReused: Answer(
+        422, "INVALID_ARGUMENT", "The idempotency key is taken", {"jobId": "job_id"}
+    ),
+    errors.IdempotencyKeyInFlight: Answer(
+        409, "ABORTED", "The same upload is under way", {"retryAfter": "retry_after"}
+    ),
+    errors.StreamOverflowed: Answer(
+        429, "RESOURCE_EXHAUSTED", "The client reads too slowly", {"afterSeq": "seq"}
     ),
     errors.Unavailable: Answer(503, "UNAVAILABLE", "Not available at present", _RETRY),
     errors.DatabaseUnavailable: Answer(503, "UNAVAILABLE", "The database is not available", _RETRY),
@@ -77,6 +95,10 @@ ANSWERS: dict[type[AvatarForgeError], Answer] = {
     errors.ModelUnusable: Answer(500, "FAILED_PRECONDITION", "The model cannot be used", {"model": "model"}),
     errors.ImageNotFinite: Answer(500, "INTERNAL", "The model made no picture", {"model": "model"}),
     errors.ImageWithheld: Answer(422, "FAILED_PRECONDITION", "The picture was withheld", {"model": "model"}),
+    errors.RemoteUnavailable: Answer(503, "UNAVAILABLE", "The remote server is not available"),
+    errors.RemoteFailed: Answer(503, "UNAVAILABLE", "The remote server failed"),
+    errors.RemoteRefused: Answer(500, "INTERNAL", "The remote server refused the request"),
+    errors.SigningFailed: Answer(503, "UNAVAILABLE", "The avatar could not be signed"),
     errors.DeviceFailed: Answer(503, "UNAVAILABLE", "The device failed"),
     errors.GenerationBroke: Answer(500, "INTERNAL", "The generation broke"),
     errors.GenerationCancelled: Answer(409, "CANCELLED", "The generation was cancelled"),
@@ -88,6 +110,16 @@ def answer_to(error: AvatarForgeError | type[AvatarForgeError]) -> Answer:
     """The error's row, or that of its nearest ancestor."""
     kind = error if isinstance(error, type) else type(error)
     return next(ANSWERS[ancestor] for ancestor in kind.__mro__ if ancestor in ANSWERS)
+
+
+def http_status_of(code: str) -> int:
+    """The status of errors with this code; 500 for one that no error here has, such as a lost worker's."""
+    return next((answer.http for kind, answer in ANSWERS.items() if kind.code == code), 500)
+
+
+def facts_of(error: AvatarForgeError) -> dict[str, Any]:
+    """What the error is about, for programs. What came from outside is cut short."""
+    return {name: _cut(getattr(error, attribute)) for name, attribute in answer_to(error).facts.items()}
 
 
 def problem(
@@ -106,16 +138,15 @@ def problem(
 
 
 def problem_of(error: AvatarForgeError, instance: str) -> dict[str, Any]:
-    """The error as a problem document, its facts as members. What came from outside is cut short."""
+    """The error as a problem document, its facts as members."""
     answer = answer_to(error)
-    facts = {name: _cut(getattr(error, attribute)) for name, attribute in answer.facts.items()}
     return problem(
         status=answer.http,
         code=error.code,
         title=answer.title,
         detail=str(error),
         instance=instance,
-        facts=facts,
+        facts=facts_of(error),
     )
 
 
@@ -135,7 +166,7 @@ def unexpected_response(scope: Scope) -> Response:
             status=500,
             code=AvatarForgeError.code,
             title=ANSWERS[AvatarForgeError].title,
-            detail="The request met an error that we did not expect. It was logged.",
+            detail=UNEXPECTED,
             instance=_path(scope),
         )
     )
@@ -167,11 +198,11 @@ async def _on_our_error(request: Request, error: Exception) -> Response:
 
 
 def error_response(error: AvatarForgeError, scope: Scope) -> Response:
-    """The answer to the error: 503s carry Retry-After, and whatever is our fault is logged."""
+    """The answer to the error: what passes by itself has Retry-After, and whatever is our fault is logged."""
     document = problem_of(error, _path(scope))
     headers = {}
-    if document["status"] == HTTPStatus.SERVICE_UNAVAILABLE:
-        headers["Retry-After"] = str(getattr(error, "retry_after", 5))
+    if "retryAfter" in document or document["status"] == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = str(document.get("retryAfter", 5))
     if document["status"] >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.warning(
             "request refused", code=error.code, reason=getattr(error, "reason", str(error)), path=_path(scope)

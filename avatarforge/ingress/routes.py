@@ -1,23 +1,26 @@
 """The calls about customers and their photos: from a request to `ProfilePhotos` and back to an answer."""
 
+from collections.abc import Mapping
 from typing import Annotated
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Header, Path, Query, Request
 from starlette.responses import Response
 
 from avatarforge.domain import errors
 from avatarforge.domain.customers import GRAMMAR, checked_customer_id
 from avatarforge.domain.errors import InvalidCustomerId, InvalidRequest
 from avatarforge.domain.identifiers import is_job_id
-from avatarforge.ingress import schemas
+from avatarforge.ingress import schemas, sse
 from avatarforge.ingress.answers import json_answer, service_of
 from avatarforge.ingress.documentation import IMAGE, UPLOAD, told
 from avatarforge.ingress.images import image_response
-from avatarforge.ingress.schemas import photo_url, status_message
+from avatarforge.ingress.news import LiveJob
+from avatarforge.ingress.schemas import status_message
 from avatarforge.ingress.service import ImageKind, Page, Stored
-from avatarforge.ingress.submissions import number
+from avatarforge.ingress.submissions import MAX_KEY, number
 from avatarforge.ingress.uploads import receive_upload
+from avatarforge.messages import ProfilePhotoJobStatus, photo_url
 
 router = APIRouter()
 
@@ -48,6 +51,13 @@ CUSTOMER_PARAMETER = {
     "required": True,
     "schema": {"type": "string", "pattern": f"^{GRAMMAR}$"},
 }
+KEY_PARAMETER = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY},
+    "description": "Your name for this upload. Sent again within a day it makes no second job: the answer is "
+    "the first one's job, with `Idempotent-Replayed: true`.",
+}
 STATUS_PARAMETERS = [
     CUSTOMER_PARAMETER,
     {"name": "jobId", "in": "path", "required": True, "schema": {"type": "string"}},
@@ -58,15 +68,32 @@ STATUS_PARAMETERS = [
         "description": "Answer as soon as the job is terminal, and after this time at the latest. "
         "At most 60 unless the server is set up otherwise.",
     },
+    {
+        "name": "after",
+        "in": "query",
+        "schema": {"type": "integer", "minimum": 0},
+        "description": "Answer as soon as the job's `seq` is higher than this: on any change. "
+        "Waits as long as it may unless `waitSeconds` says otherwise.",
+    },
 ]
+
+_NO_IMAGE = (
+    errors.InvalidCustomerId,
+    errors.JobNotFound,
+    errors.ImageNotFound,
+    errors.DatabaseUnavailable,
+    errors.StorageUnavailable,
+)
 
 PHOTOS_OF_CUSTOMER = 20
 """Newest photos that a customer's page shows."""
+MOST_DIGITS = 18
+"""Digits of an event's number: what the database can count to."""
 
 
 @router.get(
     STATUS_PATH,
-    response_model=schemas.ProfilePhotoJobStatus,
+    response_model=ProfilePhotoJobStatus,
     openapi_extra={"parameters": STATUS_PARAMETERS},
     responses=told(
         errors.InvalidCustomerId, errors.JobNotFound, errors.InvalidRequest, errors.DatabaseUnavailable
@@ -78,17 +105,18 @@ async def photo_status(request: Request) -> Response:
     # Parameters are read by hand, so that this also works without FastAPI in front: see `create_api`.
     photos = service_of(request)
     path = request.path_params
-    wait_seconds = _wait_seconds(request, photos.settings.ingress.max_wait_seconds)
-    live = await photos.status(path["customerId"], path["jobId"], wait_seconds)
+    after = _seq("after", request.query_params.get("after")) if request.scope["query_string"] else None
+    wait_seconds = _wait_seconds(request, photos.settings.ingress.max_wait_seconds, after)
+    live = await photos.status(path["customerId"], path["jobId"], wait_seconds, after)
     return json_answer(status_message(live))
 
 
 @router.post(
     SUBMIT_PATH,
     status_code=202,
-    response_model=schemas.ProfilePhotoJobStatus,
+    response_model=ProfilePhotoJobStatus,
     response_description="Accepted: the job is durable and will come to an end.",
-    openapi_extra={"requestBody": UPLOAD, "parameters": [CUSTOMER_PARAMETER]},
+    openapi_extra={"requestBody": UPLOAD, "parameters": [CUSTOMER_PARAMETER, KEY_PARAMETER]},
     responses=told(
         errors.InvalidCustomerId,
         errors.MalformedUpload,
@@ -100,6 +128,8 @@ async def photo_status(request: Request) -> Response:
         errors.NotAnImage,
         errors.DamagedPhoto,
         errors.PhotoDimensions,
+        errors.IdempotencyKeyReused,
+        errors.IdempotencyKeyInFlight,
         errors.DatabaseUnavailable,
         errors.StorageUnavailable,
         errors.StorageFull,
@@ -123,14 +153,66 @@ async def submit_photo(request: Request) -> Response:
         photos.upload_folder,
         _content_length(request),
     ) as upload:
-        live = await photos.submit(customer_id, upload.photo, upload.filename, upload.fields)
-    return json_answer(status_message(live), 202, {"Location": photo_url(live.job, "status")})
+        submitted = await photos.submit(
+            customer_id,
+            upload.photo,
+            upload.filename,
+            upload.fields,
+            request.headers.get("idempotency-key"),
+        )
+    headers = {"Idempotent-Replayed": "true"} if submitted.replayed else {}
+    return accepted(submitted.live, headers)
+
+
+@router.get(
+    "/customers/{customerId}/photos/stream",
+    response_class=Response,
+    responses={
+        200: {"description": "The stream.", "content": {sse.MEDIA_TYPE: {"schema": {"type": "string"}}}},
+        204: {"description": "The job has ended, and the client has heard of it."},
+        **told(errors.InvalidCustomerId, errors.JobNotFound, errors.InvalidRequest, errors.Unavailable),
+    },
+    tags=["photos"],
+)
+async def stream_photos(
+    request: Request,
+    customer_id: CustomerId,
+    job_id: Annotated[
+        str | None,
+        Query(alias="jobId", description="Only this job; the stream ends with the job."),
+    ] = None,
+    after: Annotated[
+        str | None,
+        Query(description="The last `seq` that is known: what came after it is told first."),
+    ] = None,
+    last_event_id: Annotated[
+        str | None,
+        Header(alias="Last-Event-ID", description="As `after`; browsers send it when they come back."),
+    ] = None,
+    previews: Annotated[bool, Query(description="Put a small picture into `progress`.")] = False,
+) -> Response:
+    """Server-sent events: a `snapshot` of unfinished jobs, then a `status` for every change.
+
+    `id` is the change's `seq`: a client that comes back with it misses nothing. `progress` tells live steps;
+    `erased` that a job is no more; `reset` brings a new snapshot where the log no longer reaches back;
+    `overflow` asks a client that was too slow to resume.
+    """
+    photos = service_of(request)
+    # The header is the newer one: an EventSource keeps its first URL.
+    name, text = ("Last-Event-ID", last_event_id) if last_event_id else ("after", after)
+    items = photos.follow(
+        customer_id,
+        job_id,
+        _seq(name, text),
+        quiet_seconds=photos.settings.ingress.heartbeat_seconds,
+    )
+    return await sse.event_stream(items, previews=previews)
 
 
 @router.get(
     "/customers/{customerId}/photos/{jobId}/original",
     response_class=Response,
-    responses={**IMAGE, **told(errors.JobNotFound, errors.ImageNotFound, errors.StorageUnavailable)},
+    responses={**IMAGE, **told(*_NO_IMAGE)},
     tags=["images"],
 )
 async def original_image(request: Request, customer_id: CustomerId, job_id: JobId) -> Response:
@@ -141,7 +223,7 @@ async def original_image(request: Request, customer_id: CustomerId, job_id: JobI
 @router.get(
     "/customers/{customerId}/photos/{jobId}/generated",
     response_class=Response,
-    responses={**IMAGE, **told(errors.JobNotFound, errors.ImageNotFound, errors.StorageUnavailable)},
+    responses={**IMAGE, **told(*_NO_IMAGE)},
     tags=["images"],
 )
 async def generated_image(request: Request, customer_id: CustomerId, job_id: JobId) -> Response:
@@ -221,12 +303,27 @@ async def show_customer(request: Request, customer_id: CustomerId) -> Response:
     )
 
 
-def _wait_seconds(request: Request, longest: int) -> float:
-    text = request.query_params.get("waitSeconds", "0") if request.scope["query_string"] else "0"
+def accepted(live: LiveJob, headers: Mapping[str, str] | None = None) -> Response:
+    """202 for a job that is kept."""
+    location = {"Location": photo_url(live.job, "status")}
+    return json_answer(status_message(live), 202, {**location, **(headers or {})})
+
+
+def _wait_seconds(request: Request, longest: int, after: int | None) -> float:
+    default = "0" if after is None else str(longest)
+    text = request.query_params.get("waitSeconds", default) if request.scope["query_string"] else default
     seconds = number(text)
     if seconds is None or not 0 <= seconds <= longest:
         raise InvalidRequest("waitSeconds", text, f"a number of seconds from 0 to {longest}")
     return seconds
+
+
+def _seq(name: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS):
+        raise InvalidRequest(name, text, "the number of an event: a whole number from 0 on")
+    return int(text)
 
 
 def _content_length(request: Request) -> int | None:
@@ -234,7 +331,7 @@ def _content_length(request: Request) -> int | None:
     return int(text) if text.isascii() and text.isdigit() else None
 
 
-def _statuses(page: Page) -> tuple[schemas.ProfilePhotoJobStatus, ...]:
+def _statuses(page: Page) -> tuple[ProfilePhotoJobStatus, ...]:
     return tuple(status_message(live) for live in page.jobs)
 
 

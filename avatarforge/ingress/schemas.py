@@ -1,101 +1,12 @@
-"""The messages that clients see: camelCase, times in RFC 3339 and UTC, the same on every channel."""
+"""The messages of the REST interface, beside the one of a job that every channel tells."""
 
-from datetime import UTC, datetime
-from typing import Annotated
-
-from pydantic import BaseModel, ConfigDict, PlainSerializer
-from pydantic.alias_generators import to_camel
+from pydantic import ConfigDict
 
 from avatarforge.diffusion.catalogue import Manifest
-from avatarforge.domain.generations import GenerationProgress
-from avatarforge.domain.jobs import Crop, ProfilePhotoJob
-from avatarforge.domain.status import ProcessingStatus
+from avatarforge.domain.deliveries import DeliveryReport, DeliveryState
 from avatarforge.ingress.health import Readiness
-from avatarforge.ingress.view import LiveJob
-
-
-def _rfc3339(time: datetime) -> str:
-    return time.astimezone(UTC).isoformat(timespec="microseconds")[:-6] + "Z"
-
-
-Time = Annotated[datetime, PlainSerializer(_rfc3339, return_type=str)]
-
-
-class Message(BaseModel):
-    """A JSON object of the public interface."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        alias_generator=to_camel,
-        populate_by_name=True,
-        serialize_by_alias=True,
-        use_attribute_docstrings=True,
-    )
-
-    def json_bytes(self) -> bytes:
-        """The message as it goes over the wire."""
-        return self.__pydantic_serializer__.to_json(self, by_alias=True)
-
-
-class Progress(Message):
-    step: int
-    """Denoising steps done."""
-    total_steps: int
-
-
-class Failure(Message):
-    code: str
-    """Stable; programs may rely on it."""
-    message: str
-    """For people."""
-
-
-class Timings(Message):
-    """Where the job's time went, in seconds; null where it is not known."""
-
-    queued: float | None = None
-    fetch: float | None = None
-    encode: float | None = None
-    steps: float | None = None
-    decode: float | None = None
-    upload: float | None = None
-
-
-class ProfilePhotoJobStatus(Message):
-    """Where a job stands."""
-
-    job_id: str
-    customer_id: str
-    status: ProcessingStatus
-    is_terminal: bool
-    """DONE, FAILED and CANCELLED are terminal: nothing changes any more."""
-    progress: Progress | None
-    """Live steps while PROCESSING; not stored."""
-    eta_seconds: float | None
-    """Estimate until the job is finished."""
-    queue_position: int | None
-    """1 is the next job to start; only while PENDING."""
-    original_url: str | None
-    generated_url: str | None
-    """Null until the job is DONE."""
-    callback_url: str | None
-    error: Failure | None
-    attempt: int
-    """How often the job was started."""
-    retry_of: str | None
-    backend: str | None
-    """What made the avatar; null until the job is DONE."""
-    model: str | None
-    """The checkpoint that made the avatar; null until the job is DONE."""
-    seed: int
-    crop: Crop | None
-    """Whether the square was cut around a face or from the centre; null until the job is DONE."""
-    seq: int
-    """The number of the job's last change in the event log."""
-    created_at: Time
-    started_at: Time | None
-    finished_at: Time | None
-    timings: Timings
+from avatarforge.ingress.news import LiveJob
+from avatarforge.messages import Message, ProfilePhotoJobStatus, Time, job_message
 
 
 class PhotoPage(Message):
@@ -124,6 +35,34 @@ class CustomerWithPhotos(Customer):
     """The newest photos, newest first."""
     next: str | None
     """Path of the rest of the photos; null when these are all."""
+
+
+class DeliveryAttemptMessage(Message):
+    at: Time
+    seconds: float
+    """How long the call took."""
+    status: int | None
+    """The receiver's HTTP status; null where no answer came."""
+    answer: str
+    """The beginning of the answer's body, or what went wrong."""
+
+
+class DeliveryMessage(Message):
+    delivery_id: str
+    """Also the `webhook-id` of every call."""
+    seq: int
+    """The number of the event that is told."""
+    url: str
+    state: DeliveryState
+    created_at: Time
+    next_at: Time | None
+    """When it is called next; null unless PENDING."""
+    attempts: tuple[DeliveryAttemptMessage, ...]
+    """Calls, oldest first."""
+
+
+class DeliveryList(Message):
+    deliveries: tuple[DeliveryMessage, ...]
 
 
 class StyleMessage(Message):
@@ -194,37 +133,30 @@ class Problem(Message):
     """Stable; programs may rely on it."""
 
 
-def photo_url(job: ProfilePhotoJob, resource: str) -> str:
-    """Path of one of the job's resources: `status`, `original` or `generated`."""
-    return f"/customers/{job.customer_id}/photos/{job.job_id}/{resource}"
-
-
 def status_message(live: LiveJob) -> ProfilePhotoJobStatus:
     """The job as every channel tells it."""
-    job, outcome = live.job, live.job.outcome
-    return ProfilePhotoJobStatus.model_construct(
-        job_id=job.job_id,
-        customer_id=job.customer_id,
-        status=job.status,
-        is_terminal=job.status.is_terminal,
-        progress=_progress(live.progress),
-        eta_seconds=live.eta_seconds if live.eta_seconds is None else round(live.eta_seconds, 1),
+    return job_message(
+        live.job,
+        progress=live.progress,
         queue_position=live.queue_position,
-        original_url=photo_url(job, "original"),
-        generated_url=photo_url(job, "generated") if outcome else None,
-        callback_url=job.callback_url,
-        error=Failure(code=job.error.code, message=job.error.message) if job.error else None,
-        attempt=job.attempt,
-        retry_of=job.retry_of,
-        backend=outcome.backend if outcome else None,
-        model=outcome.model if outcome else None,
-        seed=job.parameters.seed,
-        crop=outcome.crop if outcome else None,
-        seq=job.seq,
-        created_at=job.created_at,
-        started_at=job.started_at,
-        finished_at=job.finished_at,
-        timings=Timings(**job.timings),
+        eta_seconds=live.eta_seconds,
+    )
+
+
+def delivery_message(report: DeliveryReport) -> DeliveryMessage:
+    delivery = report.delivery
+    attempts = tuple(
+        DeliveryAttemptMessage(at=call.at, seconds=call.seconds, status=call.status, answer=call.answer)
+        for call in report.attempts
+    )
+    return DeliveryMessage(
+        delivery_id=delivery.delivery_id,
+        seq=delivery.seq,
+        url=delivery.url,
+        state=delivery.state,
+        created_at=delivery.created_at,
+        next_at=delivery.next_at,
+        attempts=attempts,
     )
 
 
@@ -253,9 +185,3 @@ def readiness_message(readiness: Readiness) -> ReadinessMessage:
         for name, part in readiness.parts.items()
     }
     return ReadinessMessage(ready=readiness.ready, parts=parts)
-
-
-def _progress(progress: GenerationProgress | None) -> Progress | None:
-    if progress is None or not progress.total_steps:
-        return None
-    return Progress(step=progress.step, total_steps=progress.total_steps)

@@ -1,7 +1,7 @@
 """What AvatarForge does for its clients, without HTTP or gRPC in it: both only carry it."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,22 +12,29 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 import structlog
 
 from avatarforge.diffusion.catalogue import Catalogue, Manifest
-from avatarforge.domain.customers import CustomerSummary, checked_customer_id
+from avatarforge.domain.changes import LogBounds, LoggedChange
+from avatarforge.domain.customers import CustomerSummary, checked_customer_id, shard_of
+from avatarforge.domain.deliveries import DeliveryReport, WebhookDelivery
 from avatarforge.domain.errors import (
     CustomerNotFound,
     ImageNotFound,
     JobNotFound,
     ModelUnusable,
+    NotFinished,
     ObjectNotFound,
 )
+from avatarforge.domain.idempotency import KnownKey
 from avatarforge.domain.identifiers import is_job_id
 from avatarforge.domain.jobs import ProfilePhotoJob, StoredImage
-from avatarforge.ingress.acceptance import Acceptance, Trackers
+from avatarforge.ingress import acceptance
+from avatarforge.ingress.acceptance import Acceptance
 from avatarforge.ingress.health import HealthChecks
-from avatarforge.ingress.submissions import read_submission
-from avatarforge.ingress.view import LiveJob
+from avatarforge.ingress.news import LiveJob
+from avatarforge.ingress.streams import JobStreams, LiveNews, StreamItem
+from avatarforge.ingress.submissions import Submission, checked_key, read_submission
 from avatarforge.settings import Settings
 from avatarforge.storage.interface import ObjectStorage
+from avatarforge.webhooks.addresses import check_callback_url
 
 log = structlog.get_logger(__name__)
 
@@ -52,10 +59,37 @@ class Records(Protocol):
 
     def customer(self, customer_id: str) -> CustomerSummary | None: ...
 
+    def events_of(
+        self, customer_id: str, job_id: str | None, after: int, limit: int
+    ) -> list[LoggedChange]: ...
+
+    def log_bounds(self, shard: int) -> LogBounds: ...
+
     def ping(self) -> None: ...
 
 
-class LiveView(Protocol):
+class Deliveries(Protocol):
+    """What is read of webhooks; `persistence.deliveries.DeliveryRecords` keeps it. Blocks."""
+
+    def of_job(self, customer_id: str, job_id: str) -> list[DeliveryReport]: ...
+
+
+class Trackers(acceptance.Trackers, Protocol):
+    """Who changes jobs; `tracker.client.JobTrackers` keeps it."""
+
+    @property
+    def shards(self) -> int: ...
+
+    async def cancel(self, customer_id: str, job_id: str) -> ProfilePhotoJob: ...
+
+    async def erase(self, customer_id: str, job_id: str) -> None: ...
+
+    async def erase_customer(self, customer_id: str) -> None: ...
+
+    async def redeliver(self, customer_id: str, job_id: str, delivery_id: str) -> WebhookDelivery: ...
+
+
+class LiveView(LiveNews, Protocol):
     """What is known of live jobs without asking anybody; `view.LiveJobs` keeps it."""
 
     @property
@@ -65,7 +99,21 @@ class LiveView(Protocol):
 
     def admit(self, job: ProfilePhotoJob) -> None: ...
 
-    async def terminal(self, customer_id: str, job_id: str, seconds: float) -> LiveJob | None: ...
+    def forget(self, customer_id: str, job_id: str) -> None: ...
+
+    def forget_customer(self, customer_id: str) -> None: ...
+
+    async def until(
+        self, customer_id: str, job_id: str, enough: Callable[[ProfilePhotoJob], bool], seconds: float
+    ) -> LiveJob | None: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Submitted:
+    """A job that was accepted, now or under the same idempotency key before."""
+
+    live: LiveJob
+    replayed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,6 +149,7 @@ class ProfilePhotos:
         trackers: Trackers,
         live: LiveView,
         catalogue: Catalogue,
+        deliveries: Deliveries,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.settings = settings
@@ -116,7 +165,10 @@ class ProfilePhotos:
         self._records = records
         self._storage = storage
         self._live = live
+        self._trackers = trackers
+        self._deliveries = deliveries
         self._acceptance = Acceptance(storage, trackers, settings.upload, now)
+        self._streams = JobStreams(live, _Events(self, records, trackers.shards), settings.ingress)
         self._reads = ThreadPoolExecutor(settings.database.pool_size, thread_name_prefix="read")
 
     async def close(self) -> None:
@@ -127,51 +179,147 @@ class ProfilePhotos:
     # --- submitting -----------------------------------------------------------------------------------
 
     async def submit(
-        self, customer_id: str, photo: BinaryIO, filename: str, fields: dict[str, str]
-    ) -> LiveJob:
+        self,
+        customer_id: str,
+        photo: BinaryIO,
+        filename: str,
+        fields: dict[str, str],
+        idempotency_key: str | None = None,
+    ) -> Submitted:
         """Keep the photo and have a job accepted for it: when this returns, both are durable.
 
-        Raises `InvalidRequest` for a wrong field, the errors of `examine` for a photo that is none, and
-        `Unavailable` errors when the promise cannot be given; then nothing is kept.
+        Raises `InvalidRequest` for a wrong field, the errors of `examine` for a photo that is none,
+        `IdempotencyKeyReused` and `IdempotencyKeyInFlight`, and `Unavailable` errors when the promise
+        cannot be given; then nothing is kept.
         """
         checked_customer_id(customer_id)
+        submission = await self._checked(fields)
+        if idempotency_key is None:
+            return self._admitted(await self._acceptance.accept(customer_id, submission, photo, filename))
+        key = checked_key(idempotency_key)
+        accepted = await self._acceptance.accept_once(customer_id, submission, photo, filename, fields, key)
+        if isinstance(accepted, KnownKey):
+            return Submitted(live=await self.status(customer_id, accepted.job_id), replayed=True)
+        return self._admitted(accepted)
+
+    async def submit_checked(
+        self, customer_id: str, submission: Submission, photo: BinaryIO, filename: str
+    ) -> LiveJob:
+        """As `submit`, for wishes that `read_submission` has checked."""
+        return self._admitted(await self._acceptance.accept(customer_id, submission, photo, filename)).live
+
+    async def retry(self, customer_id: str, job_id: str) -> LiveJob:
+        """A new job with the photo and the wishes of one that has ended.
+
+        Raises `JobNotFound`, `NotFinished`, `ImageNotFound` when the original is gone, and as `submit`.
+        """
+        job = (await self.status(customer_id, job_id)).job
+        if not job.status.is_terminal:
+            raise NotFinished(job_id, job.status)
+        try:
+            return self._admitted(await self._acceptance.accept_again(job)).live
+        except ObjectNotFound as error:
+            raise ImageNotFound(job_id, ImageKind.ORIGINAL) from error
+
+    async def _checked(self, fields: dict[str, str]) -> Submission:
         submission = read_submission(fields, await self.model())
-        job = await self._acceptance.accept(customer_id, submission, photo, filename)
+        if submission.callback_url is not None:
+            await check_callback_url(submission.callback_url, self.settings.webhook)
+        return submission
+
+    def _admitted(self, job: ProfilePhotoJob) -> Submitted:
         self._live.admit(job)
-        return self._live.get(customer_id, job.job_id) or LiveJob(job=job)
+        return Submitted(live=self._live.get(job.customer_id, job.job_id) or LiveJob(job=job))
+
+    # --- ending -----------------------------------------------------------------------------------------
+
+    async def cancel(self, customer_id: str, job_id: str) -> LiveJob:
+        """End the job, whether it waits or runs. Raises `JobNotFound`, and `IllegalTransition` when it has
+        ended otherwise."""
+        self._check_ids(customer_id, job_id)
+        job = await self._trackers.cancel(customer_id, job_id)
+        self._live.admit(job)
+        return LiveJob(job=job)
+
+    async def erase(self, customer_id: str, job_id: str) -> None:
+        """Remove the job with its images. Raises `JobNotFound`."""
+        self._check_ids(customer_id, job_id)
+        try:
+            await self._trackers.erase(customer_id, job_id)
+        except JobNotFound:
+            self._live.forget(customer_id, job_id)
+            raise
+        self._live.forget(customer_id, job_id)
+
+    async def erase_customer(self, customer_id: str) -> None:
+        """Remove the customer with every job and image. Raises `CustomerNotFound`."""
+        await self._trackers.erase_customer(checked_customer_id(customer_id))
+        self._live.forget_customer(customer_id)
 
     # --- following --------------------------------------------------------------------------------------
 
-    async def status(self, customer_id: str, job_id: str, wait_seconds: float = 0) -> LiveJob:
-        """The job as it stands, or as soon as it is terminal, after `wait_seconds` at the latest.
+    async def status(
+        self, customer_id: str, job_id: str, wait_seconds: float = 0, after: int | None = None
+    ) -> LiveJob:
+        """The job as it stands; with `wait_seconds` as soon as it is terminal, or has changed beyond the
+        event `after`, and then at the latest.
 
         Raises `JobNotFound`, also for another customer's job.
         """
+
+        def enough(job: ProfilePhotoJob) -> bool:
+            return job.status.is_terminal or (after is not None and job.seq > after)
+
         deadline = asyncio.get_running_loop().time() + wait_seconds
         left = wait_seconds
         while True:
             live = self._live.get(customer_id, job_id)
             if live is not None and left > 0:
-                live = await self._live.terminal(customer_id, job_id, left)
+                live = await self._live.until(customer_id, job_id, enough, left)
             if live is None:
                 live = LiveJob(job=await self._recorded(customer_id, job_id))
             left = deadline - asyncio.get_running_loop().time()
-            if left <= 0 or live.job.status.is_terminal:
+            if left <= 0 or enough(live.job):
                 return live
             # The view has not heard of the job yet: it has just started, or its tracker is away.
             await asyncio.sleep(min(left, self.RECHECK))
 
+    def unfinished(self, customer_id: str) -> tuple[LiveJob, ...]:
+        """The customer's jobs that wait or run, oldest first, as far as the view knows them."""
+        return self._live.unfinished(customer_id)
+
+    def follow(
+        self, customer_id: str, job_id: str | None, after: int | None, *, quiet_seconds: float
+    ) -> AsyncGenerator[StreamItem | None, None]:
+        """See `JobStreams.follow`."""
+        return self._streams.follow(customer_id, job_id, after, quiet_seconds=quiet_seconds)
+
+    async def deliveries(self, customer_id: str, job_id: str) -> list[DeliveryReport]:
+        """The job's webhook deliveries, oldest first. Raises `JobNotFound`."""
+        await self.status(customer_id, job_id)
+        return await self.read(self._deliveries.of_job, customer_id, job_id)
+
+    async def redeliver(self, customer_id: str, job_id: str, delivery_id: str) -> DeliveryReport:
+        """Send a webhook again. Raises `JobNotFound` and `DeliveryNotFound`."""
+        await self.status(customer_id, job_id)
+        delivery = await self._trackers.redeliver(customer_id, job_id, delivery_id)
+        reports = await self.read(self._deliveries.of_job, customer_id, job_id)
+        return next(
+            (report for report in reports if report.delivery.delivery_id == delivery_id),
+            DeliveryReport(delivery=delivery, attempts=()),
+        )
+
     async def photos(self, customer_id: str, before: str | None, limit: int) -> Page:
         """The customer's jobs older than the job `before`. Raises `CustomerNotFound`."""
         checked_customer_id(customer_id)
-        jobs = await self._read(self._records.jobs_of, customer_id, before, limit + 1)
+        jobs = await self.read(self._records.jobs_of, customer_id, before, limit + 1)
         if not jobs:
             await self._summary(customer_id)
         return Page(jobs=[self._current(job) for job in jobs[:limit]], more=len(jobs) > limit)
 
     async def customers(self, after: str | None, limit: int) -> list[Stored]:
         """Customers whose ids come after `after`, byte by byte."""
-        summaries = await self._read(self._records.customers, after, limit)
+        summaries = await self.read(self._records.customers, after, limit)
         return [self._stored(summary) for summary in summaries]
 
     async def customer(self, customer_id: str) -> Stored:
@@ -194,12 +342,12 @@ class ProfilePhotos:
         storage = self.settings.storage
         if not storage.signed_urls:
             return None
-        return await self._read(self._storage.signed_url, image.key, storage.signed_url_seconds)
+        return await self.read(self._storage.signed_url, image.key, storage.signed_url_seconds)
 
     async def chunks(self, job_id: str, kind: ImageKind, image: StoredImage) -> Iterator[bytes]:
         """The image's bytes; a blocking iterator. Raises `ImageNotFound` when storage has lost them."""
         try:
-            return await self._read(self._storage.stream, image.key)
+            return await self.read(self._storage.stream, image.key)
         except ObjectNotFound as error:
             log.error("object of a recorded image is missing", key=image.key, job_id=job_id)
             raise ImageNotFound(job_id, kind) from error
@@ -224,7 +372,7 @@ class ProfilePhotos:
 
     async def _read_manifest(self) -> Manifest:
         try:
-            return await self._read(self._catalogue.manifest, self._model)
+            return await self.read(self._catalogue.manifest, self._model)
         except ModelUnusable as error:
             if self._manifest is None:
                 raise
@@ -233,17 +381,20 @@ class ProfilePhotos:
 
     # --- helpers -----------------------------------------------------------------------------------------
 
-    async def _recorded(self, customer_id: str, job_id: str) -> ProfilePhotoJob:
+    def _check_ids(self, customer_id: str, job_id: str) -> None:
         checked_customer_id(customer_id)
         if not is_job_id(job_id):
             raise JobNotFound(customer_id, job_id)
-        job = await self._read(self._records.job, customer_id, job_id)
+
+    async def _recorded(self, customer_id: str, job_id: str) -> ProfilePhotoJob:
+        self._check_ids(customer_id, job_id)
+        job = await self.read(self._records.job, customer_id, job_id)
         if job is None:
             raise JobNotFound(customer_id, job_id)
         return job
 
     async def _summary(self, customer_id: str) -> CustomerSummary:
-        summary = await self._read(self._records.customer, customer_id)
+        summary = await self.read(self._records.customer, customer_id)
         if summary is None:
             raise CustomerNotFound(customer_id)
         return summary
@@ -257,5 +408,25 @@ class ProfilePhotos:
         live = self._live.get(job.customer_id, job.job_id)
         return live if live is not None and live.job.seq >= job.seq else LiveJob(job=job)
 
-    async def _read(self, call: Callable[..., T], *arguments: Any) -> T:
+    async def read(self, call: Callable[..., T], *arguments: Any) -> T:
+        """What a blocking call returns, made in one of the threads for reads."""
         return await asyncio.get_running_loop().run_in_executor(self._reads, call, *arguments)
+
+
+class _Events:
+    """The record as `JobStreams` asks for it."""
+
+    def __init__(self, photos: ProfilePhotos, records: Records, shards: int) -> None:
+        self._photos = photos
+        self._records = records
+        self._shards = shards
+
+    async def job(self, customer_id: str, job_id: str) -> LiveJob:
+        return await self._photos.status(customer_id, job_id)
+
+    async def bounds(self, customer_id: str) -> LogBounds:
+        shard = shard_of(customer_id, self._shards)
+        return await self._photos.read(self._records.log_bounds, shard)
+
+    async def page(self, customer_id: str, job_id: str | None, after: int, limit: int) -> list[LoggedChange]:
+        return await self._photos.read(self._records.events_of, customer_id, job_id, after, limit)

@@ -5,16 +5,18 @@ import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from avatarforge.diffusion.catalogue import Manifest
 from avatarforge.domain.errors import InvalidRequest
 from avatarforge.domain.jobs import GenerationParameters, ImageFormat
+from avatarforge.webhooks.urls import CallbackUrl, UnusableUrl
 
 MAX_PROMPT = 1000
 """Characters of a prompt, and of a negative prompt."""
 MAX_CALLBACK_URL = 2000
 """Characters of a callback URL."""
+MAX_KEY = 255
+"""Characters of an idempotency key."""
 MAX_STEPS = 150
 MAX_GUIDANCE = 30
 MAX_SEED = 2**63 - 1
@@ -32,6 +34,7 @@ FIELDS = (
     "seed",
     "format",
     "priority",
+    "allowRemote",
 )
 """The form fields that may stand beside `photo`."""
 
@@ -66,6 +69,7 @@ def read_submission(
         steps=given.integer("steps", 1, MAX_STEPS),
         guidance=given.number("guidance", _is_guidance, f"a number from 0 to {MAX_GUIDANCE}"),
         format=ImageFormat(given.choice("format", list(ImageFormat)) or ImageFormat.PNG),
+        allow_remote=given.truth("allowRemote", default=True),
     )
     _refuse_idle(parameters, manifest)
     return Submission(
@@ -73,6 +77,13 @@ def read_submission(
         priority=given.integer("priority", -MAX_PRIORITY, MAX_PRIORITY) or 0,
         callback_url=given.url("callbackUrl", MAX_CALLBACK_URL),
     )
+
+
+def checked_key(text: str) -> str:
+    """An idempotency key as it was sent. Raises `InvalidRequest`."""
+    if not 1 <= len(text) <= MAX_KEY or not text.isascii() or not text.isprintable():
+        raise InvalidRequest("Idempotency-Key", text, f"1 to {MAX_KEY} printable ASCII characters")
+    return text
 
 
 def number(text: str) -> float | None:
@@ -118,11 +129,24 @@ class _Fields:
             raise InvalidRequest(name, text, expected)
         return value
 
+    def truth(self, name: str, *, default: bool) -> bool:
+        text = self._fields.get(name)
+        if not text:
+            return default
+        # Case does not count: programs write what their language prints.
+        if text.lower() not in ("true", "false"):
+            raise InvalidRequest(name, text, "true or false")
+        return text.lower() == "true"
+
     def url(self, name: str, most: int) -> str | None:
         text = self.text(name, most)
-        if text and not _is_http_url(text):
-            raise InvalidRequest(name, text, "an absolute URL with http or https and a host")
-        return text or None
+        if not text:
+            return None
+        try:
+            CallbackUrl.parsed(text)
+        except UnusableUrl as error:
+            raise InvalidRequest(name, text, str(error)) from error
+        return text
 
 
 def _is_strength(value: float) -> bool:
@@ -131,17 +155,6 @@ def _is_strength(value: float) -> bool:
 
 def _is_guidance(value: float) -> bool:
     return 0 <= value <= MAX_GUIDANCE
-
-
-def _is_http_url(text: str) -> bool:
-    if not text.isascii() or not text.isprintable() or " " in text:
-        return False
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        # The port is no number, or the brackets of an IPv6 host do not match.
-        return False
 
 
 def _refuse_idle(parameters: GenerationParameters, manifest: Manifest) -> None:

@@ -79,7 +79,7 @@ async def receive_upload(
         try:
             upload = await _received(stream, content_type, limits, file, content_length)
         except AvatarForgeError:
-            await _drain(stream, content_length)
+            await drain(stream, content_length)
             raise
         yield upload
 
@@ -106,7 +106,7 @@ async def _received(
     left = limits.max_bytes + _BESIDES_PHOTO
     if content_length is not None and content_length > left:
         raise PhotoTooLarge(limits.max_bytes)
-    async with _until_silence() as heard:
+    async with until_silence() as heard:
         async for chunk in stream:
             heard()
             # What stands before, between and behind the parts counts as well.
@@ -148,7 +148,7 @@ def _parser(content_type: str, form: "_Form") -> MultipartParser:
 
 
 @asynccontextmanager
-async def _until_silence() -> AsyncIterator[Callable[[], None]]:
+async def until_silence() -> AsyncIterator[Callable[[], None]]:
     """Gives up an upload whose client goes away, or is silent for `IDLE_SECONDS` (a tenth more at most).
 
     What it hands out is to be called for each chunk.
@@ -172,7 +172,8 @@ async def _until_silence() -> AsyncIterator[Callable[[], None]]:
         raise MalformedUpload(f"nothing came for {IDLE_SECONDS:g} seconds") from error
 
 
-async def _drain(stream: AsyncIterator[bytes], content_length: int | None) -> None:
+async def drain(stream: AsyncIterator[bytes], content_length: int | None) -> None:
+    """Read what a refused client still sends, within `DRAIN_BYTES` and `DRAIN_SECONDS`."""
     left = DRAIN_BYTES
     if content_length is not None and content_length > left:
         return

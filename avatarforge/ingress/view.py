@@ -2,18 +2,22 @@
 
 import asyncio
 import time
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
 
+from avatarforge.domain.changes import LoggedChange
 from avatarforge.domain.customers import shard_of
 from avatarforge.domain.errors import TrackerUnavailable
+from avatarforge.domain.events import EventKind, JobEvent
 from avatarforge.domain.generations import GenerationProgress
 from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.domain.status import ProcessingStatus
+from avatarforge.ingress.news import Changed, Erased, LiveJob, Progressed, Subscription
 from avatarforge.tracker.feed import FeedBatch, FeedCursor
 
 log = structlog.get_logger(__name__)
@@ -26,18 +30,6 @@ class FeedSource(Protocol):
     def shards(self) -> int: ...
 
     async def feed(self, shard: int, cursor: FeedCursor, wait: float) -> FeedBatch: ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LiveJob:
-    """A job with what only lives in memory."""
-
-    job: ProfilePhotoJob
-    progress: GenerationProgress | None = None
-    queue_position: int | None = None
-    """1 is next; `None` when it does not wait or stands beyond the told part of the line."""
-    eta_seconds: float | None = None
-    """Seconds until it is done, by the pace of the last jobs; `None` before one has finished."""
 
 
 class LiveJobs:
@@ -54,11 +46,16 @@ class LiveJobs:
     """Seconds until a tracker that is away is asked again."""
     KEEP_FINISHED = 10_000
     """Finished jobs that are kept, oldest out first; older ones are in the database."""
+    KEEP_CHANGES = 20_000
+    """Changes that are kept of each shard for clients that resume; older ones are in the database."""
+    FIRST_ANSWER = 5.0
+    """Seconds that a stream waits for a tracker that has not answered yet."""
 
     def __init__(self, source: FeedSource, clock: Callable[[], float] = time.monotonic) -> None:
         self._source = source
         self._clock = clock
-        self._shards = [_Shard() for _ in range(source.shards)]
+        self._shards = [_Shard(self.KEEP_FINISHED, self.KEEP_CHANGES) for _ in range(source.shards)]
+        self._subscriptions: dict[str, set[Subscription]] = {}
         self._waiters: dict[str, set[asyncio.Future[None]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -86,20 +83,29 @@ class LiveJobs:
         job = shard.unfinished.get(job_id) or shard.finished.get(job_id)
         if job is None or job.customer_id != customer_id:
             return None
-        position = shard.positions.get(job_id) if job.status is ProcessingStatus.PENDING else None
-        return LiveJob(
-            job=job,
-            progress=shard.progress.get(job_id),
-            queue_position=position,
-            eta_seconds=shard.eta(job, position),
-        )
+        return shard.live(job)
 
     def admit(self, job: ProfilePhotoJob) -> None:
-        """A job that this replica has just submitted: readable before the feed tells of it."""
-        self._shard(job.customer_id).take(job)
+        """A job that this replica has just changed: readable before the feed tells of it."""
+        if self._shard(job.customer_id).take(job):
+            self._wake(job.job_id)
 
-    async def terminal(self, customer_id: str, job_id: str, seconds: float) -> LiveJob | None:
-        """The job once it is terminal, or as it stands after `seconds`.
+    def forget(self, customer_id: str, job_id: str) -> None:
+        """A job that this replica has just erased: gone before the feed tells of it."""
+        if self.get(customer_id, job_id) is not None:
+            self._shard(customer_id).drop(job_id)
+            self._wake(job_id)
+
+    def forget_customer(self, customer_id: str) -> None:
+        """The same for all of the customer's jobs."""
+        shard = self._shard(customer_id)
+        for job in [*shard.unfinished.values(), *shard.finished.values()]:
+            self.forget(customer_id, job.job_id)
+
+    async def until(
+        self, customer_id: str, job_id: str, enough: Callable[[ProfilePhotoJob], bool], seconds: float
+    ) -> LiveJob | None:
+        """The job once it is `enough`, or as it stands after `seconds`.
 
         `None` when the view does not know it.
         """
@@ -107,9 +113,50 @@ class LiveJobs:
         while True:
             live = self.get(customer_id, job_id)
             left = deadline - self._clock()
-            if live is None or live.job.status.is_terminal or left <= 0:
+            if live is None or enough(live.job) or left <= 0:
                 return live
             await self._changed(job_id, left)
+
+    # --- for streams ----------------------------------------------------------------------------------
+
+    async def heard(self, customer_id: str) -> None:
+        """Return once the customer's tracker has told what is unfinished. Raises `TrackerUnavailable`."""
+        try:
+            await asyncio.wait_for(self._shard(customer_id).known.wait(), self.FIRST_ANSWER)
+        except TimeoutError:
+            raise TrackerUnavailable("it has not answered yet") from None
+
+    def seq(self, customer_id: str) -> int:
+        """The number of the last change that was told of the customer's shard."""
+        return self._shard(customer_id).seq
+
+    def unfinished(self, customer_id: str) -> tuple[LiveJob, ...]:
+        """The customer's unfinished jobs, oldest first."""
+        shard = self._shard(customer_id)
+        jobs = [job for job in shard.unfinished.values() if job.customer_id == customer_id]
+        return tuple(shard.live(job) for job in sorted(jobs, key=lambda job: job.job_id))
+
+    def recent(self, customer_id: str, after: int) -> Sequence[LoggedChange] | None:
+        """The customer's changes with higher numbers; `None` when the database has to be asked."""
+        return self._shard(customer_id).recent(customer_id, after)
+
+    @contextmanager
+    def subscribed(self, customer_id: str, job_id: str | None, most: int) -> Iterator[Subscription]:
+        """A queue that is told of everything new of the customer, or of the one job."""
+        subscription = Subscription(customer_id, job_id, most)
+        listeners = self._subscriptions.setdefault(customer_id, set())
+        listeners.add(subscription)
+        try:
+            yield subscription
+        finally:
+            listeners.discard(subscription)
+            if not listeners and self._subscriptions.get(customer_id) is listeners:
+                del self._subscriptions[customer_id]
+
+    @property
+    def subscribers(self) -> int:
+        """Clients that listen now."""
+        return sum(len(listeners) for listeners in self._subscriptions.values())
 
     async def _changed(self, job_id: str, seconds: float) -> None:
         """Wait until the feed tells of the job, at most `seconds`."""
@@ -123,6 +170,11 @@ class LiveJobs:
             if not waiters and self._waiters.get(job_id) is waiters:
                 del self._waiters[job_id]
 
+    def _wake(self, job_id: str) -> None:
+        for future in self._waiters.pop(job_id, ()):
+            if not future.done():
+                future.set_result(None)
+
     # --- following ------------------------------------------------------------------------------------
 
     async def _follow(self, number: int) -> None:
@@ -131,7 +183,8 @@ class LiveJobs:
             asked_at = self._clock()
             try:
                 batch = await self._source.feed(number, cursor, self.FEED_WAIT)
-                changed = shard.apply(batch, self.KEEP_FINISHED)
+                changed = shard.apply(batch)
+                self._tell(shard, batch)
             except TrackerUnavailable as error:
                 log.warning("tracker is away", shard=number, reason=error.reason)
                 await asyncio.sleep(self.RETRY)
@@ -140,15 +193,37 @@ class LiveJobs:
                 # The edge of a feed: what it cannot take in, it asks for anew, as one that knows nothing.
                 log.exception("feed broke", shard=number)
                 cursor = FeedCursor()
+                shard.lose_track()
+                self._interrupt(number)
                 await asyncio.sleep(self.RETRY)
                 continue
             cursor = batch.cursor
             shard.heard_at = self._clock()
             for job_id in changed:
-                for future in self._waiters.pop(job_id, ()):
-                    if not future.done():
-                        future.set_result(None)
+                self._wake(job_id)
             await asyncio.sleep(max(0.0, asked_at + self.PAUSE - self._clock()))
+
+    def _tell(self, shard: "_Shard", batch: FeedBatch) -> None:
+        """Hand the news to those who listen."""
+        for change in batch.changes:
+            listeners = self._subscriptions.get(change.event.customer_id)
+            if listeners and (news := shard.news_of(change)) is not None:
+                for subscription in listeners:
+                    subscription.tell(news)
+        for job_id in batch.progress:
+            job = shard.unfinished.get(job_id)
+            if job is None or not (listeners := self._subscriptions.get(job.customer_id)):
+                continue
+            step = Progressed(live=shard.live(job), preview=batch.progress[job_id].preview)
+            for subscription in listeners:
+                subscription.tell(step)
+
+    def _interrupt(self, number: int) -> None:
+        """Clients of the shard may miss something now: they have to resume."""
+        for customer_id, listeners in self._subscriptions.items():
+            if shard_of(customer_id, len(self._shards)) == number:
+                for subscription in listeners:
+                    subscription.overflow()
 
     def _shard(self, customer_id: str) -> "_Shard":
         return self._shards[shard_of(customer_id, len(self._shards))]
@@ -157,21 +232,35 @@ class LiveJobs:
 class _Shard:
     """What one tracker has told."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep_finished: int, keep_changes: int) -> None:
+        self._keep_finished = keep_finished
+        self._keep_changes = keep_changes
         self.heard_at = float("-inf")
+        self.known = asyncio.Event()
+        """Set once the first answer is here."""
+        self.seq = 0
         self.unfinished: dict[str, ProfilePhotoJob] = {}
         self.finished: OrderedDict[str, ProfilePhotoJob] = OrderedDict()
         self.progress: dict[str, GenerationProgress] = {}
         self.positions: dict[str, int] = {}
         self.seconds_per_job: float | None = None
         self.running = 0
+        self._changes: dict[str, deque[LoggedChange]] = {}
+        """Kept changes by customer."""
+        self._change_order: deque[str] = deque()
+        """Whose kept changes they are, oldest first."""
+        self._complete_after = 0
+        """Every change with a higher number is kept."""
 
-    def apply(self, batch: FeedBatch, keep_finished: int) -> list[str]:
+    def apply(self, batch: FeedBatch) -> list[str]:
         """Take the news in; returns the ids of the jobs that changed."""
+        if not self.known.is_set():
+            self._complete_after = batch.changes[0].event.seq - 1 if batch.changes else batch.cursor.seq
         changed = [job.job_id for job in batch.snapshot or () if self.take(job)]
         for change in batch.changes:
+            self._keep(change)
             if change.job is None:
-                self._forget(change.event.job_id)
+                self._forget(change.event)
                 changed.append(change.event.job_id)
             elif self.take(change.job):
                 changed.append(change.event.job_id)
@@ -181,9 +270,56 @@ class _Shard:
         if batch.order is not None:
             self.positions = {job_id: place for place, job_id in enumerate(batch.order, start=1)}
         self.seconds_per_job, self.running = batch.seconds_per_job, batch.running
-        while len(self.finished) > keep_finished:
+        self.seq = max(self.seq, batch.cursor.seq)
+        while len(self.finished) > self._keep_finished:
             self.finished.popitem(last=False)
+        self.known.set()
         return changed
+
+    def lose_track(self) -> None:
+        """Changes may have been missed: what was kept of them is no longer complete, and jobs may have ended
+        of which no change will tell any more."""
+        self.unfinished.clear()
+        self.progress.clear()
+        self._changes.clear()
+        self._change_order.clear()
+        self.known.clear()
+
+    def live(self, job: ProfilePhotoJob) -> LiveJob:
+        """The job with what is known of it beside."""
+        position = self.positions.get(job.job_id) if job.status is ProcessingStatus.PENDING else None
+        return LiveJob(
+            job=job,
+            progress=self.progress.get(job.job_id),
+            queue_position=position,
+            eta_seconds=self.eta(job, position),
+        )
+
+    def news_of(self, change: LoggedChange) -> Changed | Erased | None:
+        """The change as a stream tells it; `None` for an earlier one of a job that was erased since."""
+        event, job = change.event, change.job
+        if event.kind is EventKind.ERASED:
+            return Erased(seq=event.seq, customer_id=event.customer_id, job_id=event.job_id)
+        if job is None:
+            return None
+        is_current = self.unfinished.get(job.job_id) == job
+        return Changed(seq=event.seq, live=self.live(job) if is_current else LiveJob(job=job))
+
+    def recent(self, customer_id: str, after: int) -> Sequence[LoggedChange] | None:
+        if not self._complete_after <= after <= self.seq:
+            return None
+        return [change for change in self._changes.get(customer_id, ()) if change.event.seq > after]
+
+    def _keep(self, change: LoggedChange) -> None:
+        customer_id = change.event.customer_id
+        self._changes.setdefault(customer_id, deque()).append(change)
+        self._change_order.append(customer_id)
+        if len(self._change_order) > self._keep_changes:
+            oldest = self._change_order.popleft()
+            kept = self._changes[oldest]
+            self._complete_after = max(self._complete_after, kept.popleft().event.seq)
+            if not kept:
+                del self._changes[oldest]
 
     def take(self, job: ProfilePhotoJob) -> bool:
         """Keep the job's value unless a newer one is known."""
@@ -200,6 +336,11 @@ class _Shard:
                 self.progress.pop(job.job_id, None)
         return True
 
+    def drop(self, job_id: str) -> None:
+        self.unfinished.pop(job_id, None)
+        self.finished.pop(job_id, None)
+        self.progress.pop(job_id, None)
+
     def eta(self, job: ProfilePhotoJob, position: int | None) -> float | None:
         """Seconds by the pace of the last jobs: those that run and those that stand before it come first."""
         if self.seconds_per_job is None or job.status.is_terminal:
@@ -213,7 +354,10 @@ class _Shard:
             return round(self.seconds_per_job * max(1, self.running), 1)
         return round(self.seconds_per_job * (1 - progress.step / progress.total_steps), 1)
 
-    def _forget(self, job_id: str) -> None:
-        self.unfinished.pop(job_id, None)
-        self.finished.pop(job_id, None)
-        self.progress.pop(job_id, None)
+    def _forget(self, event: JobEvent) -> None:
+        """Drop what is known of an erased job, as the database does."""
+        self.drop(event.job_id)
+        kept = self._changes.get(event.customer_id, deque())
+        for place, change in enumerate(kept):
+            if change.event.job_id == event.job_id:
+                kept[place] = replace(change, job=None)

@@ -291,6 +291,8 @@ def _parameters(parameters: GenerationParameters) -> dict[str, Any]:
         "steps": parameters.steps,
         "guidance": parameters.guidance,
         "format": parameters.format.value,
+        "allow_remote": parameters.allow_remote,
+        "cut_face": parameters.cut_face,
     }
 
 

@@ -1,21 +1,23 @@
 """The typed client of the JobTracker actors."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import structlog
 from ray.exceptions import RayActorError, RayError
 
+from avatarforge.domain.changes import NewJob
 from avatarforge.domain.customers import shard_of
+from avatarforge.domain.deliveries import WebhookDelivery
 from avatarforge.domain.errors import AvatarForgeError, TrackerUnavailable
+from avatarforge.domain.idempotency import KnownKey
 from avatarforge.domain.jobs import ProfilePhotoJob
-from avatarforge.tracker.actor import tracker_actor
 from avatarforge.tracker.feed import FeedBatch, FeedCursor
 
 log = structlog.get_logger(__name__)
 
-SubmitMany = Callable[[list[ProfilePhotoJob]], Awaitable[list[ProfilePhotoJob | AvatarForgeError]]]
+SubmitMany = Callable[[list[NewJob]], Awaitable[list[ProfilePhotoJob | AvatarForgeError]]]
 
 
 class JobTrackers:
@@ -24,16 +26,44 @@ class JobTrackers:
     RETRY = 0.2
     """Seconds between two questions to a tracker that is starting again."""
 
-    def __init__(self, arguments: dict[str, Any], shards: int, *, patience: float) -> None:
-        self.shards = shards
+    def __init__(self, actors: Sequence[Any], *, patience: float) -> None:
+        """`actors` are the handles of all shards' `JobTrackerActor`s, in order."""
+        self.shards = len(actors)
         self._patience = patience
         """Seconds that an answer lost with its tracker is looked for in the tracker's next life."""
-        self._actors = [tracker_actor(arguments, shard) for shard in range(shards)]
-        self._gatherers = [Gatherer(self._submitting(shard)) for shard in range(shards)]
+        self._actors = actors
+        self._gatherers = [Gatherer(self._submitting(shard)) for shard in range(self.shards)]
 
-    async def submit(self, job: ProfilePhotoJob) -> ProfilePhotoJob:
+    async def submit(self, new: NewJob) -> ProfilePhotoJob:
         """Have the job accepted: committed, with its `seq`. Raises `Unavailable`; then it was not kept."""
-        return await self._gatherers[shard_of(job.customer_id, self.shards)].submit(job)
+        return await self._gatherers[shard_of(new.job.customer_id, self.shards)].submit(new)
+
+    async def hold_key(self, customer_id: str, key: str) -> KnownKey | None:
+        """See `JobTracker.hold_key`."""
+        known: KnownKey | None = await self._asked("hold_key", customer_id, key)
+        return known
+
+    async def free_key(self, customer_id: str, key: str) -> None:
+        """See `JobTracker.free_key`."""
+        await self._asked("free_key", customer_id, key)
+
+    async def cancel(self, customer_id: str, job_id: str) -> ProfilePhotoJob:
+        """See `JobTracker.cancel`."""
+        job: ProfilePhotoJob = await self._asked("cancel", customer_id, job_id)
+        return job
+
+    async def erase(self, customer_id: str, job_id: str) -> None:
+        """See `JobTracker.erase`."""
+        await self._asked("erase", customer_id, job_id)
+
+    async def erase_customer(self, customer_id: str) -> None:
+        """See `JobTracker.erase_customer`."""
+        await self._asked("erase_customer", customer_id)
+
+    async def redeliver(self, customer_id: str, job_id: str, delivery_id: str) -> WebhookDelivery:
+        """See `JobTracker.redeliver`."""
+        delivery: WebhookDelivery = await self._asked("redeliver", customer_id, job_id, delivery_id)
+        return delivery
 
     async def feed(self, shard: int, cursor: FeedCursor, wait: float) -> FeedBatch:
         """News of one shard; see `Feed.read`. Raises `TrackerUnavailable` while the tracker is away."""
@@ -43,8 +73,20 @@ class JobTrackers:
             raise TrackerUnavailable(str(error)) from error
         return batch
 
+    async def _asked(self, method: str, customer_id: str, *arguments: str) -> Any:
+        """The answer of the customer's tracker. Raises the errors that it tells, and `TrackerUnavailable`;
+        what was asked may then have been done, and can be asked again."""
+        actor = self._actors[shard_of(customer_id, self.shards)]
+        try:
+            answer = await getattr(actor, method).remote(customer_id, *arguments)
+        except RayError as error:
+            raise TrackerUnavailable(str(error)) from error
+        if isinstance(answer, AvatarForgeError):
+            raise answer
+        return answer
+
     def _submitting(self, shard: int) -> SubmitMany:
-        async def submit(jobs: list[ProfilePhotoJob]) -> list[ProfilePhotoJob | AvatarForgeError]:
+        async def submit(jobs: list[NewJob]) -> list[ProfilePhotoJob | AvatarForgeError]:
             try:
                 answers: list[ProfilePhotoJob | AvatarForgeError] = await self._actors[shard].submit.remote(
                     jobs
@@ -53,14 +95,15 @@ class JobTrackers:
                 log.warning(
                     "tracker lost during a submission", shard=shard, jobs=len(jobs), reason=str(error)
                 )
-                return list(await asyncio.gather(*(self._read_back(shard, job) for job in jobs)))
+                return list(await asyncio.gather(*(self._read_back(shard, new) for new in jobs)))
             return answers
 
         return submit
 
-    async def _read_back(self, shard: int, job: ProfilePhotoJob) -> ProfilePhotoJob | AvatarForgeError:
+    async def _read_back(self, shard: int, new: NewJob) -> ProfilePhotoJob | AvatarForgeError:
         """The tracker died with its answer: ask its next life whether the job was kept, submit it if not."""
-        actor = self._actors[shard]
+        actor, job = self._actors[shard], new.job
+        answer: ProfilePhotoJob | AvatarForgeError
         try:
             async with asyncio.timeout(self._patience):
                 while True:
@@ -68,7 +111,7 @@ class JobTrackers:
                         kept: ProfilePhotoJob | None = await actor.find.remote(job.customer_id, job.job_id)
                         if kept is not None:
                             return kept
-                        [answer] = await actor.submit.remote([job])
+                        [answer] = await actor.submit.remote([new])
                     except RayActorError:
                         await asyncio.sleep(self.RETRY)
                     else:
@@ -86,12 +129,12 @@ class Gatherer:
 
     def __init__(self, submit_many: SubmitMany) -> None:
         self._submit_many = submit_many
-        self._waiting: list[tuple[ProfilePhotoJob, asyncio.Future[ProfilePhotoJob]]] = []
+        self._waiting: list[tuple[NewJob, asyncio.Future[ProfilePhotoJob]]] = []
         self._senders: set[asyncio.Task[None]] = set()
 
-    async def submit(self, job: ProfilePhotoJob) -> ProfilePhotoJob:
+    async def submit(self, new: NewJob) -> ProfilePhotoJob:
         future: asyncio.Future[ProfilePhotoJob] = asyncio.get_running_loop().create_future()
-        self._waiting.append((job, future))
+        self._waiting.append((new, future))
         if len(self._senders) < self.CALLS:
             sender = asyncio.create_task(self._send(), name="submit")
             self._senders.add(sender)
@@ -102,7 +145,7 @@ class Gatherer:
         while self._waiting:
             gathered, self._waiting = self._waiting, []
             try:
-                answers = await self._submit_many([job for job, _ in gathered])
+                answers = await self._submit_many([new for new, _ in gathered])
             except Exception as error:
                 # The edge of a call: each of its submitters hears of it.
                 log.exception("submission call broke", jobs=len(gathered))

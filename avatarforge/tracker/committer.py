@@ -107,6 +107,10 @@ class Committer:
             pending.disowned = True
             raise DatabaseUnavailable(f"no commit within {self._accept_timeout} seconds") from None
 
+    async def beside(self, call: Callable[[int], T]) -> T:
+        """What the call returns, made with the epoch between two groups. Raises what it raises."""
+        return await self._in_thread(lambda: call(self._epoch))
+
     # --- the writer --------------------------------------------------------------------------------
 
     def _enqueued(self, change: JobChange) -> _Pending:

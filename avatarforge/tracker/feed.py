@@ -72,6 +72,8 @@ class Feed:
         self._ordered_at = float("-inf")
         self._order_is_old = True
         self._news: asyncio.Event = asyncio.Event()
+        self.answers = 0
+        """How often a subscriber was answered: it grows with their number, not with that of clients."""
 
     # --- what the tracker tells ----------------------------------------------------------------------
 
@@ -107,6 +109,7 @@ class Feed:
         seconds_per_job, running = self._figures()
         order = self._current_order()
         tick = cursor.tick if known else 0
+        self.answers += 1
         return FeedBatch(
             cursor=FeedCursor(
                 tracker=self._tracker,

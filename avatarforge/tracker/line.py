@@ -1,11 +1,18 @@
 """The waiting line: which job goes next."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from heapq import heappop, heappush
+from collections.abc import Callable, Iterator
+from heapq import heapify, heappop, heappush
 from itertools import islice
 
 from avatarforge.domain.jobs import ProfilePhotoJob
+
+Fits = Callable[[ProfilePhotoJob], bool]
+"""Whether a job may go now."""
+
+
+def _any(job: ProfilePhotoJob) -> bool:
+    return True
 
 
 class WaitingLine:
@@ -40,23 +47,51 @@ class WaitingLine:
         """Leave the line."""
         return self._jobs.pop(job_id, None)
 
-    def pop(self) -> ProfilePhotoJob | None:
-        """The job whose turn it is, out of the line; `None` when nobody waits."""
-        while self._turns:
-            priority = max(self._turns)
+    def pop(self, fits: Fits = _any) -> ProfilePhotoJob | None:
+        """The job whose turn it is among those that fit, out of the line; `None` when there is none.
+
+        One that does not fit keeps its place, and costs its customer no turn.
+        """
+        for priority in sorted(self._turns, reverse=True):
             customers = self._turns[priority]
-            customer_id, heap = next(iter(customers.items()))
-            job = self._jobs.pop(heappop(heap), None)
-            if heap:
-                # A job that had left the line costs its customer no turn.
-                customers.move_to_end(customer_id, last=job is not None)
-            else:
+            job, emptied = self._taken(customers, fits)
+            if job is not None:
+                del self._jobs[job.job_id]
+                customers.move_to_end(job.customer_id)
+            for customer_id in emptied:
                 del customers[customer_id]
-                if not customers:
-                    del self._turns[priority]
+            if not customers:
+                del self._turns[priority]
             if job is not None:
                 return job
         return None
+
+    def has(self, fits: Fits = _any) -> bool:
+        """Whether a job that fits waits."""
+        return any(fits(job) for job in self._jobs.values())
+
+    def _taken(
+        self, customers: OrderedDict[str, list[str]], fits: Fits
+    ) -> tuple[ProfilePhotoJob | None, list[str]]:
+        """The first job that fits, taken from its heap; and the customers whose heaps were found empty."""
+        emptied = []
+        for customer_id, heap in customers.items():
+            while heap and heap[0] not in self._jobs:
+                heappop(heap)
+            job = self._first(heap, fits)
+            if job is not None:
+                _take(heap, job.job_id)
+            if not heap:
+                emptied.append(customer_id)
+            if job is not None:
+                return job, emptied
+        return None, emptied
+
+    def _first(self, heap: list[str], fits: Fits) -> ProfilePhotoJob | None:
+        if heap and fits(first := self._jobs[heap[0]]):
+            return first
+        others = (self._jobs[job_id] for job_id in heap[1:] if job_id in self._jobs)
+        return min((job for job in others if fits(job)), key=lambda job: job.job_id, default=None)
 
     def in_order(self, most: int) -> tuple[str, ...]:
         """Ids of the first `most` jobs in the order in which they would go as things stand."""
@@ -75,3 +110,11 @@ class WaitingLine:
                         yield job_id
                         left.append(queue)
                 queues = left
+
+
+def _take(heap: list[str], job_id: str) -> None:
+    if heap[0] == job_id:
+        heappop(heap)
+    else:
+        heap.remove(job_id)
+        heapify(heap)

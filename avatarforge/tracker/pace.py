@@ -12,6 +12,11 @@ class Pace:
         self.interval: float | None = None
         """Seconds, `None` until the first job has finished."""
 
+    def expected(self, at: float) -> float | None:
+        """Seconds a job, of which the time since the last one has come out is the least."""
+        silence = 0.0 if self._busy_since is None else at - self._busy_since
+        return max(self.interval or 0.0, silence) or None
+
     def started(self, at: float) -> None:
         """A job began, at `at` seconds of any steady clock."""
         if self._busy_since is None:

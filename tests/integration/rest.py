@@ -1,5 +1,6 @@
 """The REST application over a real SQLite record and a folder, with a tracker that lives in memory."""
 
+import base64
 import hashlib
 import io
 from collections.abc import AsyncIterator, Sequence
@@ -16,7 +17,7 @@ from fastapi import FastAPI
 from PIL import Image
 
 from avatarforge.diffusion.catalogue import Catalogue
-from avatarforge.domain.changes import JobChange
+from avatarforge.domain.changes import JobChange, NewJob
 from avatarforge.domain.errors import AvatarForgeError, StorageFull
 from avatarforge.domain.events import EventKind
 from avatarforge.domain.generations import GenerationProgress
@@ -25,6 +26,7 @@ from avatarforge.ingress.api import create_api
 from avatarforge.ingress.service import ProfilePhotos
 from avatarforge.ingress.view import LiveJobs
 from avatarforge.persistence import JobRecords, open_engine
+from avatarforge.persistence.deliveries import DeliveryRecords
 from avatarforge.persistence.upgrade import upgrade
 from avatarforge.settings import Settings, load_settings
 from avatarforge.storage.folder import FolderStorage
@@ -32,6 +34,9 @@ from avatarforge.storage.keys import avatar_key
 from avatarforge.tracker.feed import Feed, FeedBatch, FeedCursor
 from tests.factories import an_image, an_outcome
 from tests.waiting import wait_until
+
+A_SECRET = "whsec_" + base64.b64encode(bytes(range(24))).decode()
+"""What webhooks are signed with."""
 
 
 class TrackerTwin:
@@ -55,10 +60,10 @@ class TrackerTwin:
             figures=lambda: (2.0, 0),
         )
 
-    async def submit(self, job: ProfilePhotoJob) -> ProfilePhotoJob:
+    async def submit(self, new: NewJob) -> ProfilePhotoJob:
         if self.refusal is not None:
             raise self.refusal
-        return self.commit(job, EventKind.SUBMITTED)
+        return self.commit(new.job, EventKind.SUBMITTED)
 
     async def feed(self, shard: int, cursor: FeedCursor, wait: float) -> FeedBatch:
         return await self.news.read(cursor, wait)
@@ -124,7 +129,7 @@ class Rest:
 
 
 @cache
-def _empty_database() -> bytes:
+def empty_database() -> bytes:
     """A database with this release's schema and no rows: migrated once, copied for each test."""
     with TemporaryDirectory() as folder:
         upgrade(f"sqlite:///{folder}/avatarforge.db")
@@ -133,16 +138,18 @@ def _empty_database() -> bytes:
 
 @asynccontextmanager
 async def running_rest(folder: Path, **arguments: Any) -> AsyncIterator[Rest]:
-    settings = load_settings({"data_dir": str(folder), **arguments}, environ={})
+    secret = {"secrets": A_SECRET}
+    settings = load_settings({"data_dir": str(folder), "webhook": secret, **arguments}, environ={})
     database = folder / "avatarforge.db"
     if not database.exists():
-        database.write_bytes(_empty_database())
+        database.write_bytes(empty_database())
     records = JobRecords(open_engine(settings.database, settings.database_url))
     storage = CrowdedFolder(settings.storage_folder)
     tracker = TrackerTwin(records)
     live = LiveJobs(tracker)
     live.start()
-    photos = ProfilePhotos(settings, records, storage, tracker, live, Catalogue())
+    deliveries = DeliveryRecords(open_engine(settings.database, settings.database_url))
+    photos = ProfilePhotos(settings, records, storage, tracker, live, Catalogue(), deliveries)
     api = create_api(photos)
     try:
         await wait_until(lambda: live.lag < 10)
@@ -186,7 +193,7 @@ async def finished(rest: Rest, job: ProfilePhotoJob, avatar: bytes = b"\x89PNG a
     )
     done = started.done(an_outcome(avatar=image), job.created_at + timedelta(seconds=3))
     committed = rest.tracker.commit(done, EventKind.DONE)
-    await rest.live.terminal(job.customer_id, job.job_id, 10)
+    await rest.live.until(job.customer_id, job.job_id, lambda current: current.status.is_terminal, 10)
     return committed
 
 

@@ -133,8 +133,15 @@ async def test_every_call_is_described_with_its_errors(rest: Rest) -> None:
         "POST /customers/{customerId}",
         "GET /customers",
         "GET /customers/{customerId}",
+        "DELETE /customers/{customerId}",
         "GET /customers/{customerId}/photos",
+        "GET /customers/{customerId}/photos/stream",
+        "DELETE /customers/{customerId}/photos/{jobId}",
         "GET /customers/{customerId}/photos/{jobId}/status",
+        "POST /customers/{customerId}/photos/{jobId}/cancel",
+        "POST /customers/{customerId}/photos/{jobId}/retry",
+        "GET /customers/{customerId}/photos/{jobId}/deliveries",
+        "POST /customers/{customerId}/photos/{jobId}/deliveries/{deliveryId}/redeliver",
         "GET /customers/{customerId}/photos/{jobId}/original",
         "GET /customers/{customerId}/photos/{jobId}/generated",
         "GET /models",
@@ -143,8 +150,9 @@ async def test_every_call_is_described_with_its_errors(rest: Rest) -> None:
         "GET /readyz",
     }
     assert all(call["summary"] for call in calls.values())
+    assert all("400" in call["responses"] for name, call in calls.items() if "{customerId}" in name)
     upload = calls["POST /customers/{customerId}"]
-    assert set(upload["responses"]) == {"202", "400", "413", "415", "422", "503"}
+    assert set(upload["responses"]) == {"202", "400", "409", "413", "415", "422", "503"}
     form = upload["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert set(form["properties"]) == {
         "photo",

@@ -9,9 +9,9 @@ import pytest
 from avatarforge.domain.events import EventKind
 from avatarforge.domain.identifiers import new_job_id
 from avatarforge.domain.status import ProcessingStatus
+from avatarforge.ingress.news import LiveJob
 from avatarforge.ingress.schemas import status_message
 from avatarforge.ingress.service import ProfilePhotos
-from avatarforge.ingress.view import LiveJob
 from tests.integration.rest import Rest, a_jpeg, finished, problem, progressed, running_rest
 from tests.waiting import wait_until
 

@@ -1,22 +1,27 @@
 """The tracker over a real MariaDB that stops, is killed and comes back."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine
 
+from avatarforge.domain.changes import NewJob
 from avatarforge.domain.errors import DatabaseUnavailable
 from avatarforge.domain.events import EventKind
+from avatarforge.domain.generations import GenerationProgress, GenerationTask, GenerationUpdate
 from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.domain.status import ProcessingStatus
-from avatarforge.persistence import JobRecords, open_engine
+from avatarforge.persistence import DeletionRecords, DeliveryRecords, JobRecords, open_engine
 from avatarforge.persistence.upgrade import upgrade
 from avatarforge.settings import DatabaseSettings, TrackerSettings
+from avatarforge.storage.folder import FolderStorage
 from avatarforge.tracker.tracker import JobTracker
 from tests.factories import a_job
 from tests.servers.mariadb import MariaDbServer
-from tests.twins import ScriptedReplicas
+from tests.twins import MemoryWebhooks, ScriptedReplicas
 from tests.waiting import wait_until
 
 
@@ -27,24 +32,47 @@ def mariadb(tmp_path: Path) -> Iterator[MariaDbServer]:
 
 
 @pytest.fixture
-def records(mariadb: MariaDbServer) -> JobRecords:
+def engine(mariadb: MariaDbServer) -> Engine:
     url = mariadb.create_database("tracker")
     upgrade(url)
-    return JobRecords(open_engine(DatabaseSettings(connect_timeout=1, read_timeout=2), url))
+    return open_engine(DatabaseSettings(connect_timeout=1, read_timeout=2), url)
 
 
 @pytest.fixture
-async def tracker(records: JobRecords) -> AsyncIterator[JobTracker]:
+def records(engine: Engine) -> JobRecords:
+    return JobRecords(engine)
+
+
+@pytest.fixture
+def replicas() -> ScriptedReplicas:
+    return ScriptedReplicas(slots=4)
+
+
+@pytest.fixture
+async def tracker(
+    engine: Engine, records: JobRecords, replicas: ScriptedReplicas, tmp_path: Path
+) -> AsyncIterator[JobTracker]:
+    broken: list[Exception] = []
     tracker = JobTracker(
         0,
         records,
-        ScriptedReplicas(slots=4),
+        replicas,
         TrackerSettings(accept_timeout=3),
-        on_broken=lambda error: pytest.fail(f"an outage breaks nothing: {error}"),
+        storage=FolderStorage(tmp_path / "objects"),
+        deletions=DeletionRecords(engine),
+        deliveries=DeliveryRecords(engine),
+        webhooks=MemoryWebhooks(),
+        on_broken=broken.append,
     )
     await tracker.start()
     yield tracker
     await tracker.stop()
+    assert broken == [], "an outage breaks nothing"
+
+
+def a_new_job(customer_id: str) -> NewJob:
+    """Of today: the log forgets what is old."""
+    return NewJob(job=a_job(customer_id=customer_id, created_at=datetime.now(UTC)))
 
 
 def all_done(records: JobRecords, jobs: list[ProfilePhotoJob]) -> bool:
@@ -62,7 +90,7 @@ async def test_a_database_that_goes_away_loses_nothing_and_doubles_nothing(
     async def submit_some(count: int) -> None:
         nonlocal refused
         for number in range(count):
-            [answer] = await tracker.submit([a_job(customer_id=f"customer-{number % 5}")])
+            [answer] = await tracker.submit([a_new_job(f"customer-{number % 5}")])
             if isinstance(answer, ProfilePhotoJob):
                 accepted.append(answer)
             else:
@@ -95,3 +123,35 @@ async def test_a_database_that_goes_away_loses_nothing_and_doubles_nothing(
     for job_id in set(stories) - {job.job_id for job in accepted}:
         # Committed, though the client was told 503 after the answer was lost: erased when that was seen.
         assert stories[job_id] == [EventKind.SUBMITTED, EventKind.ERASED]
+
+
+async def test_what_is_cancelled_or_erased_during_an_outage_is_so_once_the_database_is_back(
+    tracker: JobTracker, records: JobRecords, replicas: ScriptedReplicas, mariadb: MariaDbServer
+) -> None:
+    async def silent(task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
+        yield GenerationProgress(step=1, total_steps=3)
+        await asyncio.Event().wait()
+
+    replicas.script = silent
+    cancelled, erased = await tracker.submit([a_new_job("ana"), a_new_job("ana")])
+    assert isinstance(cancelled, ProfilePhotoJob)
+    assert isinstance(erased, ProfilePhotoJob)
+    await wait_until(lambda: len(replicas.tasks) == 2)
+    await asyncio.to_thread(mariadb.kill)
+    outcomes = await asyncio.gather(
+        tracker.cancel("ana", cancelled.job_id), tracker.erase("ana", erased.job_id), return_exceptions=True
+    )
+    assert [type(outcome) for outcome in outcomes] == [DatabaseUnavailable] * 2
+    await asyncio.to_thread(mariadb.start)
+
+    again = await asyncio.wait_for(tracker.cancel("ana", cancelled.job_id), 30)
+    assert again.status is ProcessingStatus.CANCELLED
+    await wait_until(lambda: records.job("ana", erased.job_id) is None)
+    changes = records.events_after(0, 0, 100)
+    assert {
+        job.job_id: [change.event.kind for change in changes if change.event.job_id == job.job_id]
+        for job in (cancelled, erased)
+    } == {
+        cancelled.job_id: [EventKind.SUBMITTED, EventKind.STARTED, EventKind.CANCELLED],
+        erased.job_id: [EventKind.SUBMITTED, EventKind.STARTED, EventKind.ERASED],
+    }

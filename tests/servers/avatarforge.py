@@ -21,8 +21,9 @@ class AvatarForgeServer:
     def __init__(self, data_dir: Path, **variables: str) -> None:
         """`variables` are settings by the last part of their variable's name: `DATABASE_URL="…"`."""
         self.data_dir = data_dir
-        self._port = free_port()
-        self._variables = {f"AVATARFORGE_{name}": value for name, value in variables.items()}
+        self._port, self._grpc_port = free_port(), free_port()
+        self._variables: dict[str, str] = {}
+        self.configure(**variables)
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -34,9 +35,17 @@ class AvatarForgeServer:
     ) -> None:
         self.stop()
 
+    def configure(self, **variables: str) -> None:
+        """Settings for the next start."""
+        self._variables |= {f"AVATARFORGE_{name}": value for name, value in variables.items()}
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def grpc_address(self) -> str:
+        return f"127.0.0.1:{self._grpc_port}"
 
     @property
     def log(self) -> str:
@@ -53,6 +62,7 @@ class AvatarForgeServer:
             **self._variables,
             "AVATARFORGE_DATA_DIR": str(self.data_dir),
             "AVATARFORGE_HTTP_PORT": str(self._port),
+            "AVATARFORGE_GRPC_PORT": str(self._grpc_port),
         }
         with (self.data_dir / "service.log").open("ab") as log:
             self._process = subprocess.Popen(

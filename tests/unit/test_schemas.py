@@ -10,9 +10,9 @@ from avatarforge.diffusion.catalogue import Catalogue, Manifest
 from avatarforge.domain.errors import InvalidRequest
 from avatarforge.domain.generations import GenerationProgress
 from avatarforge.domain.jobs import Crop, GenerationParameters, ImageFormat, JobError
+from avatarforge.ingress.news import LiveJob
 from avatarforge.ingress.schemas import status_message
 from avatarforge.ingress.submissions import Submission, read_submission
-from avatarforge.ingress.view import LiveJob
 from tests.factories import NOON, a_job, an_outcome
 
 MANIFEST: Manifest = Catalogue().manifest("avatar-mini")
@@ -163,6 +163,7 @@ def test_all_fields_of_an_upload_are_read() -> None:
         "format": "webp",
         "priority": "-10",
         "callbackUrl": "https://example.org:8443/hook?x=1",
+        "allowRemote": "False",
     }
 
     assert read_submission(fields, MANIFEST) == Submission(
@@ -175,6 +176,7 @@ def test_all_fields_of_an_upload_are_read() -> None:
             steps=20,
             guidance=7.5,
             format=ImageFormat.WEBP,
+            allow_remote=False,
         ),
         priority=-10,
         callback_url="https://example.org:8443/hook?x=1",
@@ -219,6 +221,7 @@ def test_seeds_differ_when_none_is_asked_for() -> None:
         ("seed", "-1", f"a whole number from 0 to {2**63 - 1}"),
         ("priority", "11", "a whole number from -10 to 10"),
         ("format", "bmp", "one of png, webp, jpeg"),
+        ("allowRemote", "no", "true or false"),
         (
             "style",
             "cubism",
@@ -230,7 +233,8 @@ def test_seeds_differ_when_none_is_asked_for() -> None:
         ("callbackUrl", "/hook", "an absolute URL with http or https and a host"),
         ("callbackUrl", "https://", "an absolute URL with http or https and a host"),
         ("callbackUrl", "https://a b/", "an absolute URL with http or https and a host"),
-        ("callbackUrl", "https://example.org:99999/", "an absolute URL with http or https and a host"),
+        ("callbackUrl", "https://example.org:99999/", "a URL with a port from 1 to 65535"),
+        ("callbackUrl", "https://ana:secret@example.org/", "a URL without a user name and password"),
         ("callbackUrl", "https://example.org/\r\nX: y", "an absolute URL with http or https and a host"),
         ("callbackUrl", "https://[::1/", "an absolute URL with http or https and a host"),
         ("callbackUrl", "https://example.org/" + "x" * 2000, "at most 2000 characters long (it has 2020)"),

@@ -1,12 +1,14 @@
 import asyncio
+import io
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from pathlib import Path
 
 import pytest
 
-from avatarforge.domain.changes import JobChange
-from avatarforge.domain.errors import DatabaseUnavailable
+from avatarforge.domain.changes import JobChange, NewJob
+from avatarforge.domain.errors import DatabaseUnavailable, IdempotencyKeyInFlight, JobNotFound
 from avatarforge.domain.events import EventKind
 from avatarforge.domain.generations import (
     GenerationFailed,
@@ -15,13 +17,18 @@ from avatarforge.domain.generations import (
     GenerationTask,
     GenerationUpdate,
 )
+from avatarforge.domain.idempotency import IdempotencyKey, KnownKey
 from avatarforge.domain.jobs import JobError, ProfilePhotoJob
 from avatarforge.domain.status import ProcessingStatus
 from avatarforge.settings import TrackerSettings
+from avatarforge.storage.folder import FolderStorage
+from avatarforge.tracker.dispatcher import Dispatcher
 from avatarforge.tracker.feed import FeedCursor
+from avatarforge.tracker.keys import KeysInFlight
 from avatarforge.tracker.tracker import JobTracker
 from tests.factories import a_job, an_outcome
-from tests.twins import MemoryRecords, ScriptedReplicas
+from tests.holding import HeldCommits
+from tests.twins import MemoryDeletions, MemoryRecords, MemoryWebhooks, ScriptedReplicas
 from tests.waiting import wait_until
 
 SETTINGS = TrackerSettings(accept_timeout=0.3, lease_seconds=0.2)
@@ -30,7 +37,9 @@ SETTINGS = TrackerSettings(accept_timeout=0.3, lease_seconds=0.2)
 class Bench:
     """A tracker over twins, that can be killed and started again on the same records."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.storage = FolderStorage(folder)
+        self.webhooks = MemoryWebhooks()
         self.records = MemoryRecords()
         self.replicas = ScriptedReplicas()
         self.settings = SETTINGS
@@ -38,7 +47,17 @@ class Bench:
         self.trackers: list[JobTracker] = []
 
     async def start(self) -> JobTracker:
-        tracker = JobTracker(0, self.records, self.replicas, self.settings, on_broken=self.broken.append)
+        tracker = JobTracker(
+            0,
+            self.records,
+            self.replicas,
+            self.settings,
+            storage=self.storage,
+            deletions=MemoryDeletions(self.records),
+            deliveries=self.webhooks,
+            webhooks=self.webhooks,
+            on_broken=self.broken.append,
+        )
         self.trackers.append(tracker)
         await tracker.start()
         return tracker
@@ -52,8 +71,8 @@ class Bench:
 
 
 @pytest.fixture
-async def bench() -> AsyncIterator[Bench]:
-    bench = Bench()
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(tmp_path)
     yield bench
     for tracker in bench.trackers:
         await tracker.stop()
@@ -75,7 +94,7 @@ async def refused(task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None
 
 async def test_a_job_goes_from_submitted_to_done(bench: Bench) -> None:
     tracker = await bench.start()
-    [accepted] = await tracker.submit([a_job()])
+    [accepted] = await tracker.submit([NewJob(job=a_job())])
     assert isinstance(accepted, ProfilePhotoJob)
     assert (accepted.status, accepted.seq) == (ProcessingStatus.PENDING, 1)
     done = await bench.ended(accepted)
@@ -87,7 +106,7 @@ async def test_a_job_goes_from_submitted_to_done(bench: Bench) -> None:
 async def test_a_lost_worker_sends_the_job_back_and_raises_the_attempt(bench: Bench) -> None:
     tracker = await bench.start()
     bench.replicas.next_scripts.append(broken)
-    [job] = await tracker.submit([a_job()])
+    [job] = await tracker.submit([NewJob(job=a_job())])
     done = await bench.ended(job)
     assert (done.status, done.attempt, done.losses) == (ProcessingStatus.DONE, 2, 1)
     assert [task.attempt for task in bench.replicas.tasks] == [1, 2]
@@ -96,7 +115,7 @@ async def test_a_lost_worker_sends_the_job_back_and_raises_the_attempt(bench: Be
 async def test_a_silent_worker_loses_its_lease_and_its_stream_is_closed(bench: Bench) -> None:
     tracker = await bench.start()
     bench.replicas.next_scripts.append(silent)
-    [job] = await tracker.submit([a_job()])
+    [job] = await tracker.submit([NewJob(job=a_job())])
     done = await bench.ended(job)
     assert (done.status, done.attempt) == (ProcessingStatus.DONE, 2)
     assert bench.replicas.closed == [job.job_id, job.job_id]
@@ -105,7 +124,7 @@ async def test_a_silent_worker_loses_its_lease_and_its_stream_is_closed(bench: B
 async def test_a_job_that_loses_three_workers_fails(bench: Bench) -> None:
     tracker = await bench.start()
     bench.replicas.script = broken
-    [job] = await tracker.submit([a_job()])
+    [job] = await tracker.submit([NewJob(job=a_job())])
     failed = await bench.ended(job)
     assert (failed.status, failed.attempt) == (ProcessingStatus.FAILED, 3)
     assert failed.error is not None
@@ -115,7 +134,7 @@ async def test_a_job_that_loses_three_workers_fails(bench: Bench) -> None:
 async def test_a_generation_that_cannot_succeed_fails_at_once(bench: Bench) -> None:
     tracker = await bench.start()
     bench.replicas.script = refused
-    [job] = await tracker.submit([a_job()])
+    [job] = await tracker.submit([NewJob(job=a_job())])
     failed = await bench.ended(job)
     assert (failed.status, failed.attempt) == (ProcessingStatus.FAILED, 1)
     assert failed.error == JobError(code="no_steps", message="Nothing to do.")
@@ -128,7 +147,7 @@ async def test_a_stream_that_the_replica_cancels_loses_the_attempt_only(bench: B
 
     tracker = await bench.start()
     bench.replicas.next_scripts.append(cancelled)
-    [job] = await tracker.submit([a_job()])
+    [job] = await tracker.submit([NewJob(job=a_job())])
     done = await bench.ended(job)
     assert (done.status, done.losses) == (ProcessingStatus.DONE, 1)
 
@@ -139,11 +158,11 @@ async def test_a_job_that_a_worker_gives_back_waits_before_it_goes_again(
     async def sick(task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
         yield GenerationFailed(error=JobError(code="device_failed", message="Hot."), retryable=True)
 
-    monkeypatch.setattr(JobTracker, "RETRY_PAUSE", 0.2)
+    monkeypatch.setattr(Dispatcher, "RETRY_PAUSE", 0.2)
     tracker = await bench.start()
     bench.replicas.script = sick
     began = time.monotonic()
-    [job] = await tracker.submit([a_job()])
+    [job] = await tracker.submit([NewJob(job=a_job())])
     failed = await bench.ended(job)
     assert (failed.status, failed.attempt) == (ProcessingStatus.FAILED, 3)
     assert time.monotonic() - began > 0.2 + 0.4
@@ -159,7 +178,7 @@ async def test_a_job_whose_end_the_database_refuses_fails_and_does_not_hang(benc
 
     bench.records.commit = picky  # type: ignore[method-assign]  # a database that refuses one kind of change
     tracker = await bench.start()
-    [job] = await tracker.submit([a_job()])
+    [job] = await tracker.submit([NewJob(job=a_job())])
     failed = await bench.ended(job)
     assert failed.error is not None
     assert (failed.status, failed.error.code) == (ProcessingStatus.FAILED, "internal_error")
@@ -169,12 +188,11 @@ async def test_a_job_whose_end_the_database_refuses_fails_and_does_not_hang(benc
 async def test_no_slot_is_held_while_the_database_is_away(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(JobTracker, "HOLD", 0.1)
-    tracker = await bench.start()
+    monkeypatch.setattr(Dispatcher, "HOLD", 0.1)
     bench.replicas = ScriptedReplicas(slots=1)
-    tracker._replicas = bench.replicas
+    tracker = await bench.start()
     bench.records.hold_starts = threading.Event()
-    [job] = await tracker.submit([a_job()])
+    [job] = await tracker.submit([NewJob(job=a_job())])
     await wait_until(lambda: bench.records.starts_held)
     async with asyncio.timeout(5), bench.replicas.reserve():
         bench.records.hold_starts.set()
@@ -198,7 +216,7 @@ async def test_no_more_jobs_run_than_there_are_slots(bench: Bench) -> None:
 
     tracker = await bench.start()
     bench.replicas.script = counted
-    jobs = await tracker.submit([a_job() for _ in range(20)])
+    jobs = await tracker.submit([NewJob(job=a_job()) for _ in range(20)])
     for job in jobs:
         assert isinstance(job, ProfilePhotoJob)
         await bench.ended(job)
@@ -208,7 +226,7 @@ async def test_no_more_jobs_run_than_there_are_slots(bench: Bench) -> None:
 async def test_jobs_in_flight_are_finished_by_the_next_tracker_and_published_once(bench: Bench) -> None:
     first = await bench.start()
     bench.replicas.script = silent
-    jobs = await first.submit([a_job() for _ in range(20)])
+    jobs = await first.submit([NewJob(job=a_job()) for _ in range(20)])
     await wait_until(lambda: len(bench.replicas.tasks) >= 2)
     await first.stop()
     bench.replicas = ScriptedReplicas()
@@ -222,7 +240,7 @@ async def test_jobs_in_flight_are_finished_by_the_next_tracker_and_published_onc
 async def test_an_interrupted_attempt_does_not_count_as_lost(bench: Bench) -> None:
     first = await bench.start()
     bench.replicas.script = silent
-    [job] = await first.submit([a_job()])
+    [job] = await first.submit([NewJob(job=a_job())])
     await wait_until(lambda: bench.replicas.tasks)
     await first.stop()
     bench.replicas = ScriptedReplicas()
@@ -243,7 +261,7 @@ async def test_an_overtaken_tracker_publishes_nothing_more(bench: Bench) -> None
 
     old = await bench.start()
     bench.replicas.next_scripts.append(late)
-    [job] = await old.submit([a_job()])
+    [job] = await old.submit([NewJob(job=a_job())])
     await wait_until(lambda: bench.replicas.tasks)
     await bench.start()
     done = await bench.ended(job)
@@ -258,8 +276,8 @@ async def test_a_submission_that_is_repeated_is_kept_once(bench: Bench) -> None:
     tracker = await bench.start()
     bench.replicas.script = silent
     job = a_job()
-    [first] = await tracker.submit([job])
-    [second] = await tracker.submit([job])
+    [first] = await tracker.submit([NewJob(job=job)])
+    [second] = await tracker.submit([NewJob(job=job)])
     assert isinstance(first, ProfilePhotoJob)
     assert isinstance(second, ProfilePhotoJob)
     assert bench.story(job).count(EventKind.SUBMITTED) == 1
@@ -269,7 +287,7 @@ async def test_a_submission_that_is_repeated_is_kept_once(bench: Bench) -> None:
 async def test_a_database_that_is_down_refuses_submissions(bench: Bench) -> None:
     tracker = await bench.start()
     bench.records.down = True
-    [answer] = await tracker.submit([a_job()])
+    [answer] = await tracker.submit([NewJob(job=a_job())])
     assert isinstance(answer, DatabaseUnavailable)
 
 
@@ -277,7 +295,7 @@ async def test_the_feed_tells_every_change_once_in_order(bench: Bench) -> None:
     tracker = await bench.start()
     batch = await tracker.feed(FeedCursor(), 0)
     assert batch.snapshot == ()
-    await tracker.submit([a_job() for _ in range(10)])
+    await tracker.submit([NewJob(job=a_job()) for _ in range(10)])
     seqs: list[int] = []
     while len(seqs) < 30:
         batch = await tracker.feed(batch.cursor, 5)
@@ -289,7 +307,7 @@ async def test_the_feed_tells_every_change_once_in_order(bench: Bench) -> None:
 async def test_a_subscriber_resumes_with_the_next_tracker_from_its_last_seq(bench: Bench) -> None:
     first = await bench.start()
     cursor = (await first.feed(FeedCursor(), 0)).cursor
-    [job] = await first.submit([a_job()])
+    [job] = await first.submit([NewJob(job=a_job())])
     assert isinstance(job, ProfilePhotoJob)
     await bench.ended(job)
     await first.stop()
@@ -309,7 +327,7 @@ async def test_the_feed_tells_progress_and_the_order_of_the_line(bench: Bench) -
     bench.settings = TrackerSettings(lease_seconds=60)
     tracker = await bench.start()
     cursor = (await tracker.feed(FeedCursor(), 0)).cursor
-    jobs = await tracker.submit([a_job() for _ in range(3)])
+    jobs = await tracker.submit([NewJob(job=a_job()) for _ in range(3)])
     progress: dict[str, GenerationProgress] = {}
     order: tuple[str, ...] = ()
 
@@ -324,3 +342,130 @@ async def test_the_feed_tells_progress_and_the_order_of_the_line(bench: Bench) -
     first, *others = [job.job_id for job in jobs if isinstance(job, ProfilePhotoJob)]
     assert progress == {first: GenerationProgress(step=1, total_steps=3)}
     assert list(order) == others
+
+
+# --- cancelling and erasing -------------------------------------------------------------------------------
+
+
+async def accepted(tracker: JobTracker, job: ProfilePhotoJob | None = None) -> ProfilePhotoJob:
+    [answer] = await tracker.submit([NewJob(job=job or a_job())])
+    assert isinstance(answer, ProfilePhotoJob)
+    return answer
+
+
+async def test_a_job_is_cancelled_while_it_waits_after_a_worker_gave_it_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def sick(task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
+        yield GenerationFailed(error=JobError(code="device_failed", message="Hot."), retryable=True)
+
+    monkeypatch.setattr(Dispatcher, "RETRY_PAUSE", 0.1)
+    tracker = await bench.start()
+    bench.replicas.next_scripts.append(sick)
+    job = await accepted(tracker)
+    await wait_until(lambda: EventKind.REQUEUED in bench.story(job))
+    await tracker.cancel("ana", job.job_id)
+    await bench.ended(await accepted(tracker))
+    await asyncio.sleep(0.15)
+    assert bench.story(job)[-1] is EventKind.CANCELLED
+    assert [task.job_id for task in bench.replicas.tasks].count(job.job_id) == 1
+
+
+async def test_no_webhook_is_expected_of_an_erased_job_and_one_of_each_end(bench: Bench) -> None:
+    tracker = await bench.start()
+    url = "https://example.org/hook"
+    done = await accepted(tracker, a_job(callback_url=url))
+    await bench.ended(done)
+    bench.replicas.next_scripts.append(silent)
+    erased = await accepted(tracker, a_job(callback_url=url))
+    await tracker.erase("ana", erased.job_id)
+    await bench.ended(await accepted(tracker))
+    assert [delivery.job_id for delivery in bench.webhooks.expected] == [done.job_id]
+    assert bench.webhooks.forgotten == [erased.job_id]
+
+
+async def test_an_avatar_that_is_made_while_its_job_is_cancelled_is_removed(bench: Bench) -> None:
+    avatar = an_outcome().avatar
+    made = asyncio.Event()
+
+    async def late(task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
+        yield GenerationProgress(step=1, total_steps=1)
+        await made.wait()
+        bench.storage.put(avatar.key, io.BytesIO(b"late"), avatar.media_type)
+        yield GenerationFinished(outcome=an_outcome())
+
+    held = HeldCommits(bench.records, EventKind.CANCELLED)
+    bench.records.commit = held.commit  # type: ignore[method-assign]  # a slow database
+    tracker = await bench.start()
+    bench.replicas.next_scripts.append(late)
+    job = await accepted(tracker)
+    await wait_until(lambda: bench.replicas.tasks)
+    cancelling = asyncio.create_task(tracker.cancel("ana", job.job_id))
+    await wait_until(lambda: held.waiting)
+    made.set()
+    await wait_until(lambda: bench.replicas.closed)
+    assert list(bench.storage.list("")) != []
+    held.release()
+    assert (await cancelling).status is ProcessingStatus.CANCELLED
+    await wait_until(lambda: list(bench.storage.list("")) == [])
+    assert bench.story(job) == [EventKind.SUBMITTED, EventKind.STARTED, EventKind.CANCELLED]
+
+
+async def test_a_tracker_that_is_still_starting_refuses_commands_after_a_while(
+    bench: Bench,
+) -> None:
+    bench.records.down = True
+    starting = asyncio.create_task(bench.start())
+    await wait_until(lambda: bench.trackers)
+    [tracker] = bench.trackers
+    for command in (tracker.cancel, tracker.erase):
+        with pytest.raises(DatabaseUnavailable):
+            await command("ana", "1")
+    bench.records.down = False
+    await starting
+    with pytest.raises(JobNotFound):
+        await tracker.cancel("ana", "1")
+
+
+async def test_a_command_that_an_outage_holds_up_is_refused_and_carried_out_later(bench: Bench) -> None:
+    tracker = await bench.start()
+    bench.replicas.next_scripts.append(silent)
+    job = await accepted(tracker)
+    await wait_until(lambda: EventKind.STARTED in bench.story(job))
+    bench.records.down = True
+    with pytest.raises(DatabaseUnavailable):
+        await tracker.cancel("ana", job.job_id)
+    bench.records.down = False
+    await wait_until(lambda: bench.records.jobs[job.job_id].status is ProcessingStatus.CANCELLED)
+    assert (await tracker.cancel("ana", job.job_id)).status is ProcessingStatus.CANCELLED
+    assert bench.replicas.closed == [job.job_id]
+
+
+# --- idempotency keys -------------------------------------------------------------------------------------
+
+
+def test_a_key_that_nobody_frees_is_free_after_a_while() -> None:
+    time = 0.0
+    keys = KeysInFlight(lambda: time)
+    keys.hold("ana", "k1")
+    keys.hold("ben", "k1")
+    time = KeysInFlight.LIMIT - 1
+    with pytest.raises(IdempotencyKeyInFlight):
+        keys.hold("ana", "k1")
+    time = KeysInFlight.LIMIT + 1
+    keys.hold("ana", "k1")
+    keys.free("ana", "k1")
+    keys.hold("ana", "k1")
+
+
+async def test_a_second_job_of_one_key_is_refused_by_the_record(bench: Bench) -> None:
+    tracker = await bench.start()
+    key = IdempotencyKey(key="k1", fingerprint="f0" * 32)
+    [first] = await tracker.submit([NewJob(job=a_job(), idempotency_key=key)])
+    [second] = await tracker.submit([NewJob(job=a_job(), idempotency_key=key)])
+    assert isinstance(first, ProfilePhotoJob)
+    assert isinstance(second, IdempotencyKeyInFlight)
+    assert await tracker.hold_key("ana", "k1") == KnownKey(fingerprint="f0" * 32, job_id=first.job_id)
+    assert await tracker.hold_key("ana", "k2") is None
+    with pytest.raises(IdempotencyKeyInFlight):
+        await tracker.hold_key("ana", "k2")

@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -10,10 +11,15 @@ from avatarforge.domain.events import EventKind
 from avatarforge.domain.generations import GenerationProgress
 from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.domain.status import ProcessingStatus
+from avatarforge.ingress.news import Changed, Overflowed, Progressed
 from avatarforge.ingress.view import LiveJobs
 from avatarforge.tracker.feed import FeedBatch, FeedCursor
 from tests.factories import NOON, a_job, an_outcome
 from tests.waiting import wait_until
+
+
+def ended(job: ProfilePhotoJob) -> bool:
+    return job.status.is_terminal
 
 
 class Source:
@@ -72,25 +78,25 @@ async def test_another_customers_job_is_not_shown(live: LiveJobs) -> None:
 async def test_waiting_ends_with_the_terminal_state(live: LiveJobs, source: Source) -> None:
     job = a_job(seq=0)
     live.admit(job)
-    waiting = asyncio.create_task(live.terminal("ana", job.job_id, 30))
+    waiting = asyncio.create_task(live.until("ana", job.job_id, ended, 30))
     started = job.started(NOON)
     source.tell(started)
     source.tell(started.done(an_outcome(), NOON + timedelta(seconds=1)), kind=EventKind.DONE)
-    ended = await asyncio.wait_for(waiting, 5)
-    assert ended is not None
-    assert ended.job.status is ProcessingStatus.DONE
+    last = await asyncio.wait_for(waiting, 5)
+    assert last is not None
+    assert last.job.status is ProcessingStatus.DONE
 
 
 async def test_waiting_ends_with_the_time(live: LiveJobs) -> None:
     job = a_job(seq=1)
     live.admit(job)
-    still = await live.terminal("ana", job.job_id, 0.05)
+    still = await live.until("ana", job.job_id, ended, 0.05)
     assert still is not None
     assert still.job.status is ProcessingStatus.PENDING
 
 
 async def test_waiting_for_an_unknown_job_returns_at_once(live: LiveJobs) -> None:
-    assert await asyncio.wait_for(live.terminal("ana", "nobody", 30), 1) is None
+    assert await asyncio.wait_for(live.until("ana", "nobody", ended, 30), 1) is None
 
 
 async def test_an_older_value_does_not_replace_a_newer_one(live: LiveJobs, source: Source) -> None:
@@ -155,3 +161,111 @@ async def test_old_finished_jobs_leave_the_view(source: Source, monkeypatch: pyt
     await wait_until(lambda: view.get("ana", jobs[2].job_id))
     assert [view.get("ana", job.job_id) is None for job in jobs] == [True, False, False]
     await view.stop()
+
+
+# --- what this replica changes itself -----------------------------------------------------------------------
+
+
+async def test_one_who_waits_hears_at_once_of_what_the_replica_changes_itself(
+    live: LiveJobs, source: Source
+) -> None:
+    job = a_job(seq=1)
+    live.admit(job)
+    waiting = asyncio.create_task(live.until("ana", job.job_id, ended, 30))
+    await wait_until(lambda: live._waiters)
+    cancelled = replace(job.cancelled(NOON), seq=2)
+    live.admit(cancelled)
+    last = await asyncio.wait_for(waiting, 1)
+    assert last is not None
+    assert last.job == cancelled
+
+
+async def test_what_the_replica_erases_is_gone_at_once(live: LiveJobs) -> None:
+    mine, other, others = a_job(seq=1), a_job(seq=2), a_job(seq=3, customer_id="ben")
+    for job in (mine, other, others):
+        live.admit(job)
+    waiting = asyncio.create_task(live.until("ana", mine.job_id, ended, 30))
+    await wait_until(lambda: live._waiters)
+    live.forget("ben", mine.job_id)
+    assert live.get("ana", mine.job_id) is not None
+    live.forget("ana", mine.job_id)
+    assert await asyncio.wait_for(waiting, 1) is None
+    live.forget_customer("ana")
+    assert live.get("ana", other.job_id) is None
+    assert live.get("ben", others.job_id) is not None
+
+
+# --- for streams ------------------------------------------------------------------------------------------
+
+
+async def test_subscribers_hear_of_their_customers_changes_and_steps(live: LiveJobs, source: Source) -> None:
+    source.tell()
+    await live.heard("ana")
+    job, others = a_job().started(NOON), a_job(customer_id="ben").started(NOON)
+    with live.subscribed("ana", None, 10) as subscription:
+        assert live.subscribers == 1
+        source.tell(job, others, progress={job.job_id: GenerationProgress(step=5, total_steps=20)})
+        news = [await subscription.next(5, 0), await subscription.next(5, 0), await subscription.next(0, 0)]
+    assert [type(each) for each in news] == [Changed, Progressed, type(None)]
+    assert [each.live.job.job_id for each in news if isinstance(each, Changed | Progressed)] == [
+        job.job_id
+    ] * 2
+    assert live.subscribers == 0
+
+
+async def test_recent_changes_are_kept_from_the_first_answer_on(live: LiveJobs, source: Source) -> None:
+    source.seq = 40
+    source.tell()
+    await live.heard("ana")
+    source.tell(a_job(), a_job(customer_id="ben"), a_job())
+    await wait_until(lambda: live.seq("ana") == 43)
+    assert live.recent("ana", 39) is None, "before the first answer"
+    assert live.recent("ana", 44) is None, "not heard of yet"
+    recent = live.recent("ana", 40)
+    assert recent is not None
+    assert [change.event.seq for change in recent] == [41, 43]
+    assert live.recent("ana", 43) == []
+
+
+async def test_only_so_many_changes_are_kept(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LiveJobs, "KEEP_CHANGES", 2)
+    view = LiveJobs(source)
+    view.start()
+    source.tell()
+    source.tell(a_job(), a_job(customer_id="ben"), a_job())
+    await wait_until(lambda: view.seq("ana") == 3)
+    assert view.recent("ana", 0) is None
+    assert [change.event.seq for change in view.recent("ana", 1) or ()] == [3]
+    await view.stop()
+
+
+async def test_of_an_erased_job_only_the_erasure_is_kept(live: LiveJobs, source: Source) -> None:
+    job = a_job()
+    source.tell()
+    source.tell(job, kind=EventKind.SUBMITTED)
+    await wait_until(lambda: live.seq("ana") == 1)
+    source.tell(job.erased(), kind=EventKind.ERASED)
+    await wait_until(lambda: live.seq("ana") == 2)
+    assert [change.job for change in live.recent("ana", 0) or ()] == [None, None]
+
+
+async def test_news_that_cannot_be_taken_in_are_asked_for_anew_and_clients_have_to_resume(
+    live: LiveJobs, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LiveJobs, "RETRY", 0)
+    job = a_job()
+    source.tell()
+    source.tell(job)
+    await wait_until(lambda: live.get("ana", job.job_id))
+    with live.subscribed("ana", None, 10) as subscription:
+        source.tell(progress=None)
+        overflowed = await subscription.next(5, 1)
+    # The job has ended meanwhile: no change will ever tell of it.
+    source.seq = 9
+    source.tell(snapshot=())
+    await wait_until(lambda: live.seq("ana") == 9)
+    assert isinstance(overflowed, Overflowed)
+    assert source.asked[-2] == FeedCursor()
+    assert live.unfinished("ana") == ()
+    assert live.get("ana", job.job_id) is None
+    assert live.recent("ana", 2) is None

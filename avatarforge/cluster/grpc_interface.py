@@ -1,0 +1,32 @@
+"""Keeps the gRPC servers of Ray Serve's processes to one interface.
+
+Serve binds them to every interface, and has no setting for it: those of ingress replicas and of the fallback
+proxy, which only HAProxy calls, and where there is no HAProxy the proxy that clients call. Before their
+servers start these processes call what `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names: `keep`.
+"""
+
+import os
+from typing import Any
+
+CALLBACK = f"{__name__}:keep"
+VARIABLE = "RAY_SERVE_GRPC_HOST"
+"""Names the interface's address. Not a variable of Ray's own."""
+
+
+def keep() -> list[object]:
+    """Serve takes the answer for HTTP middlewares to add."""
+    import ray.serve._private.default_impl as serve
+
+    host = os.environ[VARIABLE]
+
+    def add_grpc_address(grpc_server: Any, server_address: str) -> None:
+        port = server_address.rpartition(":")[2]
+        grpc_server.add_insecure_port(f"{host_in_address(host)}:{port}")
+
+    serve.add_grpc_address = add_grpc_address
+    return []
+
+
+def host_in_address(host: str) -> str:
+    """As it stands before a port: IPv6 addresses in brackets."""
+    return f"[{host}]" if ":" in host else host

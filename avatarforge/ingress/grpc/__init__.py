@@ -1,0 +1,6 @@
+"""The gRPC interface: from a message to `ProfilePhotos` and back. Ray Serve carries the calls."""
+
+from avatarforge.ingress.grpc.health import HealthMethods
+from avatarforge.ingress.grpc.jobs import JobMethods
+
+__all__ = ["HealthMethods", "JobMethods"]

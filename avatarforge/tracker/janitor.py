@@ -1,0 +1,99 @@
+"""The janitor: removes from storage what was erased, and from the log what has grown old."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Protocol
+
+import structlog
+
+from avatarforge.domain.changes import ObjectDeletion
+from avatarforge.domain.errors import DatabaseUnavailable, StorageUnavailable
+from avatarforge.storage.interface import ObjectStorage
+
+log = structlog.get_logger(__name__)
+
+
+class Deletions(Protocol):
+    """Which objects have to go; `persistence.deletions.DeletionRecords` keeps it."""
+
+    def due(self, shard: int, now: datetime, limit: int) -> list[ObjectDeletion]: ...
+
+    def done(self, deletion_ids: Sequence[int]) -> None: ...
+
+
+class Janitor:
+    """Works through the recorded deletions, at once when woken and otherwise now and then.
+
+    What storage or the database do not let it do now, it does later: nothing is forgotten.
+    """
+
+    PAGE = 100
+    """Deletions read at a time."""
+    PAUSE = 30.0
+    """Seconds between two looks at what has become due."""
+    PRUNE_EVERY = timedelta(minutes=10)
+
+    def __init__(
+        self,
+        shard: int,
+        deletions: Deletions,
+        storage: ObjectStorage,
+        *,
+        prune: Callable[[], Awaitable[None]],
+        now: Callable[[], datetime],
+    ) -> None:
+        """`prune` removes old entries of the log."""
+        self._shard = shard
+        self._deletions = deletions
+        self._storage = storage
+        self._prune = prune
+        self._now = now
+        self._prune_at = now()
+        self._wanted = asyncio.Event()
+        self._waiting: list[asyncio.Future[None]] = []
+
+    async def work_forever(self) -> None:
+        """One round after the other."""
+        while True:
+            waiting, self._waiting = self._waiting, []
+            self._wanted.clear()
+            try:
+                await self._round()
+            except (DatabaseUnavailable, StorageUnavailable) as error:
+                log.warning("cleaning has to wait", shard=self._shard, reason=error.reason)
+            for future in waiting:
+                if not future.done():
+                    future.set_result(None)
+            try:
+                async with asyncio.timeout(self.PAUSE):
+                    await self._wanted.wait()
+            except TimeoutError:
+                continue
+
+    async def clean(self, seconds: float) -> None:
+        """Return when what is due now has been worked through, after `seconds` at the latest."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        self._wanted.set()
+        await asyncio.wait({future}, timeout=seconds)
+
+    async def discard(self, key: str) -> None:
+        """Remove an object that no job names, if storage answers."""
+        try:
+            await asyncio.to_thread(self._storage.delete, key)
+        except StorageUnavailable as error:
+            log.warning("orphaned object was left", key=key, reason=error.reason)
+
+    async def _round(self) -> None:
+        while due := await asyncio.to_thread(self._deletions.due, self._shard, self._now(), self.PAGE):
+            await asyncio.to_thread(self._delete, due)
+        if self._now() >= self._prune_at:
+            self._prune_at = self._now() + self.PRUNE_EVERY
+            await self._prune()
+
+    def _delete(self, due: Sequence[ObjectDeletion]) -> None:
+        for deletion in due:
+            for stored in list(self._storage.list(deletion.prefix)):
+                self._storage.delete(stored.key)
+        self._deletions.done([deletion.deletion_id for deletion in due])

@@ -1,0 +1,459 @@
+"""The whole service in one process: real record, storage, webhooks and sockets. Only Ray is left out, and the
+replicas' generations are written by the test.
+"""
+
+import asyncio
+import hashlib
+import io
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import httpx
+import uvicorn
+from PIL import Image
+from ray.exceptions import RayActorError
+
+from avatarforge.diffusion.catalogue import Catalogue
+from avatarforge.domain.errors import AvatarForgeError, StorageUnavailable
+from avatarforge.domain.generations import (
+    GenerationFailed,
+    GenerationFinished,
+    GenerationProgress,
+    GenerationTask,
+    GenerationUpdate,
+)
+from avatarforge.domain.jobs import JobError, ProfilePhotoJob
+from avatarforge.ingress.api import create_api
+from avatarforge.ingress.service import ProfilePhotos
+from avatarforge.ingress.view import LiveJobs
+from avatarforge.persistence import DeletionRecords, DeliveryRecords, JobRecords, open_engine
+from avatarforge.settings import Settings, load_settings
+from avatarforge.storage.folder import FolderStorage
+from avatarforge.storage.interface import StoredObject
+from avatarforge.storage.keys import avatar_key
+from avatarforge.tracker.backends import Remote
+from avatarforge.tracker.client import JobTrackers
+from avatarforge.tracker.tracker import JobTracker
+from avatarforge.webhooks.sender import WebhookSender
+from tests.events import Event, EventReader
+from tests.factories import an_image, an_outcome
+from tests.integration.rest import A_SECRET, a_jpeg, empty_database
+from tests.twins import Script, ScriptedReplicas
+from tests.waiting import wait_until
+
+SECONDS = 10.0
+"""How long a test waits for what must come."""
+
+
+class Clock:
+    """The time of day, which a test can put forward."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta()
+
+    def __call__(self) -> datetime:
+        return datetime.now(UTC) + self.ahead
+
+
+class AbsentFolder(FolderStorage):
+    """A folder that does not answer when the test says so."""
+
+    away = False
+
+    def put(self, key: str, content: BinaryIO, media_type: str) -> None:
+        self._answer()
+        super().put(key, content, media_type)
+
+    def delete(self, key: str) -> None:
+        self._answer()
+        super().delete(key)
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        self._answer()
+        return super().list(prefix)
+
+    def _answer(self) -> None:
+        if self.away:
+            raise StorageUnavailable("switched off by the test")
+
+
+# --- generations ------------------------------------------------------------------------------------------
+
+
+@cache
+def a_preview() -> bytes:
+    """A small picture as replicas make it."""
+    content = io.BytesIO()
+    Image.effect_noise((64, 64), 60).convert("RGB").save(content, "WEBP")
+    return content.getvalue()
+
+
+WITHHELD = GenerationFailed(error=JobError(code="unsafe_content", message="The picture was withheld."))
+
+
+class Generations:
+    """Scripts for `ScriptedReplicas`."""
+
+    def __init__(self, storage: FolderStorage) -> None:
+        self._storage = storage
+
+    def publish(self, task: GenerationTask) -> GenerationFinished:
+        """The end of a generation that went well, its avatar in storage."""
+        avatar = b"\x89PNG avatar of " + task.job_id.encode()
+        key = avatar_key(task.customer_id, task.job_id, task.attempt, task.parameters.format)
+        self._storage.put(key, io.BytesIO(avatar), "image/png")
+        image = an_image(
+            key=key, media_type="image/png", size=len(avatar), sha256=hashlib.sha256(avatar).hexdigest()
+        )
+        return GenerationFinished(outcome=an_outcome(avatar=image))
+
+    async def done(self, task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
+        yield GenerationProgress(step=1, total_steps=2)
+        yield self.publish(task)
+
+    async def failing(self, task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
+        yield WITHHELD
+
+    async def lost(self, task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
+        """The replica dies, after it has stored its avatar."""
+        self.publish(task)
+        yield GenerationProgress(step=2, total_steps=2)
+        raise ConnectionError("the replica died")
+
+    def puppet(self) -> "Puppet":
+        return Puppet(self)
+
+
+class Puppet:
+    """A script whose steps and end come when the test wants them."""
+
+    def __init__(self, generations: Generations) -> None:
+        self._generations = generations
+        self._updates: asyncio.Queue[GenerationUpdate | None] = asyncio.Queue()
+        self.runs = asyncio.Event()
+
+    async def __call__(self, task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
+        self.runs.set()
+        while (update := await self._updates.get()) is not None:
+            yield update
+        yield self._generations.publish(task)
+
+    def step(self, step: int, total_steps: int = 20, preview: bytes | None = None) -> None:
+        self._updates.put_nowait(GenerationProgress(step=step, total_steps=total_steps, preview=preview))
+
+    def finish(self) -> None:
+        self._updates.put_nowait(None)
+
+    def fail(self) -> None:
+        self._updates.put_nowait(WITHHELD)
+
+
+# --- trackers ---------------------------------------------------------------------------------------------
+
+
+class TrackerHere:
+    """A tracker of this process behind what its actor's handle offers: `handle.method.remote(…)`.
+
+    It can be killed, and started again on the same record.
+    """
+
+    def __init__(self, make: Callable[[], JobTracker]) -> None:
+        self._make = make
+        self.tracker: JobTracker | None = None
+        self._calls: set[asyncio.Task[Any]] = set()
+
+    async def start(self) -> None:
+        self.tracker = self._make()
+        await self.tracker.start()
+
+    async def kill(self) -> None:
+        """Calls under way are lost, whatever has become of them."""
+        tracker, self.tracker = self.tracker, None
+        for call in self._calls:
+            call.cancel()
+        if tracker is not None:
+            await tracker.stop()
+
+    def __getattr__(self, method: str) -> "_Method":
+        return _Method(self, method)
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        tracker = self.tracker
+        if tracker is None:
+            raise RayActorError
+        call = asyncio.ensure_future(getattr(tracker, method)(*arguments))
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        try:
+            return await call
+        except AvatarForgeError as error:
+            return error
+        except asyncio.CancelledError:
+            if tracker is self.tracker:
+                raise
+            raise RayActorError from None
+
+
+@dataclass(frozen=True)
+class _Method:
+    _actor: TrackerHere
+    _name: str
+
+    def remote(self, *arguments: Any) -> Awaitable[Any]:
+        return self._actor.call(self._name, *arguments)
+
+
+# --- streams ----------------------------------------------------------------------------------------------
+
+
+class EventStream:
+    """An open stream."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.response = response
+        self._events = _events(response.aiter_lines())
+
+    async def next(self, seconds: float = SECONDS) -> Event:
+        """The next event that is no comment."""
+        while (event := await self.anything(seconds)).kind == "comment":
+            continue
+        return event
+
+    async def anything(self, seconds: float = SECONDS) -> Event:
+        return await asyncio.wait_for(anext(self._events), seconds)
+
+    async def until(self, *wanted: str) -> list[Event]:
+        """Events up to the first of a wanted kind or status."""
+        events = [await self.next()]
+        while not {events[-1].kind, events[-1].data.get("status")} & set(wanted):
+            events.append(await self.next())
+        return events
+
+    async def rest(self) -> list[Event]:
+        """What comes until the server ends the stream, without comments."""
+        async with asyncio.timeout(SECONDS):
+            return [event async for event in self._events if event.kind != "comment"]
+
+
+async def _events(lines: AsyncIterator[str]) -> AsyncIterator[Event]:
+    reader = EventReader()
+    async for line in lines:
+        if (event := reader.read(line)) is not None:
+            yield event
+
+
+# --- the service ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replica:
+    """An ingress replica behind a real socket."""
+
+    client: httpx.AsyncClient
+    live: LiveJobs
+    photos: ProfilePhotos
+
+    @property
+    def url(self) -> str:
+        return str(self.client.base_url)
+
+    async def post(
+        self, customer_id: str = "ana", *, key: str | None = None, photo: bytes = b"", **fields: str
+    ) -> httpx.Response:
+        return await self.client.post(
+            f"/customers/{customer_id}",
+            files={"photo": ("portrait.jpg", photo or a_jpeg(), "image/jpeg")},
+            data=fields,
+            headers={} if key is None else {"Idempotency-Key": key},
+        )
+
+    async def submitted(self, customer_id: str = "ana", **fields: str) -> str:
+        """The id of a job that was accepted."""
+        answer = await self.post(customer_id, **fields)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["jobId"])
+
+    async def get(self, job_id: str, customer_id: str = "ana", **query: object) -> httpx.Response:
+        path = f"/customers/{customer_id}/photos/{job_id}/status"
+        return await self.client.get(path, params={name: str(value) for name, value in query.items()})
+
+    async def ended(self, job_id: str, customer_id: str = "ana") -> dict[str, Any]:
+        """The job's status once it is terminal."""
+        status: dict[str, Any] = (await self.get(job_id, customer_id, waitSeconds=SECONDS)).json()
+        assert status["isTerminal"], status
+        return status
+
+    async def command(self, name: str, job_id: str, customer_id: str = "ana") -> httpx.Response:
+        return await self.client.post(f"/customers/{customer_id}/photos/{job_id}/{name}")
+
+    async def erase(self, job_id: str, customer_id: str = "ana") -> httpx.Response:
+        return await self.client.delete(f"/customers/{customer_id}/photos/{job_id}")
+
+    @asynccontextmanager
+    async def stream(
+        self, customer_id: str = "ana", *, last_event_id: int | str | None = None, **query: object
+    ) -> AsyncIterator[EventStream]:
+        headers = {} if last_event_id is None else {"Last-Event-ID": str(last_event_id)}
+        parameters = {name: str(value) for name, value in query.items()}
+        path = f"/customers/{customer_id}/photos/stream"
+        async with self.client.stream("GET", path, headers=headers, params=parameters) as response:
+            yield EventStream(response)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What ingress replicas share."""
+
+    settings: Settings
+    records: JobRecords
+    deliveries: DeliveryRecords
+    storage: AbsentFolder
+    trackers: JobTrackers
+    clock: Clock
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service(Replica, Parts):
+    """All the parts, within reach of the test. It is also its first ingress replica."""
+
+    replicas: ScriptedReplicas
+    generations: Generations
+    actors: list[TrackerHere]
+
+    def script(self, *scripts: Script) -> None:
+        """How the next generations go, one after the other; later ones go well."""
+        self.replicas.next_scripts.extend(scripts)
+
+    def puppet(self) -> Puppet:
+        """The next generation, to be moved by the test."""
+        puppet = self.generations.puppet()
+        self.script(puppet)
+        return puppet
+
+    async def running(self, customer_id: str = "ana", **fields: str) -> str:
+        """The id of a job whose generation runs until it is stopped."""
+        puppet = self.puppet()
+        job_id = await self.submitted(customer_id, **fields)
+        await asyncio.wait_for(puppet.runs.wait(), SECONDS)
+        return job_id
+
+    def story(self, job_id: str, customer_id: str = "ana") -> list[tuple[int, str]]:
+        """Numbers and kinds of the job's events, from the record."""
+        entries = self.records.events_of(customer_id, job_id, 0, 1000)
+        return [(entry.event.seq, entry.event.kind.value) for entry in entries]
+
+    def recorded(self, job_id: str, customer_id: str = "ana") -> ProfilePhotoJob:
+        job = self.records.job(customer_id, job_id)
+        assert job is not None
+        return job
+
+    def objects(self, job_id: str = "") -> list[str]:
+        """Keys in storage; with an id only those of the job."""
+        return sorted(stored.key for stored in self.storage.list("") if job_id in stored.key)
+
+    @property
+    def running_trackers(self) -> list[JobTracker]:
+        return [actor.tracker for actor in self.actors if actor.tracker is not None]
+
+    async def kill_trackers(self) -> None:
+        for actor in self.actors:
+            await actor.kill()
+
+    async def start_trackers(self) -> None:
+        for actor in self.actors:
+            await actor.start()
+
+    @asynccontextmanager
+    async def fresh_replica(self) -> AsyncIterator[Replica]:
+        """Another ingress replica, which has seen nothing of what went before."""
+        async with _ingress(self) as replica:
+            yield replica
+
+
+@asynccontextmanager
+async def running_service(
+    folder: Path, *, remote: Remote | None = None, **arguments: Any
+) -> AsyncIterator[Service]:
+    """`arguments` are groups of settings."""
+    arguments["webhook"] = {"secrets": A_SECRET, "allow_private": True, **arguments.get("webhook", {})}
+    settings = load_settings({"data_dir": str(folder), **arguments}, environ={})
+    (folder / "avatarforge.db").write_bytes(empty_database())
+    engine = open_engine(settings.database, settings.database_url)
+    records, deliveries, clock = JobRecords(engine), DeliveryRecords(engine), Clock()
+    storage = AbsentFolder(settings.storage_folder)
+    generations = Generations(storage)
+    replicas = ScriptedReplicas(script=generations.done)
+    broken: list[Exception] = []
+
+    def tracker(shard: int) -> JobTracker:
+        return JobTracker(
+            shard,
+            records,
+            replicas,
+            settings.tracker,
+            storage=storage,
+            deletions=DeletionRecords(engine),
+            deliveries=deliveries,
+            remote=remote,
+            webhooks=WebhookSender(deliveries, records.job, settings.webhook, shard, now=clock),
+            on_broken=broken.append,
+            now=clock,
+        )
+
+    actors = [TrackerHere(partial(tracker, shard)) for shard in range(settings.tracker.shards)]
+    parts = Parts(
+        settings=settings,
+        records=records,
+        deliveries=deliveries,
+        storage=storage,
+        trackers=JobTrackers(actors, patience=SECONDS),
+        clock=clock,
+    )
+    try:
+        for actor in actors:
+            await actor.start()
+        async with _ingress(parts) as replica:
+            yield Service(
+                **vars(replica), **vars(parts), replicas=replicas, generations=generations, actors=actors
+            )
+    finally:
+        for actor in actors:
+            await actor.kill()
+        records.close()
+    assert broken == []
+
+
+@asynccontextmanager
+async def _ingress(parts: Parts) -> AsyncIterator[Replica]:
+    live = LiveJobs(parts.trackers)
+    photos = ProfilePhotos(
+        parts.settings,
+        parts.records,
+        parts.storage,
+        parts.trackers,
+        live,
+        Catalogue(),
+        parts.deliveries,
+        parts.clock,
+    )
+    config = uvicorn.Config(
+        create_api(photos), port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=1
+    )
+    server = uvicorn.Server(config)
+    live.start()
+    serving = asyncio.create_task(server.serve())
+    try:
+        await wait_until(lambda: server.started and live.lag < SECONDS)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield Replica(client=client, live=live, photos=photos)
+    finally:
+        server.should_exit = True
+        await serving
+        await photos.close()
+        await live.stop()

@@ -1,0 +1,306 @@
+"""gRPC over a real record, a real folder and grpcio's own server: what each call does."""
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse, HealthListRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub, add_HealthServicer_to_server
+
+from avatarforge.domain.errors import DatabaseUnavailable
+from avatarforge.domain.events import EventKind
+from avatarforge.domain.identifiers import new_job_id
+from avatarforge.domain.jobs import ProfilePhotoJob
+from avatarforge.grpc_generated import profile_photo_job_pb2 as pb
+from avatarforge.grpc_generated.profile_photo_job_pb2_grpc import (
+    ProfilePhotoJobServiceStub,
+    add_ProfilePhotoJobServiceServicer_to_server,
+)
+from avatarforge.ingress.grpc import HealthMethods, JobMethods, jobs
+from avatarforge.ingress.grpc.messages import job_status
+from avatarforge.ingress.news import Erased, LiveJob
+from tests.factories import a_job, an_outcome
+from tests.integration.rest import Rest, a_jpeg, finished, progressed, running_rest
+from tests.waiting import wait_until
+
+SERVICE = "avatarforge.v1.ProfilePhotoJobService"
+
+
+class Methods(JobMethods, HealthMethods):
+    """As the ingress has them."""
+
+
+@dataclass(frozen=True)
+class Grpc:
+    rest: Rest
+    jobs: ProfilePhotoJobServiceStub
+    health: HealthStub
+
+    async def submitted(self, customer_id: str = "ana", **fields: Any) -> pb.ProfilePhotoJobStatus:
+        return await self.jobs.SubmitPhoto(
+            pb.SubmitPhotoRequest(customer_id=customer_id, photo=a_jpeg(), **fields)
+        )
+
+    def job(self, status: pb.ProfilePhotoJobStatus) -> ProfilePhotoJob:
+        job = self.rest.records.job(status.customer_id, status.job_id)
+        assert job is not None
+        return job
+
+
+@pytest_asyncio.fixture
+async def api(tmp_path: Path) -> AsyncIterator[Grpc]:
+    async with running_rest(tmp_path, ingress={"stream_buffer": 3}) as rest:
+        server = grpc.aio.server(options=[("grpc.max_receive_message_length", 64 * 1024 * 1024)])
+        methods = Methods(rest.photos)
+        add_ProfilePhotoJobServiceServicer_to_server(methods, server)
+        add_HealthServicer_to_server(methods, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield Grpc(rest, ProfilePhotoJobServiceStub(channel), HealthStub(channel))
+        await server.stop(None)
+
+
+async def drained(stream: Any) -> list[pb.ProfilePhotoJobStatus]:
+    messages = []
+    while (message := await stream.read()) is not grpc.aio.EOF:
+        messages.append(message)
+    return messages
+
+
+async def refused(call: Any) -> tuple[str, str, str]:
+    """Status, code and sentence of a call that is not answered."""
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await (drained(call) if isinstance(call, grpc.aio.UnaryStreamCall) else call)
+    trailing = dict(error.value.trailing_metadata())
+    return error.value.code().name, str(trailing.get("avatarforge-code")), error.value.details() or ""
+
+
+async def test_a_photo_becomes_a_job_that_rest_knows_too(api: Grpc) -> None:
+    accepted = await api.submitted(steps=12, style="neon", seed=5, format="webp", priority=2)
+    job = api.job(accepted)
+    for estimate in ("queue_position", "eta_seconds"):
+        accepted.ClearField(estimate)
+    assert accepted == job_status(LiveJob(job=job))
+    assert (job.parameters.steps, job.parameters.style, job.parameters.seed, job.priority) == (
+        12,
+        "neon",
+        5,
+        2,
+    )
+    assert api.rest.storage.get(job.original.key)
+    told = (await api.rest.client.get(f"/customers/ana/photos/{job.job_id}/status")).json()
+    assert (told["jobId"], told["seq"], told["status"]) == (accepted.job_id, accepted.seq, "PENDING")
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "named"),
+    [
+        ({"customer_id": ""}, "invalid_customer_id", "The customer id is ''"),
+        ({"customer_id": "a/b"}, "invalid_customer_id", "The customer id is 'a/b'"),
+        ({"photo": b""}, "photo_empty", "0 bytes"),
+        ({"photo": b"hello"}, "photo_not_an_image", "Send a JPEG"),
+        ({"photo": bytes(50_000_000)}, "photo_too_large", "larger than the limit of 20971520 bytes"),
+        ({"strength": float("nan")}, "invalid_request", "strength is 'nan'"),
+        ({"steps": 2**31 - 1}, "invalid_request", "steps is '2147483647'"),
+        ({"format": "bmp"}, "invalid_request", "format is 'bmp', but it must be one of png, webp, jpeg"),
+        ({"callback_url": "file:///etc/passwd"}, "invalid_request", "callbackUrl is 'file:///etc/passwd'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+async def test_a_wrong_photo_or_field_is_refused_and_nothing_is_kept(
+    api: Grpc, fields: dict[str, Any], code: str, named: str
+) -> None:
+    request = pb.SubmitPhotoRequest(**{"customer_id": "ana", "photo": a_jpeg(), **fields})
+    status, told, details = await refused(api.jobs.SubmitPhoto(request))
+    assert (status, told) == ("INVALID_ARGUMENT", code)
+    assert named in details
+    assert api.rest.kept() == []
+
+
+async def test_what_cannot_be_promised_is_unavailable(api: Grpc) -> None:
+    api.rest.tracker.refusal = DatabaseUnavailable("can't connect to db-7.internal")
+    call = api.jobs.SubmitPhoto(pb.SubmitPhotoRequest(customer_id="ana", photo=a_jpeg()))
+    status, code, details = await refused(call)
+    assert (status, code) == ("UNAVAILABLE", "database_unavailable")
+    assert "db-7" not in details
+    assert api.rest.kept() == []
+
+
+async def test_a_waiting_call_hears_of_the_end_at_once(api: Grpc) -> None:
+    accepted = await api.submitted()
+    waiting = api.jobs.GetStatus(
+        pb.JobStatusRequest(customer_id="ana", job_id=accepted.job_id, wait_seconds=30)
+    )
+    done = await finished(api.rest, api.job(accepted))
+    assert await asyncio.wait_for(waiting, 5) == job_status(LiveJob(job=done))
+
+
+async def test_a_call_that_waits_for_a_change_hears_of_the_next_one(api: Grpc) -> None:
+    accepted = await api.submitted()
+    request = pb.JobStatusRequest(
+        customer_id="ana", job_id=accepted.job_id, wait_seconds=30, after_seq=accepted.seq
+    )
+    waiting = api.jobs.GetStatus(request)
+    job = api.job(accepted)
+    started = api.rest.tracker.commit(job.started(job.created_at), EventKind.STARTED)
+    told = await asyncio.wait_for(waiting, 5)
+    assert (told.status, told.seq) == (pb.PROCESSING_STATUS_PROCESSING, started.seq)
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "status", "named"),
+    [
+        ("GetStatus", pb.JobStatusRequest(job_id="x"), "INVALID_ARGUMENT", "The customer id is ''"),
+        ("GetStatus", pb.JobStatusRequest(customer_id="ana"), "INVALID_ARGUMENT", "job_id is ''"),
+        ("GetStatus", pb.JobStatusRequest(customer_id="ana", job_id="x"), "NOT_FOUND", "the id 'x'"),
+        (
+            "GetStatus",
+            pb.JobStatusRequest(customer_id="ana", job_id=new_job_id(), wait_seconds=-1),
+            "INVALID_ARGUMENT",
+            "wait_seconds is -1, but it must be a whole number from 0 to 60.",
+        ),
+        ("StreamStatus", pb.StatusStreamRequest(), "INVALID_ARGUMENT", "The customer id is ''"),
+        ("StreamStatus", pb.StatusStreamRequest(customer_id="ana", job_id=""), "INVALID_ARGUMENT", "job_id"),
+        ("StreamStatus", pb.StatusStreamRequest(customer_id="ana", job_id="x"), "NOT_FOUND", "the id 'x'"),
+        (
+            "StreamStatus",
+            pb.StatusStreamRequest(customer_id="ana", after_seq=-5),
+            "INVALID_ARGUMENT",
+            "after_seq is -5",
+        ),
+        (
+            "StreamStatus",
+            pb.StatusStreamRequest(customer_id="ana", after_seq=99),
+            "INVALID_ARGUMENT",
+            "is 99",
+        ),
+        ("CancelJob", pb.CancelJobRequest(customer_id="ana"), "INVALID_ARGUMENT", "job_id is ''"),
+        ("CancelJob", pb.CancelJobRequest(customer_id="", job_id="x"), "INVALID_ARGUMENT", "is ''"),
+    ],
+)
+async def test_a_wrong_request_is_refused_with_what_would_be_right(
+    api: Grpc, method: str, request_: Any, status: str, named: str
+) -> None:
+    told, code, details = await refused(getattr(api.jobs, method)(request_))
+    assert told == status
+    assert code in ("invalid_request", "invalid_customer_id", "job_not_found")
+    assert named in details
+
+
+async def test_a_stream_tells_a_jobs_life_and_ends_with_it(api: Grpc) -> None:
+    accepted = await api.submitted()
+    job = api.job(accepted)
+    stream = api.jobs.StreamStatus(pb.StatusStreamRequest(customer_id="ana", job_id=job.job_id))
+    first = await stream.read()
+    started = api.rest.tracker.commit(job.started(job.created_at), EventKind.STARTED)
+    second = await stream.read()
+    progressed(api.rest, started, 3, 10)
+    step = await stream.read()
+    done = api.rest.tracker.commit(started.done(an_outcome(), started.created_at), EventKind.DONE)
+    [last] = await drained(stream)
+    assert [first.seq, second.seq, step.seq] == [job.seq, started.seq, started.seq]
+    assert (step.progress.step, step.progress.total_steps) == (3, 10)
+    assert last == job_status(LiveJob(job=done))
+    assert await stream.code() is grpc.StatusCode.OK
+
+
+async def test_a_client_that_was_away_misses_nothing(api: Grpc) -> None:
+    idle = api.jobs.StreamStatus(pb.StatusStreamRequest(customer_id="ana"))
+    begins = await idle.read()
+    assert begins == pb.ProfilePhotoJobStatus(customer_id="ana", seq=begins.seq)
+    idle.cancel()
+    done = await finished(api.rest, api.job(await api.submitted()))
+    stream = api.jobs.StreamStatus(pb.StatusStreamRequest(customer_id="ana", after_seq=begins.seq))
+    told = []
+    while not told or not told[-1].is_terminal:
+        told.append(await asyncio.wait_for(stream.read(), 5))
+    assert [message.job_id for message in told] == [done.job_id] * len(told)
+    assert [message.seq for message in told] == list(range(begins.seq + 1, done.seq + 1))
+
+
+async def test_a_client_that_reads_too_slowly_is_told_so_and_resumes(api: Grpc) -> None:
+    stream = api.jobs.StreamStatus(pb.StatusStreamRequest(customer_id="ana"))
+    begins = await stream.read()
+    # At once, so that all of them wait for the stream: more than its buffer takes.
+    committed = [api.rest.tracker.commit(a_job(), EventKind.SUBMITTED) for _ in range(5)]
+    status, code, details = await refused(stream)
+    assert (status, code) == ("RESOURCE_EXHAUSTED", "overflow")
+    assert f"go on after seq {begins.seq}." in details
+    again = api.jobs.StreamStatus(pb.StatusStreamRequest(customer_id="ana", after_seq=begins.seq))
+    assert [(await again.read()).seq for _ in committed] == [job.seq for job in committed]
+    again.cancel()
+
+
+async def test_a_stream_that_is_cut_is_closed_within_a_second(api: Grpc) -> None:
+    streams = [api.jobs.StreamStatus(pb.StatusStreamRequest(customer_id="ana")) for _ in range(3)]
+    for stream in streams:
+        await stream.read()
+    assert api.rest.live.subscribers == 3
+    for stream in streams:
+        stream.cancel()
+    await wait_until(lambda: api.rest.live.subscribers == 0, deadline=1)
+
+
+async def test_a_client_that_does_not_read_its_stream_is_not_kept_for_ever(
+    api: Grpc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = asyncio.Event()
+
+    async def endless(*_: Any, **__: Any) -> AsyncIterator[Erased]:
+        try:
+            while True:
+                yield Erased(seq=1, customer_id="ana", job_id="x" * 100_000)
+        finally:
+            closed.set()
+
+    monkeypatch.setattr(api.rest.photos, "follow", endless)
+    life = api.rest.settings.ingress.max_stream_seconds
+    monkeypatch.setattr(jobs, "PATIENCE_SECONDS", 0.5 - life)
+    stream = api.jobs.StreamStatus(pb.StatusStreamRequest(customer_id="ana"))
+    await stream.read()
+    await asyncio.wait_for(closed.wait(), 5)
+    stream.cancel()
+
+
+async def test_an_unexpected_error_is_told_without_its_trace(
+    api: Grpc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: Any) -> LiveJob:
+        raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr(api.rest.photos, "status", broken)
+    call = api.jobs.GetStatus(pb.JobStatusRequest(customer_id="ana", job_id=new_job_id()))
+    status, code, details = await refused(call)
+    assert (status, code) == ("INTERNAL", "internal_error")
+    assert "secret" not in details
+
+
+async def test_health_is_readiness(api: Grpc, monkeypatch: pytest.MonkeyPatch) -> None:
+    for service in ("", SERVICE):
+        assert (await api.health.Check(HealthCheckRequest(service=service))).status == 1
+    listed = await api.health.List(HealthListRequest())
+    assert {name: health.status for name, health in listed.statuses.items()} == {"": 1, SERVICE: 1}
+    status, code, _ = await refused(api.health.Check(HealthCheckRequest(service="other")))
+    assert (status, code) == ("NOT_FOUND", "service_not_found")
+    unknown = api.health.Watch(HealthCheckRequest(service="other"))
+    assert (await unknown.read()).status == HealthCheckResponse.SERVICE_UNKNOWN
+    unknown.cancel()
+
+    watch = api.health.Watch(HealthCheckRequest(service=SERVICE))
+    assert (await watch.read()).status == HealthCheckResponse.SERVING
+    ready = await api.rest.photos.health.readiness()
+    parts = {**ready.parts, "database": dataclasses.replace(ready.parts["database"], ok=False)}
+
+    async def unready() -> Any:
+        return dataclasses.replace(ready, parts=parts)
+
+    monkeypatch.setattr(api.rest.photos.health, "readiness", unready)
+    assert (await asyncio.wait_for(watch.read(), 5)).status == HealthCheckResponse.NOT_SERVING
+    watch.cancel()

@@ -1,0 +1,115 @@
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from avatarforge.domain.changes import JobChange, NewJob
+from avatarforge.domain.errors import IllegalTransition
+from avatarforge.domain.events import EventKind
+from avatarforge.domain.jobs import ProfilePhotoJob
+from avatarforge.domain.status import ProcessingStatus
+from avatarforge.tracker.board import Board, Gone
+from avatarforge.tracker.committer import Committer
+from tests.factories import NOON, a_job
+from tests.twins import MemoryRecords
+
+
+class Bench:
+    """A board over a twin of the record. It writes down what is told, and how the board stood then."""
+
+    def __init__(self) -> None:
+        self.records = MemoryRecords()
+        self.told: list[tuple[EventKind, ProfilePhotoJob | None]] = []
+        self.committer = Committer(
+            self.records,
+            0,
+            batch=10,
+            accept_timeout=1,
+            on_disowned=lambda change: None,
+            on_broken=lambda error: None,
+        )
+        self.board = Board(self.committer, self._tell, lambda: NOON)
+
+    def _tell(self, change: JobChange) -> None:
+        self.told.append((change.event.kind, self.board.get(change.job.job_id)))
+
+
+@pytest_asyncio.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    await bench.committer.start()
+    yield bench
+    await bench.committer.stop()
+
+
+def started(job: ProfilePhotoJob) -> ProfilePhotoJob:
+    return job.started(NOON)
+
+
+def cancelled(job: ProfilePhotoJob) -> ProfilePhotoJob:
+    return job.cancelled(NOON)
+
+
+async def test_a_change_is_told_after_it_is_committed_and_shown(bench: Bench) -> None:
+    job = await bench.board.accept(NewJob(job=a_job()))
+    running = await bench.board.change(job.job_id, started, EventKind.STARTED)
+    assert (job.seq, running.seq) == (1, 2)
+    assert bench.told == [(EventKind.SUBMITTED, job), (EventKind.STARTED, running)]
+    assert bench.records.jobs[job.job_id] == running == bench.board.get(job.job_id)
+
+
+async def test_a_job_that_has_ended_leaves_the_board(bench: Bench) -> None:
+    job = await bench.board.accept(NewJob(job=a_job()))
+    last = await bench.board.change(job.job_id, cancelled, EventKind.CANCELLED)
+    assert last.status is ProcessingStatus.CANCELLED
+    assert bench.told[-1] == (EventKind.CANCELLED, None)
+    assert bench.board.jobs() == ()
+    with pytest.raises(Gone):
+        await bench.board.change(job.job_id, started, EventKind.STARTED)
+
+
+async def test_moves_at_the_same_time_follow_one_another(bench: Bench) -> None:
+    job = await bench.board.accept(NewJob(job=a_job()))
+    outcomes = await asyncio.gather(
+        bench.board.change(job.job_id, started, EventKind.STARTED),
+        bench.board.change(job.job_id, cancelled, EventKind.CANCELLED),
+        bench.board.change(job.job_id, started, EventKind.STARTED),
+        return_exceptions=True,
+    )
+    assert [change.event.kind for change in bench.records.log] == [
+        EventKind.SUBMITTED,
+        EventKind.STARTED,
+        EventKind.CANCELLED,
+    ]
+    assert isinstance(outcomes[2], Gone)
+
+
+async def test_moves_of_different_jobs_share_a_transaction(bench: Bench) -> None:
+    jobs = await asyncio.gather(*(bench.board.accept(NewJob(job=a_job())) for _ in range(5)))
+    bench.records.groups.clear()
+    await asyncio.gather(*(bench.board.change(job.job_id, started, EventKind.STARTED) for job in jobs))
+    assert len(bench.records.groups) < 5
+
+
+async def test_a_move_that_is_not_allowed_changes_nothing(bench: Bench) -> None:
+    job = await bench.board.accept(NewJob(job=a_job()))
+    running = await bench.board.change(job.job_id, started, EventKind.STARTED)
+    with pytest.raises(IllegalTransition):
+        await bench.board.change(job.job_id, started, EventKind.STARTED)
+    assert bench.board.get(job.job_id) == running
+    assert len(bench.told) == 2
+
+
+async def test_a_move_that_the_database_refuses_changes_nothing_and_the_next_may_go_on(bench: Bench) -> None:
+    job = await bench.board.accept(NewJob(job=a_job()))
+    with pytest.raises(ValueError, match="revision"):
+        await bench.board.change(job.job_id, lambda current: current, EventKind.STARTED)
+    assert bench.board.get(job.job_id) == job
+    assert (await bench.board.change(job.job_id, started, EventKind.STARTED)).attempt == 1
+
+
+async def test_turns_are_forgotten_when_nobody_wants_them(bench: Bench) -> None:
+    job = await bench.board.accept(NewJob(job=a_job()))
+    await bench.board.change(job.job_id, started, EventKind.STARTED)
+    assert len(bench.board._turns) == 0

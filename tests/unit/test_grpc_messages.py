@@ -1,0 +1,159 @@
+"""The gRPC messages say what the REST interface says, field by field."""
+
+import json
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from google.protobuf.json_format import MessageToDict
+
+from avatarforge.diffusion.catalogue import Catalogue
+from avatarforge.domain.errors import InvalidRequest
+from avatarforge.domain.generations import GenerationProgress
+from avatarforge.domain.jobs import JobError, ProfilePhotoJob
+from avatarforge.grpc_generated import profile_photo_job_pb2 as pb
+from avatarforge.ingress.grpc import messages
+from avatarforge.ingress.news import Changed, Erased, LiveJob, Progressed
+from avatarforge.ingress.schemas import status_message
+from avatarforge.ingress.streams import Snapshot
+from avatarforge.ingress.submissions import FIELDS, read_submission
+from avatarforge.messages import ProfilePhotoJobStatus
+from tests.factories import NOON, a_job, an_outcome
+
+MANIFEST = Catalogue().manifest("avatar-mini")
+
+
+def numbered(seq: int, **changes: Any) -> ProfilePhotoJob:
+    return replace(a_job(**changes), seq=seq)
+
+
+def started(job: ProfilePhotoJob) -> ProfilePhotoJob:
+    return job.started(NOON + timedelta(seconds=2))
+
+
+LIVES = {
+    "waiting": LiveJob(job=numbered(12, retry_of="r"), queue_position=3, eta_seconds=4.25),
+    "running": LiveJob(
+        job=started(numbered(13, callback_url="https://example.org/hook")),
+        progress=GenerationProgress(step=3, total_steps=20),
+        eta_seconds=0.0,
+    ),
+    "done": LiveJob(job=started(numbered(2**40)).done(an_outcome(), NOON + timedelta(seconds=5))),
+    "failed": LiveJob(
+        job=started(numbered(15)).failed(
+            JobError(code="device_failed", message="The device failed: out of memory"), NOON
+        )
+    ),
+}
+
+
+def as_rest_tells_it(message: pb.ProfilePhotoJobStatus) -> dict[str, Any]:
+    """Protobuf's own JSON, but for its ways with enumerations and 64-bit numbers."""
+    told: dict[str, Any] = MessageToDict(message, always_print_fields_with_no_presence=True)
+    told["status"] = told["status"].removeprefix("PROCESSING_STATUS_")
+    return told | {name: int(told[name]) for name in ("seed", "seq")}
+
+
+def comparable(value: Any) -> Any:
+    """Without nulls, which a message leaves away; times as times."""
+    if isinstance(value, dict):
+        return {
+            name: datetime.fromisoformat(inner) if name.endswith("At") else comparable(inner)
+            for name, inner in value.items()
+            if inner is not None
+        }
+    return value
+
+
+@pytest.mark.parametrize("live", LIVES.values(), ids=LIVES)
+def test_a_job_is_told_as_rest_tells_it(live: LiveJob) -> None:
+    rest = json.loads(status_message(live).json_bytes())
+    assert comparable(as_rest_tells_it(messages.job_status(live))) == comparable(rest)
+
+
+def test_both_have_the_same_fields() -> None:
+    assert set(pb.ProfilePhotoJobStatus.DESCRIPTOR.fields_by_name) == set(ProfilePhotoJobStatus.model_fields)
+
+
+def test_a_request_becomes_the_form_that_rest_reads() -> None:
+    request = pb.SubmitPhotoRequest(
+        callback_url="https://example.org/hook",
+        prompt="smiling, 50 % {brighter}",
+        negative_prompt="hat",
+        style="neon",
+        strength=0.1 + 0.2,
+        steps=20,
+        guidance=7,
+        seed=2**63 - 1,
+        format="webp",
+        priority=-3,
+        allow_remote=False,
+    )
+    fields = messages.form_fields(request)
+    assert set(fields) == set(FIELDS)
+    submission = read_submission(fields, MANIFEST)
+    parameters = submission.parameters
+    assert (submission.callback_url, submission.priority) == ("https://example.org/hook", -3)
+    assert parameters.allow_remote is False
+    assert (parameters.prompt, parameters.negative_prompt) == ("smiling, 50 % {brighter}", "hat")
+    assert (parameters.strength, parameters.guidance, parameters.steps) == (0.1 + 0.2, 7, 20)
+    assert (parameters.seed, parameters.style, parameters.format) == (2**63 - 1, "neon", "webp")
+
+
+def test_a_field_that_is_not_set_takes_its_default_and_zero_does_not_count_as_unset() -> None:
+    assert messages.form_fields(pb.SubmitPhotoRequest(customer_id="ana", photo=b"x")) == {}
+    assert messages.form_fields(pb.SubmitPhotoRequest(seed=0, guidance=0)) == {"seed": "0", "guidance": "0.0"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("strength", float("nan"), "strength is 'nan', but it must be a number above 0 and up to 1."),
+        ("guidance", float("-inf"), "guidance is '-inf', but it must be a number from 0 to 30."),
+        ("strength", 1e-05, "strength is '1e-05', but it must be at least 1/"),
+        ("steps", 2**31 - 1, "steps is '2147483647', but it must be a whole number from 1 to 150."),
+        ("seed", -1, "seed is '-1', but it must be a whole number from 0 to 9223372036854775807."),
+        ("priority", 11, "priority is '11', but it must be a whole number from -10 to 10."),
+        ("format", "bmp", "format is 'bmp', but it must be one of png, webp, jpeg."),
+    ],
+)
+def test_a_value_out_of_bounds_is_named_with_what_would_be_right(field: str, value: Any, told: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        read_submission(messages.form_fields(pb.SubmitPhotoRequest(**{field: value})), MANIFEST)
+    assert str(refused.value).startswith(told)
+
+
+@pytest.mark.parametrize("seconds", [-1, 61, -(2**31)])
+def test_a_wait_out_of_bounds_is_refused(seconds: int) -> None:
+    with pytest.raises(InvalidRequest, match=f"wait_seconds is {seconds}, but .* from 0 to 60"):
+        messages.wait_seconds_of(pb.JobStatusRequest(wait_seconds=seconds), 60)
+
+
+def test_a_stream_tells_each_thing_in_its_message() -> None:
+    job, other = numbered(7), numbered(9)
+    running = LiveJob(job=started(job), progress=GenerationProgress(step=1, total_steps=4))
+    told = [
+        list(messages.stream_messages("ana", item))
+        for item in (
+            Snapshot(seq=9, jobs=(LiveJob(job=job), LiveJob(job=other)), reset=True),
+            Snapshot(seq=9, jobs=()),
+            Changed(seq=7, live=LiveJob(job=job)),
+            Progressed(live=running, preview=b"picture"),
+            Erased(seq=11, customer_id="ana", job_id=job.job_id),
+        )
+    ]
+    assert told == [
+        [messages.job_status(LiveJob(job=job)), messages.job_status(LiveJob(job=other))],
+        [pb.ProfilePhotoJobStatus(customer_id="ana", seq=9)],
+        [messages.job_status(LiveJob(job=job))],
+        [messages.job_status(running)],
+        [pb.ProfilePhotoJobStatus(customer_id="ana", job_id=job.job_id, seq=11)],
+    ]
+    assert told[4][0].status == pb.PROCESSING_STATUS_UNSPECIFIED
+
+
+def test_all_who_follow_a_customer_share_a_changes_message() -> None:
+    change = Changed(seq=7, live=LiveJob(job=numbered(7)))
+    [first], [second] = (messages.stream_messages("ana", change) for _ in range(2))
+    assert first is second
