@@ -13,7 +13,10 @@ from rich.console import Console
 from benchmarks import machine, report
 from benchmarks.options import Options
 
-NAMES = ("start", "demo", "accept", "throughput", "overhead")
+NAMES = (
+    *("start", "demo", "accept", "throughput", "overhead", "engine"),
+    *("statuses", "latency", "fanout", "streams", "resuming", "webhooks"),
+)
 """A benchmark is a module of its name with `run(options: Options) -> Report`."""
 
 RESULTS = Path(__file__).parent / "results"

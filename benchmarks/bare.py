@@ -14,7 +14,7 @@ api = FastAPI()
 
 @serve.ingress(api)
 class BareIngress:
-    """Reads each upload to its end and keeps nothing of it."""
+    """Reads each upload to its end and keeps nothing of it; knows one status."""
 
     @api.post("/customers/{customer_id}")
     async def read(self, request: Request, customer_id: str) -> JSONResponse:
@@ -22,6 +22,10 @@ class BareIngress:
         async for chunk in request.stream():
             size += len(chunk)
         return JSONResponse({"customerId": customer_id, "bytes": size}, 202)
+
+    @api.get("/customers/{customer_id}/photos/{job_id}/status")
+    async def status(self, customer_id: str, job_id: str) -> JSONResponse:
+        return JSONResponse({"customerId": customer_id, "jobId": job_id, "status": "PENDING"})
 
 
 def bare_application(settings: IngressSettings) -> Application:

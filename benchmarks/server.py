@@ -1,13 +1,16 @@
 """The measured service, in a process of its own: `python -m benchmarks.server [--bare]`.
 
 Settings come from the environment, as for `avatarforge up`. One line of JSON on standard output says that
-it is ready; it stops when its standard input is closed, so it does not outlive who started it.
+it is ready; each line on its standard input asks for another, with what the tracker says of itself. It
+stops when its standard input is closed, so it does not outlive who started it.
 """
 
 import json
 import sys
 from dataclasses import asdict
+from typing import Any
 
+from avatarforge.cluster.local import NAMESPACE
 from avatarforge.embedded import running
 from avatarforge.settings import Settings, load_settings
 
@@ -23,7 +26,16 @@ def main() -> None:
             "phases": [asdict(phase) for phase in instance.timings.phases],
         }
         print(json.dumps(ready), flush=True)
-        sys.stdin.read()
+        for _ in sys.stdin:
+            print(json.dumps(_tracker()), flush=True)
+
+
+def _tracker() -> dict[str, int]:
+    import ray
+
+    actor: Any = ray.get_actor("JobTracker:0", namespace=NAMESPACE)
+    described: dict[str, int] = ray.get(actor.describe.remote())
+    return described
 
 
 def _deploy_bare_ingress(settings: Settings) -> None:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from benchmarks import load
 from tests.servers.mariadb import MariaDbServer, free_port
 
@@ -29,6 +31,29 @@ class Service:
     url: str
     pid: int
     """Of the process that started Ray: all others descend from it."""
+    grpc: str
+    """Address for gRPC."""
+    process: "subprocess.Popen[bytes]"
+
+    def tracker(self) -> dict[str, int]:
+        """What the tracker says of itself."""
+        assert self.process.stdin is not None, "a pipe"
+        assert self.process.stdout is not None, "a pipe"
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+        figures: dict[str, int] = json.loads(self.process.stdout.readline())
+        return figures
+
+    def actor(self, name: str) -> psutil.Process:
+        """The process of the one actor of ours whose Ray name begins so, such as `JobTracker`."""
+        found = [
+            process
+            for process in psutil.Process(self.pid).children(recursive=True)
+            if (command := process.cmdline()) and name in command[0] and command[0].startswith("ray::")
+        ]
+        if len(found) != 1:
+            raise RuntimeError(f"There are {len(found)} actors named {name}.")
+        return found[0]
 
 
 @contextmanager
@@ -41,6 +66,7 @@ def service(
     end of its log if it does not start.
     """
     command = [sys.executable, "-m", "benchmarks.server", *(["--bare"] if bare else [])]
+    variables = environment(folder, settings)
     log = folder / "service.log"
     folder.mkdir(parents=True, exist_ok=True)
     with (
@@ -48,7 +74,7 @@ def service(
         subprocess.Popen(
             command,
             cwd=ROOT,
-            env=environment(folder, settings),
+            env=variables,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -60,7 +86,12 @@ def service(
             if not line:
                 end_of_log = log.read_text(errors="replace")[-3000:]
                 raise RuntimeError(f"AvatarForge did not start:\n{end_of_log}")
-            yield Service(url=json.loads(line)["url"], pid=process.pid)
+            yield Service(
+                url=json.loads(line)["url"],
+                pid=process.pid,
+                grpc=f"127.0.0.1:{variables['AVATARFORGE_GRPC_PORT']}",
+                process=process,
+            )
         finally:
             stop(process)
 

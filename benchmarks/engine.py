@@ -1,0 +1,562 @@
+"""The engine beside a loop over the pipeline that it is made of: pictures a second, and how soon it reacts.
+
+`python -m benchmarks.engine --device cpu` measures avatar-mini, `--device cuda` the architectures of Stable
+Diffusion 1.5 and XL with random weights. Needs torch, diffusers and transformers, and nothing else of what
+AvatarForge needs.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from avatarforge.diffusion.batching import BatchingEngine
+    from avatarforge.diffusion.engine import EngineRequest
+    from benchmarks.options import Options
+    from benchmarks.report import Report
+
+ROOT = Path(__file__).parents[1]
+CHECKPOINT = ROOT / "models" / "avatar-mini" / "checkpoint"
+
+STYLES = ("watercolor", "neon", "pixel art", "3d render", "pencil sketch", "flat illustration")
+STRENGTHS, STEPS, GUIDANCES = (0.4, 0.6, 0.8), (10, 15, 20), (1.0, 4.0, 6.0)
+
+LOOPS: Mapping[str, tuple[int, Mapping[str, str]]] = {
+    "all threads": (0, {}),
+    "all threads, passive": (0, {"OMP_WAIT_POLICY": "PASSIVE"}),
+    "one thread": (1, {}),
+}
+"""Ways to run the loop on a CPU: threads, and how OpenMP's wait for each other. The fastest one counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turns:
+    """What the sides of one comparison took, turn by turn."""
+
+    pictures: int
+    loops: Mapping[str, Sequence[float]]
+    """Seconds by way."""
+    engine: Sequence[Mapping[str, float]]
+    reactions: Mapping[str, float]
+
+    @property
+    def fastest(self) -> str:
+        return min(self.loops, key=lambda way: median(self.loops[way]))
+
+    @property
+    def ratios(self) -> list[float]:
+        """Of neighbours in time, so that what else the machine does is the same for both."""
+        loop = self.loops[self.fastest]
+        return [before / after["seconds"] for before, after in zip(loop, self.engine, strict=True)]
+
+
+# --- requests -------------------------------------------------------------------------------------------
+
+
+def mixed_requests(number: int, size: int, steps: int | None = None) -> "list[EngineRequest]":
+    """Requests of which no two are alike; with `steps` they differ in strength, prompt and seed."""
+    import numpy as np
+    from PIL import Image
+
+    from avatarforge.diffusion.engine import EngineRequest
+
+    random = np.random.default_rng(0)
+    portrait = Image.open(ROOT / "avatarforge" / "samples" / "portrait.png").convert("RGB")
+    portrait = portrait.resize((size, size))
+    return [
+        EngineRequest(
+            image=portrait,
+            prompt=f"{random.choice(STYLES)} portrait of a person",
+            seed=seed,
+            strength=float(random.choice(STRENGTHS)),
+            steps=steps or int(random.choice(STEPS)),
+            guidance=7.5 if steps else float(random.choice(GUIDANCES)),
+        )
+        for seed in range(number)
+    ]
+
+
+def by_loop(pipeline: Any, requests: "Sequence[EngineRequest]") -> None:
+    """One after the other, as diffusers' documentation shows it."""
+    import torch
+
+    for request in requests:
+        pipeline(
+            prompt=request.prompt,
+            image=request.image,
+            strength=request.strength,
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance,
+            generator=torch.Generator("cpu").manual_seed(request.seed),
+        )
+
+
+async def by_engine(
+    engine: "BatchingEngine", requests: "Sequence[EngineRequest]", concurrency: int | None = None
+) -> None:
+    """All at once; or so many at a time."""
+    room = asyncio.Semaphore(concurrency or len(requests))
+
+    async def one(request: "EngineRequest") -> None:
+        async with room:
+            async for _ in engine.generate(request):
+                pass
+
+    await asyncio.gather(*(one(request) for request in requests))
+
+
+# --- how soon it reacts -----------------------------------------------------------------------------------
+
+
+async def reactions(engine: "BatchingEngine", size: int, times: int) -> dict[str, float]:
+    """From a request to its first step's end and from a cancel to the free slot, in times of a step."""
+    from dataclasses import replace
+
+    long = replace(mixed_requests(1, size)[0], steps=900, strength=1.0, guidance=4.0)
+    short = replace(long, steps=2)
+    background = [asyncio.create_task(_drained(engine, replace(long, seed=seed))) for seed in range(4)]
+    await _until(lambda: engine.report().active == len(background))
+    joined, cancelled = [], []
+    for number in range(times):
+        begun = time.perf_counter()
+        async with aclosing(engine.generate(replace(short, seed=number))) as updates:
+            async for update in updates:
+                if getattr(update, "step", 0) >= 1:
+                    break
+            joined.append(time.perf_counter() - begun)
+            begun = time.perf_counter()
+        await _until(lambda: engine.report().active == len(background))
+        cancelled.append(time.perf_counter() - begun)
+    step = engine.report().step_seconds[8]
+    for task in background:
+        task.cancel()
+    await asyncio.gather(*background, return_exceptions=True)
+    return {
+        "step_ms": 1000 * step,
+        "join_p50": _percentile(joined, 0.5) / step,
+        "join_p99": _percentile(joined, 0.99) / step,
+        "cancel_p50": _percentile(cancelled, 0.5) / step,
+        "cancel_p99": _percentile(cancelled, 0.99) / step,
+    }
+
+
+async def _until(true: Callable[[], bool], deadline: float = 60) -> None:
+    """Asks twice a millisecond: the engine tells nobody when a slot becomes free."""
+    ends = time.perf_counter() + deadline
+    while not true():
+        if time.perf_counter() > ends:
+            raise TimeoutError(f"not within {deadline} s")
+        await asyncio.sleep(0.0005)
+
+
+async def _drained(engine: "BatchingEngine", request: "EngineRequest") -> None:
+    async for _ in engine.generate(request):
+        pass
+
+
+def _percentile(values: Sequence[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+# --- a CPU: each side in a process of its own -------------------------------------------------------------
+
+
+def measure_cpu(pictures: int, rounds: int) -> Turns:
+    """The sides take turns; a side that waits for its turn does nothing."""
+    with _side("engine", 0, {}) as engine:
+        loops: dict[str, list[float]] = {}
+        turns = []
+        with _all_sides() as ways:
+            trial = {name: way(4)["seconds"] for name, way in ways.items()}
+            engine(8)
+            for _ in range(rounds):
+                for name, way in ways.items():
+                    # Those that lose by far need no more turns than one.
+                    if trial[name] <= 1.3 * min(trial.values()):
+                        loops.setdefault(name, []).append(way(pictures)["seconds"])
+                turns.append(engine(pictures))
+        return Turns(pictures=pictures, loops=loops, engine=turns, reactions=engine(0))
+
+
+Side = Callable[[int], dict[str, float]]
+"""Makes so many pictures and tells its figures."""
+
+
+@contextmanager
+def _all_sides() -> Iterator[dict[str, Side]]:
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(_side("loop", *way)) for name, way in LOOPS.items()}
+
+
+@contextmanager
+def _side(kind: str, threads: int, variables: Mapping[str, str]) -> Iterator[Side]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.engine", "--side", kind, "--threads", str(threads)],
+        cwd=ROOT,
+        env=environment | dict(variables),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    stdin, stdout = process.stdin, process.stdout
+    assert stdin is not None, "a pipe"
+    assert stdout is not None, "a pipe"
+
+    def turn(pictures: int) -> dict[str, float]:
+        stdin.write(f"{pictures}\n")
+        stdin.flush()
+        line = stdout.readline()
+        if not line:
+            raise RuntimeError(f"The side {kind!r} ended.")
+        answer: dict[str, float] = json.loads(line)
+        return answer
+
+    try:
+        yield turn
+    finally:
+        stdin.close()
+        process.wait(30)
+        stdout.close()
+
+
+def serve_side(kind: str, threads: int) -> None:
+    """In the side's process: a turn for each line of standard input."""
+    import torch
+
+    pipeline = _avatar_mini(threads)
+    if kind == "loop":
+        for line in sys.stdin:
+            requests = mixed_requests(int(line), 128)
+            begun, worked = time.perf_counter(), time.process_time()
+            by_loop(pipeline, requests)
+            figures = {"seconds": time.perf_counter() - begun, "cpu": time.process_time() - worked}
+            print(json.dumps(figures), flush=True)
+        return
+    from avatarforge.diffusion.batching import BatchingEngine
+
+    with BatchingEngine(pipeline, "avatar-mini", threads=torch.get_num_threads()) as engine:
+        asyncio.run(_serve_engine(engine))
+
+
+async def _serve_engine(engine: "BatchingEngine") -> None:
+    await engine.warm_up(128)
+    for line in sys.stdin:
+        if (number := int(line)) == 0:
+            print(json.dumps(await reactions(engine, 128, 100)), flush=True)
+            continue
+        requests, before = mixed_requests(number, 128), engine.report().busy_seconds
+        begun, worked = time.perf_counter(), time.process_time()
+        await by_engine(engine, requests)
+        seconds, report = time.perf_counter() - begun, engine.report()
+        figures = {
+            "seconds": seconds,
+            "cpu": time.process_time() - worked,
+            "busy": (report.busy_seconds - before) / seconds,
+            "limit": report.limit,
+        }
+        print(json.dumps(figures), flush=True)
+
+
+def _avatar_mini(threads: int) -> Any:
+    import torch
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(
+        CHECKPOINT, dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+# --- a GPU ------------------------------------------------------------------------------------------------
+
+
+def measure_cuda(architecture: str, compilation: str, concurrencies: Sequence[int], steps: int) -> None:
+    """Print a table for one architecture: the loop, then the engine by concurrency."""
+    import torch
+
+    from avatarforge.diffusion.batching import BatchingEngine
+
+    size = 1024 if architecture == "xl" else 512
+    pipeline = random_pipeline(architecture)
+    by_loop(pipeline, mixed_requests(2, size, steps))
+    requests = mixed_requests(8, size, steps)
+    loop = _seconds(lambda: by_loop(pipeline, requests)) / len(requests)
+    peak = _matrix_peak()
+    flops = _flops_of_row(architecture)
+    print(
+        f"\n{architecture}, {size}², bf16, {steps} steps, strengths {STRENGTHS}, guidance 7.5, {compilation}"
+    )
+    print(f"matrix peak, measured: {peak / 1e12:.0f} TFLOP/s; one row of the UNet: {flops / 1e12:.3f} TFLOP")
+    print(f"{'':>12}  images/s  ratio  ms/step  share of peak")
+    print(f"{'loop':>12}  {1 / loop:8.2f}  {1:5.2f}")
+    with BatchingEngine(
+        pipeline,
+        architecture,
+        threads=1,
+        max_batch=max(concurrencies),
+        compilation=compilation,  # type: ignore[arg-type]  # argparse holds it to the choices
+    ) as engine:
+        asyncio.run(engine.warm_up(size))
+        for concurrency in concurrencies:
+            many = mixed_requests(max(8, 4 * concurrency), size, steps)
+            asyncio.run(by_engine(engine, many[:concurrency], concurrency))
+            seconds = _seconds(lambda n=concurrency, m=many: asyncio.run(by_engine(engine, m, n)))  # type: ignore[misc]  # mypy does not infer defaults
+            rows = sum(2 * int(request.steps * request.strength) for request in many)
+            step = engine.report().step_seconds.get(1 << (concurrency - 1).bit_length(), float("nan"))
+            print(
+                f"{concurrency:>12}  {len(many) / seconds:8.2f}  {loop * len(many) / seconds:5.2f}"
+                f"  {1000 * step:7.1f}  {rows * flops / seconds / peak:13.1%}"
+            )
+        print(f"limit found at warm-up: {engine.report().limit}")
+        found = asyncio.run(reactions(engine, size, 20)) if max(concurrencies) >= 8 else {}
+        print("in times of a step: " + ", ".join(f"{name} {value:.2f}" for name, value in found.items()))
+    print(f"memory at most: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+
+
+def random_pipeline(architecture: str, device: str = "cuda") -> Any:
+    """Stable Diffusion 1.5's or XL's true architecture. Speed does not depend on what the weights are."""
+    import torch
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionImg2ImgPipeline,
+        StableDiffusionXLImg2ImgPipeline,
+    )
+    from transformers import AutoTokenizer
+
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device(device):
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+        )
+        unet, encoder = _unet(architecture), _text_encoder(768, 12, 12, "quick_gelu")
+        second = _text_encoder(1280, 32, 20, "gelu", projected=True) if architecture == "xl" else None
+    torch.set_default_dtype(torch.float32)
+    # Or random weights would run out of bounds in some pictures.
+    torch.nn.init.zeros_(unet.conv_out.weight)
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT / "tokenizer")
+    tokenizer.model_max_length = 77
+    scheduler = DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1)
+    parts = {"vae": vae, "unet": unet, "text_encoder": encoder, "tokenizer": tokenizer}
+    if second is not None:
+        pipeline = StableDiffusionXLImg2ImgPipeline(
+            **parts, scheduler=scheduler, text_encoder_2=second, tokenizer_2=tokenizer, add_watermarker=False
+        )
+    else:
+        pipeline = StableDiffusionImg2ImgPipeline(
+            **parts,
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    for module in (vae, unet):
+        module.eval().to(memory_format=torch.channels_last)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def _unet(architecture: str) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    if architecture == "sd15":
+        return UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+    return UNet2DConditionModel(
+        sample_size=128,
+        block_out_channels=(320, 640, 1280),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2, 10),
+        attention_head_dim=(5, 10, 20),
+        cross_attention_dim=2048,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    )
+
+
+def _text_encoder(width: int, layers: int, heads: int, activation: str, projected: bool = False) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        hidden_act=activation,
+        projection_dim=width,
+    )
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
+
+
+def _flops_of_row(architecture: str) -> float:
+    """Of one latent's way through the UNet, counted without computing."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    side, width = (128, 2048) if architecture == "xl" else (64, 768)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        added = {"text_embeds": torch.empty(1, 1280), "time_ids": torch.empty(1, 6)}
+        _unet(architecture)(
+            torch.empty(1, 4, side, side),
+            torch.empty(1),
+            torch.empty(1, 77, width),
+            added_cond_kwargs=added if architecture == "xl" else None,
+        )
+    return float(counter.get_total_flops())
+
+
+def _matrix_peak(side: int = 8192, times: int = 20) -> float:
+    """FLOP/s of a large product in bf16."""
+    import torch
+
+    one = torch.randn(side, side, device="cuda", dtype=torch.bfloat16)
+    one @ one
+    torch.cuda.synchronize()
+
+    def products() -> None:
+        for _ in range(times):
+            one @ one
+
+    return 2 * side**3 * times / _seconds(products)
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    import torch
+
+    begun = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
+# --- from the command line ----------------------------------------------------------------------------------
+
+
+def run(options: "Options") -> "Report":
+    """As `python -m benchmarks engine`: on the CPU, with the report of all benchmarks."""
+    from benchmarks.report import Figure, Report, Table, spread
+
+    turns = measure_cpu(options.size(32, 8), options.repeat(5))
+    seconds = [turn["seconds"] for turn in turns.engine]
+    react = turns.reactions
+    return Report(
+        title=f"Engine: {turns.pictures} mixed pictures by step in batches, and in a loop over the pipeline",
+        figures=[
+            *spread("engine / loop, images a second", turns.ratios, "", "≥ 2.3, aim at 3"),
+            Figure(name="engine, median", value=turns.pictures / median(seconds), unit="images/s"),
+            Figure(
+                name=f"loop ({turns.fastest}), median",
+                value=turns.pictures / median(turns.loops[turns.fastest]),
+                unit="images/s",
+            ),
+            Figure(name="device busy", value=100 * median(turn["busy"] for turn in turns.engine), unit="%"),
+            Figure(name="step of 8 images", value=react["step_ms"], unit="ms"),
+            Figure(name="joining, first step done, p50", value=react["join_p50"], unit="steps"),
+            Figure(name="joining, first step done, p99", value=react["join_p99"], unit="steps", wanted="≤ 3"),
+            Figure(name="cancel to free slot, p50", value=react["cancel_p50"], unit="steps"),
+            Figure(name="cancel to free slot, p99", value=react["cancel_p99"], unit="steps", wanted="≤ 2"),
+        ],
+        conditions=conditions(turns),
+        tables=[
+            Table(
+                title="Seconds by turn",
+                columns=("turn", *turns.loops, "engine", "ratio"),
+                rows=[
+                    (number + 1, *(way[number] for way in turns.loops.values()), seconds[number], ratio)
+                    for number, ratio in enumerate(turns.ratios)
+                ],
+            )
+        ],
+    )
+
+
+def conditions(turns: Turns) -> dict[str, str]:
+    """How it was measured."""
+    return {
+        "requests": f"avatar-mini, 128 px, float32; strengths {STRENGTHS}, steps {STEPS}, guidance "
+        f"{GUIDANCES}, {len(STYLES)} prompts, each its own seed; all sent at once, at most 8 active",
+        "loop": "another process that calls the pipeline for one request after the other, PNG not written; "
+        f"the fastest of: {', '.join(LOOPS)}",
+        "turns": "both sides by turns, idle in between; a ratio is of two neighbours in time",
+        "joining": "4 long pictures run; from a request to the end of its first step, which must wait for "
+        "the running step, the photo's encoding and one step: 100 times; in times of a step of 5 images",
+        "cancel": "of the same requests, from closing to a free slot",
+        "limit found at warm-up": f"{turns.engine[-1]['limit']:.0f} images",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--pictures", type=int, default=32, help="on a CPU, in one turn")
+    parser.add_argument("--rounds", type=int, default=5, help="on a CPU")
+    parser.add_argument("--architecture", choices=("sd15", "xl", "both"), default="both", help="on a GPU")
+    parser.add_argument("--compilation", choices=("none", "compile", "cudagraphs"), default="none")
+    parser.add_argument("--concurrency", default="1,2,4,8,16", help="on a GPU")
+    parser.add_argument("--steps", type=int, default=30, help="on a GPU")
+    parser.add_argument("--side", choices=("engine", "loop"), help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, default=0, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        serve_side(arguments.side, arguments.threads)
+    elif arguments.device == "cpu":
+        _print_cpu(measure_cpu(arguments.pictures, arguments.rounds))
+    else:
+        _print_cuda(arguments)
+
+
+def _print_cpu(turns: Turns) -> None:
+    for way, seconds in turns.loops.items():
+        print(f"loop, {way}: {' '.join(f'{second:.2f}' for second in seconds)} s")
+    engine, busy = ([turn[name] for turn in turns.engine] for name in ("seconds", "busy"))
+    print(f"engine: {' '.join(f'{second:.2f}' for second in engine)} s")
+    print(f"busy: {' '.join(f'{share:.1%}' for share in busy)}")
+    print(f"ratio: {' '.join(f'{ratio:.2f}' for ratio in turns.ratios)}, median {median(turns.ratios):.2f}")
+    print(
+        "in times of a step: " + ", ".join(f"{name} {value:.2f}" for name, value in turns.reactions.items())
+    )
+    for name, value in conditions(turns).items():
+        print(f"{name}: {value}")
+    print(
+        f"machine: {os.cpu_count()} cores, {platform.processor() or platform.machine()}, "
+        f"load before {os.getloadavg()[0]:.2f}"
+    )
+
+
+def _print_cuda(arguments: argparse.Namespace) -> None:
+    import diffusers
+    import torch
+
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, diffusers {diffusers.__version__}")
+    print("loop: pipeline(…) for one request after the other; engine: so many requests open at a time")
+    concurrencies = [int(number) for number in arguments.concurrency.split(",")]
+    for architecture in ("sd15", "xl") if arguments.architecture == "both" else (arguments.architecture,):
+        measure_cuda(architecture, arguments.compilation, concurrencies, arguments.steps)
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
