@@ -4,24 +4,29 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from avatarforge.diffusion.provenance import Marking
+from avatarforge.domain.jobs import ImageFormat
+
 _SIDE, _MARGIN, _LABEL = 512, 32, 56
 """Pixels: of each picture, around them, and of the strip of text below."""
 
-_BACKGROUND, _INK, _FAINT = (250, 249, 246), (38, 38, 44), (128, 128, 138)
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+BACKGROUND, INK, FAINT = (250, 249, 246), (38, 38, 44), (128, 128, 138)
 
 
 def write_comparison(photo: Path, avatar: Path, target: Path, caption: str) -> None:
-    """Write a PNG of 1120 x 664 pixels: `photo` left, `avatar` right, `caption` below the avatar."""
+    """Write a PNG of 1120 x 632 pixels: `photo` left, `avatar` right, `caption` below the avatar."""
     width = 2 * _SIDE + 3 * _MARGIN
-    picture = Image.new("RGB", (width, _SIDE + 2 * _MARGIN + _LABEL), _BACKGROUND)
+    picture = Image.new("RGB", (width, _SIDE + 2 * _MARGIN + _LABEL), BACKGROUND)
     draw = ImageDraw.Draw(picture)
     for column, (path, title, detail) in enumerate(
         ((photo, "photo", photo.name), (avatar, "avatar", caption))
     ):
         left = _MARGIN + column * (_SIDE + _MARGIN)
-        picture.paste(_square(path), (left, _MARGIN), _rounded_mask())
+        picture.paste(_square(path), (left, _MARGIN), rounded_mask(_SIDE, 24))
         _write(draw, (left, _MARGIN + _SIDE + 16), title, detail)
-    picture.save(target, optimize=True)
+    target.write_bytes(Marking().file(picture, ImageFormat.PNG))
 
 
 def _square(path: Path) -> Image.Image:
@@ -34,19 +39,24 @@ def _square(path: Path) -> Image.Image:
     return square
 
 
-def _rounded_mask(radius: int = 24, finer: int = 4) -> Image.Image:
+def rounded_mask(side: int, radius: int, finer: int = 4) -> Image.Image:
     """Drawn larger and scaled down: Pillow's own corners have steps."""
-    side = _SIDE * finer
-    mask = Image.new("L", (side, side), 0)
-    ImageDraw.Draw(mask).rounded_rectangle((0, 0, side - 1, side - 1), radius * finer, fill=255)
-    return mask.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    mask = Image.new("L", (side * finer, side * finer), 0)
+    corner = side * finer - 1
+    ImageDraw.Draw(mask).rounded_rectangle((0, 0, corner, corner), radius * finer, fill=255)
+    return mask.resize((side, side), Image.Resampling.LANCZOS)
+
+
+def fitting(draw: ImageDraw.ImageDraw, text: str, font: Font, room: float) -> str:
+    """The text, cut to `room` pixels."""
+    while text and draw.textlength(text, font=font) > room:
+        text = text.removesuffix("…")[:-1] + "…" if len(text) > 1 else ""
+    return text
 
 
 def _write(draw: ImageDraw.ImageDraw, at: tuple[float, float], title: str, detail: str) -> None:
     bold, plain = ImageFont.load_default(26), ImageFont.load_default(20)
-    draw.text(at, title, font=bold, fill=_INK)
+    draw.text(at, title, font=bold, fill=INK)
     left = at[0] + draw.textlength(title, font=bold) + 14
-    room = at[0] + _SIDE - left
-    while detail and draw.textlength(detail, font=plain) > room:
-        detail = detail.removesuffix("…")[:-1] + "…" if len(detail) > 1 else ""
-    draw.text((left, at[1] + 5), detail, font=plain, fill=_FAINT)
+    shown = fitting(draw, detail, plain, at[0] + _SIDE - left)
+    draw.text((left, at[1] + 5), shown, font=plain, fill=FAINT)

@@ -131,10 +131,43 @@ def db_current(data_dir: DataDirOption = None, as_json: JsonOption = False) -> N
 @models.command("list")
 @errors_in_one_sentence
 def models_list(as_json: JsonOption = False) -> None:
-    """List the checkpoints with their styles."""
-    from avatarforge.cli import tables
+    """List the checkpoints: licence, size, styles, and where their weights are."""
+    from avatarforge.cli import models
 
-    tables.show_models(as_json)
+    models.show_models(as_json)
+
+
+@models.command("check")
+@errors_in_one_sentence
+def models_check(
+    name: Annotated[str, typer.Argument(help="As `avatarforge models list` shows it.")],
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="Keep the picture that is made, as PNG.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Load a checkpoint and make one picture. Exits with 1, and says why, when it cannot serve."""
+    from avatarforge.cli import models
+
+    models.check_model(name, out_file, as_json)
+
+
+@models.command("compare")
+@errors_in_one_sentence
+def models_compare(
+    first: Annotated[str, typer.Argument(help="A checkpoint.")],
+    second: Annotated[str, typer.Argument(help="Another one.")],
+    photo: Annotated[Path | None, typer.Option(help="The photo, by default the sample one.")] = None,
+    out_file: Annotated[Path, typer.Option("--out", help="The contact sheet, as PNG.")] = Path("sheet.png"),
+    strengths: Annotated[
+        str, typer.Option(help="The columns: strengths, separated by commas.")
+    ] = "0.4,0.6,0.8",
+    seed: Annotated[int, typer.Option(min=0, help="The same for every picture.")] = 1,
+) -> None:
+    """Write a contact sheet: what two checkpoints make of a photo, over styles and strengths."""
+    from avatarforge.cli import models
+
+    models.compare_models(first, second, photo, out_file, strengths, seed)
 
 
 @app.command()

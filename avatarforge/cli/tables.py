@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from rich.markup import escape
 from rich.table import Table
 
-from avatarforge.cli.terminal import FAILURE, err, out
+from avatarforge.cli.terminal import FAILURE, out
 from avatarforge.settings import Settings, load_settings, variables
 
 # --- settings ------------------------------------------------------------------------------------------
@@ -100,43 +100,3 @@ def _shown(settings: Settings) -> str:
     from sqlalchemy import make_url
 
     return make_url(settings.database_url).render_as_string(hide_password=True)
-
-
-# --- models --------------------------------------------------------------------------------------------
-
-
-def show_models(as_json: bool) -> None:
-    from avatarforge.diffusion.catalogue import Catalogue
-
-    settings = load_settings()
-    catalogue = Catalogue(settings.diffusion.models_dir)
-    manifests = [catalogue.manifest(name) for name in catalogue.names()]
-    if as_json:
-        out.print_json(
-            json.dumps(
-                [
-                    {
-                        "name": manifest.name,
-                        "title": manifest.title,
-                        "family": manifest.family,
-                        "licence": manifest.licence,
-                        "size": manifest.size,
-                        "styles": list(manifest.styles),
-                        "serves": manifest.name == settings.diffusion.model,
-                    }
-                    for manifest in manifests
-                ]
-            )
-        )
-        return
-    if not manifests:
-        err.print("No manifest was found.")
-    table = Table("Name", "Title", "Size", "Licence", "Styles")
-    for manifest in manifests:
-        mark = " *" if manifest.name == settings.diffusion.model else ""
-        table.add_row(
-            manifest.name + mark, manifest.title, str(manifest.size), manifest.licence,
-            ", ".join(manifest.styles),
-        )  # fmt: skip
-    out.print(table)
-    out.print("* is what AVATARFORGE_DIFFUSION_MODEL names.")

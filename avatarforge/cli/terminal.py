@@ -47,7 +47,7 @@ def _is_expected(error: Exception) -> bool:
         ("avatarforge.client", "ClientError"),
         ("avatarforge.cluster.local", "ClusterError"),
         ("avatarforge.cluster.run_folder", "DataFolderInUse"),
-        ("avatarforge.cli.forging", "NoSuchPhoto"),
+        ("avatarforge.cli.photos", "NoSuchPhoto"),
         ("alembic.util.exc", "CommandError"),
     )
     loaded = [getattr(sys.modules[module], name) for module, name in families if module in sys.modules]

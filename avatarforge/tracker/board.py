@@ -58,7 +58,7 @@ class Board:
             event=job.event(EventKind.SUBMITTED, job.created_at),
             idempotency_key=new.idempotency_key,
         )
-        return self._committed(await self._committer.accept(change))
+        return (await self._committer.accept(change)).job
 
     async def change(
         self, job_id: str, becomes: Callable[[ProfilePhotoJob], ProfilePhotoJob], kind: EventKind
@@ -76,13 +76,13 @@ class Board:
     async def write(self, job: ProfilePhotoJob, kind: EventKind) -> ProfilePhotoJob:
         """Commit the job's new value. The caller has the job's turn."""
         change = JobChange(job=job, event=job.event(kind, self._now()))
-        return self._committed(await self._committer.commit(change))
+        return (await self._committer.commit(change)).job
 
-    def _committed(self, change: JobChange) -> ProfilePhotoJob:
+    def committed(self, change: JobChange) -> None:
+        """Show the change, and tell of it. For the committer, which knows the order of the log."""
         job = change.job
         if job.status.is_terminal or change.is_erasure:
             self._jobs.pop(job.job_id, None)
         else:
             self._jobs[job.job_id] = job
         self._tell(change)
-        return job

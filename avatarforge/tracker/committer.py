@@ -55,14 +55,18 @@ class Committer:
         *,
         batch: int,
         accept_timeout: float,
+        on_committed: Callable[[JobChange], None],
         on_disowned: Callable[[JobChange], None],
         on_broken: Callable[[Exception], None],
     ) -> None:
-        """`on_broken` hears of an error after which nothing is written any more, such as `Overtaken`."""
+        """`on_committed` hears of every change in the order of the numbers, before whoever asked for it: of
+        callers that wait in different ways the later may wake first. `on_broken` hears of an error after
+        which nothing is written any more, such as `Overtaken`."""
         self._records = records
         self._shard = shard
         self._batch = batch
         self._accept_timeout = accept_timeout
+        self._on_committed = on_committed
         self._on_disowned = on_disowned
         self._on_broken = on_broken
         self._epoch = 0
@@ -200,7 +204,9 @@ class Committer:
         numbered = pending.change.numbered(seq)
         if pending.disowned:
             self._on_disowned(numbered)
-        elif not pending.future.done():
+            return
+        self._on_committed(numbered)
+        if not pending.future.done():
             pending.future.set_result(numbered)
 
     # --- outages -----------------------------------------------------------------------------------

@@ -211,7 +211,7 @@ class Dispatcher:
             message = f"{end.error.message} {job.losses + 1} attempts were lost."
             await self._fail(job.job_id, JobError(code=end.error.code, message=message))
         else:
-            at_once = elsewhere or end.error.code in LOST
+            at_once = elsewhere or is_its_own or end.error.code in LOST
             pause = 0.0 if at_once else self.RETRY_PAUSE * 2**job.losses
             self._own(self._retry(await self._take_back(job, lost=True), pause), "retry")
 

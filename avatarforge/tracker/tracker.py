@@ -127,6 +127,7 @@ class JobTracker:
             shard,
             batch=settings.commit_batch,
             accept_timeout=settings.accept_timeout,
+            on_committed=lambda change: self._board.committed(change),
             on_disowned=self._erase_disowned,
             on_broken=on_broken,
         )

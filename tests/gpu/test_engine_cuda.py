@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from avatarforge.diffusion import pipelines
+from avatarforge.diffusion.batching import BatchingEngine
 from avatarforge.diffusion.catalogue import Catalogue
 from avatarforge.diffusion.engine import Engine, EngineRequest, EngineResult
 from avatarforge.diffusion.loading import ModelLoader
@@ -34,7 +35,7 @@ def engine(request: Any) -> Iterator[Engine]:
     manifest = Catalogue().manifest("avatar-mini")
     pipelines.import_libraries(threads=0)
     dtype = pipelines.pick_dtype(request.param, manifest, "cuda")
-    with Engine(pipelines.load(manifest, "cuda", dtype), manifest.name) as engine:
+    with BatchingEngine(pipelines.load(manifest, "cuda", dtype), manifest.name, threads=1) as engine:
         yield engine
 
 

@@ -66,9 +66,9 @@ async def test_a_new_wish_serves_and_who_runs_keeps_the_old(switch: ModelSwitch)
         async with switch.model() as after:
             assert (before.manifest.name, after.manifest.name) == ("first", "second")
         # Still open, since it is held: a closed engine takes no work.
-        before.engine._thread.submit(lambda: None).result(10)
-    with pytest.raises(RuntimeError, match="after shutdown"):
-        before.engine._thread.submit(lambda: None)
+        await before.engine.warm_up(128)
+    with pytest.raises(DeviceFailed, match="closed"):
+        await before.engine.warm_up(128)
 
 
 async def test_a_wish_that_cannot_be_fulfilled_leaves_the_old_one_and_is_told(switch: ModelSwitch) -> None:

@@ -13,11 +13,12 @@ from typing import Any, BinaryIO
 import pytest
 from PIL import Image
 
+from avatarforge.diffusion.batching import BatchingEngine
 from avatarforge.diffusion.catalogue import Catalogue
-from avatarforge.diffusion.engine import Engine
 from avatarforge.diffusion.loading import LoadedModel
+from avatarforge.diffusion.provenance import SOURCE_TYPE, Marking
 from avatarforge.diffusion.worker import GenerationWorker
-from avatarforge.domain.errors import ModelUnusable, StorageUnavailable
+from avatarforge.domain.errors import ModelUnusable, SigningFailed, StorageUnavailable
 from avatarforge.domain.generations import (
     GenerationFailed,
     GenerationFinished,
@@ -62,7 +63,7 @@ class Flickering(FolderStorage):
 @pytest.fixture(scope="module")
 def model() -> Iterator[LoadedModel]:
     manifest = Catalogue().manifest("avatar-mini")
-    with Engine(avatar_mini(), "avatar-mini") as engine:
+    with BatchingEngine(avatar_mini(), "avatar-mini", threads=1) as engine:
         yield LoadedModel(manifest=manifest, engine=engine, dtype="float32", seconds={})
 
 
@@ -137,6 +138,7 @@ async def test_a_photo_becomes_an_avatar_in_storage(
     assert outcome.avatar.media_type == image_format.media_type
     assert "exif" not in picture.info
     assert b"a camera's maker" not in content
+    assert SOURCE_TYPE.encode() in content
     assert all(isinstance(update, GenerationProgress) for update in progress)
 
 
@@ -274,6 +276,19 @@ async def test_wishes_that_make_no_picture_fail_for_good(
     updates = await all_of(worker, a_task(storage, **parameters))
     assert isinstance(updates[-1], GenerationFailed)
     assert (updates[-1].error.code, updates[-1].retryable) == (code, False)
+
+
+async def test_an_avatar_that_cannot_be_signed_is_not_stored_and_the_task_given_back(
+    model: LoadedModel, storage: Flickering
+) -> None:
+    def sign(content: bytes, image_format: ImageFormat) -> bytes:
+        raise SigningFailed("no time stamp")
+
+    worker = Impatient(storage, serving(model), 5, Marking(sign))
+    updates = await all_of(worker, a_task(storage, steps=2))
+    assert isinstance(updates[-1], GenerationFailed)
+    assert (updates[-1].error.code, updates[-1].retryable) == ("signing_failed", True)
+    assert avatars(storage) == []
 
 
 async def test_no_model_fails_the_task_for_good(storage: Flickering) -> None:

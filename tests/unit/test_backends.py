@@ -272,19 +272,20 @@ async def test_both_backends_share_the_turns_of_customers(bench: Bench) -> None:
 class OneSlotEver:
     """Replicas of which one slot is had, and never another."""
 
-    taken = False
+    asked = 0
 
     @asynccontextmanager
     async def reserve(self) -> AsyncIterator[Any]:
-        if self.taken:
+        self.asked += 1
+        if self.asked > 1:
             await asyncio.Event().wait()
-        self.taken = True
         yield None
 
 
 async def test_a_backend_that_gives_no_second_slot_is_missed_from_the_end_of_its_first_job() -> None:
     now = 100.0
-    backend = Backend("local", OneSlotEver(), lambda: now)
+    replicas = OneSlotEver()
+    backend = Backend("local", replicas, lambda: now)
 
     async def ask() -> None:
         async with backend.slot():
@@ -293,7 +294,7 @@ async def test_a_backend_that_gives_no_second_slot_is_missed_from_the_end_of_its
     async with backend.slot():
         backend.started()
         asking = asyncio.create_task(ask())
-        await asyncio.sleep(0)
+        await wait_until(lambda: replicas.asked == 2)
         now = 150.0
         assert backend.seconds_without_slot == 0
         backend.ended(finished=False)

@@ -21,17 +21,20 @@ class Bench:
     def __init__(self) -> None:
         self.records = MemoryRecords()
         self.told: list[tuple[EventKind, ProfilePhotoJob | None]] = []
+        self.numbers: list[int] = []
         self.committer = Committer(
             self.records,
             0,
             batch=10,
             accept_timeout=1,
+            on_committed=lambda change: self.board.committed(change),
             on_disowned=lambda change: None,
             on_broken=lambda error: None,
         )
         self.board = Board(self.committer, self._tell, lambda: NOON)
 
     def _tell(self, change: JobChange) -> None:
+        self.numbers.append(change.event.seq)
         self.told.append((change.event.kind, self.board.get(change.job.job_id)))
 
 
@@ -57,6 +60,24 @@ async def test_a_change_is_told_after_it_is_committed_and_shown(bench: Bench) ->
     assert (job.seq, running.seq) == (1, 2)
     assert bench.told == [(EventKind.SUBMITTED, job), (EventKind.STARTED, running)]
     assert bench.records.jobs[job.job_id] == running == bench.board.get(job.job_id)
+
+
+async def test_changes_of_one_commit_are_told_in_the_order_of_their_numbers(bench: Bench) -> None:
+    """A cursor stands for everything up to its number."""
+    running = [await bench.board.accept(NewJob(job=a_job())) for _ in range(3)]
+    groups = len(bench.records.groups)
+    await asyncio.gather(
+        *(
+            move
+            for job in running
+            for move in (
+                bench.board.accept(NewJob(job=a_job())),
+                bench.board.change(job.job_id, started, EventKind.STARTED),
+            )
+        )
+    )
+    assert max(bench.records.groups[groups:]) > 1
+    assert bench.numbers == list(range(1, 10))
 
 
 async def test_a_job_that_has_ended_leaves_the_board(bench: Bench) -> None:

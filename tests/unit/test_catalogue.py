@@ -1,3 +1,4 @@
+import re
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,26 @@ def test_the_carried_model_has_six_styles() -> None:
     ]
 
 
+@pytest.mark.parametrize("name", [name for name in Catalogue().names() if name != "avatar-mini"])
+def test_a_checkpoint_to_pick_is_pinned_and_has_the_carried_ones_styles(name: str) -> None:
+    manifest = Catalogue().manifest(name)
+    assert isinstance(manifest.source, HubSource)
+    assert re.fullmatch(r"[0-9a-f]{40}", manifest.source.hub.revision)
+    assert list(manifest.styles) == list(Catalogue().manifest("avatar-mini").styles)
+    assert int(manifest.defaults.steps * manifest.defaults.strength) >= 1
+
+
+@pytest.mark.parametrize("name", ["sd-turbo", "sdxl-turbo"])
+def test_turbo_models_are_not_guided(name: str) -> None:
+    assert Catalogue().manifest(name).defaults.guidance == 0
+
+
+def test_the_safety_checker_is_left_to_the_checkpoint_unless_the_manifest_says_so(tmp_path: Path) -> None:
+    assert small(tmp_path).safety_checker is None
+    assert small(tmp_path, safety_checker=False).safety_checker is False
+    assert small(tmp_path, safety_checker=True).safety_checker is True
+
+
 def test_an_unknown_model_is_told_with_near_names(tmp_path: Path) -> None:
     write(tmp_path / "small.yaml")
     with pytest.raises(ModelUnusable, match="did you mean small"):
@@ -94,6 +115,9 @@ def test_a_name_cannot_leave_the_folder(tmp_path: Path) -> None:
         ({"defaults": {"strength": 7}}, "defaults.strength: Input should be less than or equal to 1"),
         ({"styles": {"x": {"title": "X", "prompt": "no place"}}}, "must hold {prompt} once"),
         ({"dtype": "int8"}, "dtype: Input should be"),
+        ({"scheduler": "plms"}, "scheduler: Input should be 'ddim', 'euler'"),
+        ({"loras": [{"file": "a.safetensors", "weight": 9}]}, "loras.0.weight: Input should be less than"),
+        ({"safety_checker": "maybe"}, "safety_checker: Input should be a valid boolean"),
         ({"name": "other"}, "says that its name is 'other'"),
     ],
 )

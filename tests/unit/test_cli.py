@@ -96,6 +96,18 @@ def test_an_impossible_port_is_told_with_its_variable() -> None:
     assert "AVATARFORGE_HTTP_PORT" in result.stderr
 
 
+def test_a_certificate_that_cannot_sign_is_told_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("certificate", "private_key"):
+        (tmp_path / name).write_text("hello")
+        monkeypatch.setenv(f"AVATARFORGE_PROVENANCE_{name.upper()}", str(tmp_path / name))
+    result = run("up")
+    assert result.exit_code == 1
+    assert "Avatars cannot be signed" in result.stderr
+    assert not (tmp_path / "data").exists()
+
+
 def test_forging_a_photo_that_is_not_there_is_one_sentence() -> None:
     result = run("forge", "nowhere.jpg")
     assert result.exit_code == 1

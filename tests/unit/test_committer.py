@@ -28,6 +28,7 @@ class Bench:
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.records = MemoryRecords()
+        self.committed: list[JobChange] = []
         self.disowned: list[JobChange] = []
         self.broken: list[Exception] = []
         self.committer = Committer(
@@ -35,6 +36,7 @@ class Bench:
             0,
             batch=100,
             accept_timeout=0.3,
+            on_committed=self.committed.append,
             on_disowned=self.disowned.append,
             on_broken=self.broken.append,
         )

@@ -17,7 +17,7 @@ def subclasses(of: type[AvatarForgeError]) -> Iterator[type[AvatarForgeError]]:
 
 def example_of(error: type[AvatarForgeError]) -> AvatarForgeError:
     """An instance with a plausible value for each parameter of the constructor."""
-    values: dict[Any, Any] = {int: 7, str: "text", object: ["anything"]}
+    values: dict[Any, Any] = {int: 7, float: 1.5, str: "text", object: ["anything"]}
     if error.__init__ is AvatarForgeError.__init__:
         return error()
     return error(
@@ -37,6 +37,10 @@ def test_an_error_survives_the_way_between_processes(error: type[AvatarForgeErro
 def test_codes_are_unique() -> None:
     codes = [error.code for error in subclasses(AvatarForgeError)]
     assert len(codes) == len(set(codes))
+
+
+def test_what_the_safety_checker_blocks_is_unsafe_content() -> None:
+    assert errors.ImageWithheld("m").code == "unsafe_content"
 
 
 def test_a_long_value_is_cut_in_a_message() -> None:

@@ -77,3 +77,37 @@ def test_the_told_order_is_the_order_in_which_they_go(
     told = line.in_order(100)
     assert list(told) == ids_of(line)
     assert set(told) == inside
+
+
+def test_a_job_that_does_not_fit_keeps_its_place_and_blocks_nobody() -> None:
+    line = WaitingLine()
+    first, second, other = a_job(), a_job(), a_job(customer_id="bo")
+    for job in (first, second, other):
+        line.add(job)
+    assert line.pop(lambda job: job is not first) is second
+    assert line.pop(lambda job: job is not first) is other
+    assert line.pop(lambda job: job is not first) is None
+    assert line.pop() is first
+    assert line.pop() is None
+
+
+def test_a_job_that_was_taken_out_of_turn_can_come_back() -> None:
+    line = WaitingLine()
+    first, second = a_job(), a_job()
+    for job in (first, second):
+        line.add(job)
+    assert line.pop(lambda job: job is second) is second
+    line.add(second)
+    assert line.in_order(9) == (first.job_id, second.job_id)
+    assert ids_of(line) == [first.job_id, second.job_id]
+
+
+def test_fitting_jobs_of_a_lower_priority_go_when_none_above_fits() -> None:
+    line = WaitingLine()
+    urgent, usual = a_job(priority=5), a_job()
+    for job in (urgent, usual):
+        line.add(job)
+    assert line.has(lambda job: job is usual)
+    assert line.pop(lambda job: job is not urgent) is usual
+    assert not line.has(lambda job: job is not urgent)
+    assert ids_of(line) == [urgent.job_id]

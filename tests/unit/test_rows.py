@@ -58,6 +58,12 @@ def test_rows_hold_the_whole_job(job: ProfilePhotoJob) -> None:
     assert job_from_row(row) == replace(job, seq=12)
 
 
+def test_a_snapshot_of_an_earlier_release_lets_the_photo_leave_and_cuts_its_face() -> None:
+    taken = snapshot(NEW)
+    del taken["parameters"]["allow_remote"], taken["parameters"]["cut_face"]
+    assert job_from_snapshot(taken, seq=12) == replace(NEW, seq=12)
+
+
 def test_a_snapshot_names_every_field_of_a_job_but_its_number() -> None:
     assert set(snapshot(NEW)) == {field.name for field in fields(ProfilePhotoJob)} - {"seq"}
 
@@ -71,6 +77,8 @@ parameters = st.builds(
     steps=st.none() | st.integers(1, 200),
     guidance=st.none() | st.floats(allow_nan=False, allow_infinity=False),
     format=st.sampled_from(ImageFormat),
+    allow_remote=st.booleans(),
+    cut_face=st.booleans(),
 )
 
 

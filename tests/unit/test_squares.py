@@ -72,6 +72,15 @@ def test_a_face_at_the_edge_keeps_the_square_inside(portrait: Image.Image, edge:
         assert line.max() > 60
 
 
+def test_above_a_head_that_is_near_the_top_the_background_is_drawn_out(portrait: Image.Image) -> None:
+    picture, crop = square(portrait.crop((0, 30, 512, 512)), 128)
+    assert crop is Crop.FACE
+    pixels = np.asarray(picture, int)
+    assert (pixels[:6] == pixels[0]).all()
+    # So the face stands where it belongs, and not too high.
+    assert skin_share(picture) > 0.6
+
+
 @pytest.mark.parametrize("size", [(5000, 40), (32, 5000), (32, 32), (33, 47)])
 def test_odd_shapes_become_squares(size: tuple[int, int]) -> None:
     picture, crop = square(landscape(*size), 128)

@@ -1,0 +1,244 @@
+"""The batching engine: who joins, who leaves, and what one request's fault means to the others."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import replace
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from avatarforge.diffusion.batching import BatchingEngine
+from avatarforge.diffusion.engine import EngineRequest, EngineResult, EngineStep, EngineUpdate
+from avatarforge.domain.errors import DeviceFailed, GenerationBroke, ImageNotFinite
+from tests.checkpoints import avatar_mini
+from tests.families import photo, tiny
+from tests.waiting import wait_until
+
+SHORT = EngineRequest(image=photo(1), prompt="neon portrait", seed=1, strength=1.0, steps=4, guidance=1.0)
+LONG = replace(SHORT, steps=900, prompt="watercolor")
+
+
+class Passes:
+    """How many images the UNet was asked about, pass by pass; `fault` is asked before each."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self.images: list[int] = []
+        self.fault: Any = lambda images: None
+        self._hook = pipeline.unet.register_forward_pre_hook(self._noted)
+
+    def _noted(self, module: Any, arguments: Any) -> None:
+        images = len(arguments[0])
+        if (fault := self.fault(images)) is not None:
+            raise fault
+        self.images.append(images)
+
+    def close(self) -> None:
+        self._hook.remove()
+
+
+@pytest.fixture
+def pipeline() -> Any:
+    return tiny("sd-epsilon")
+
+
+@pytest.fixture
+def passes(pipeline: Any) -> Iterator[Passes]:
+    passes = Passes(pipeline)
+    yield passes
+    passes.close()
+
+
+@contextmanager
+def engine_of(pipeline: Any, **options: Any) -> Iterator[BatchingEngine]:
+    with BatchingEngine(pipeline, "tiny", **{"threads": 1} | options) as engine:
+        yield engine
+
+
+@pytest.fixture
+def engine(pipeline: Any, passes: Passes) -> Iterator[BatchingEngine]:
+    with engine_of(pipeline) as engine:
+        yield engine
+
+
+async def all_of(engine: BatchingEngine, request: EngineRequest) -> list[EngineUpdate]:
+    return [update async for update in engine.generate(request)]
+
+
+async def picture_of(engine: BatchingEngine, request: EngineRequest) -> Image.Image:
+    last = (await all_of(engine, request))[-1]
+    assert isinstance(last, EngineResult)
+    return last.image
+
+
+def alike(one: Image.Image, other: Image.Image) -> bool:
+    return bool(np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1)
+
+
+async def test_who_comes_joins_at_the_next_step_and_who_is_finished_leaves_at_once(
+    engine: BatchingEngine, passes: Passes
+) -> None:
+    async with aclosing(engine.generate(LONG)) as long:
+        async for update in long:
+            if isinstance(update, EngineStep) and update.step >= 3:
+                break
+        steps = [update async for update in engine.generate(SHORT) if isinstance(update, EngineStep)]
+        await wait_until(lambda: passes.images[-1] == 1)
+    assert [update.step for update in steps] == [0, 1, 2, 3, 4]
+    # Alone, then four steps together without a gap, then alone again.
+    first = passes.images.index(2)
+    assert passes.images[first : first + 5] == [2, 2, 2, 2, 1]
+
+
+async def test_who_is_cancelled_leaves_at_the_next_step(engine: BatchingEngine, passes: Passes) -> None:
+    async with aclosing(engine.generate(LONG)):
+        staying = asyncio.create_task(picture_of(engine, replace(LONG, steps=100)))
+        async with aclosing(engine.generate(LONG)) as leaving:
+            async for update in leaving:
+                if isinstance(update, EngineStep) and update.step >= 1:
+                    break
+        at = len(passes.images)
+        await staying
+    assert passes.images[at - 1] == 2
+    assert set(passes.images[at + 2 :]) == {1}
+
+
+async def test_there_is_room_for_as_many_as_was_said(pipeline: Any, passes: Passes) -> None:
+    with engine_of(pipeline, max_batch=3) as engine:
+        await asyncio.gather(*(picture_of(engine, replace(SHORT, seed=seed)) for seed in range(7)))
+    assert max(passes.images) == 3
+
+
+async def test_with_guidance_an_image_takes_two_rows(engine: BatchingEngine, passes: Passes) -> None:
+    await picture_of(engine, replace(SHORT, guidance=4.0))
+    assert set(passes.images) == {2}
+
+
+async def test_lanes_share_a_pass(pipeline: Any, passes: Passes) -> None:
+    with engine_of(pipeline, threads=2) as engine:
+        await picture_of(engine, replace(SHORT, guidance=4.0))
+    assert passes.images == [1, 1] * 4
+
+
+async def test_pictures_of_different_sizes_are_made_at_the_same_time(engine: BatchingEngine) -> None:
+    larger = replace(SHORT, image=photo(2).resize((64, 48)))
+    alone = [await picture_of(engine, request) for request in (SHORT, larger)]
+    together = await asyncio.gather(*(picture_of(engine, request) for request in (SHORT, larger)))
+    assert [image.size for image in together] == [(32, 32), (64, 48)]
+    assert all(map(alike, alone, together))
+
+
+# --- faults -------------------------------------------------------------------------------------------------
+
+
+async def test_numbers_out_of_bounds_fail_their_own_picture_only(engine: BatchingEngine) -> None:
+    alone = await picture_of(engine, SHORT)
+    broken, sound = await asyncio.gather(
+        picture_of(engine, replace(SHORT, guidance=1e38)), picture_of(engine, SHORT), return_exceptions=True
+    )
+    assert isinstance(broken, ImageNotFinite)
+    assert isinstance(sound, Image.Image)
+    assert alike(alone, sound)
+
+
+async def test_a_fault_of_one_request_is_raised_there_and_nowhere_else(engine: BatchingEngine) -> None:
+    wrong: Any = replace(SHORT, prompt=7)  # type: ignore[arg-type]  # that is the fault
+    requests = [replace(SHORT, seed=2), wrong, replace(SHORT, seed=3)]
+    first, broken, last = await asyncio.gather(
+        *(picture_of(engine, request) for request in requests), return_exceptions=True
+    )
+    assert isinstance(broken, GenerationBroke)
+    assert isinstance(first, Image.Image)
+    assert isinstance(last, Image.Image)
+
+
+async def test_too_little_memory_makes_batches_smaller_and_fails_nobody(
+    engine: BatchingEngine, passes: Passes
+) -> None:
+    from torch import OutOfMemoryError
+
+    requests = [replace(SHORT, seed=seed, steps=20) for seed in range(4)]
+    alone = [await picture_of(engine, request) for request in requests]
+    passes.images.clear()
+    passes.fault = lambda images: OutOfMemoryError("CUDA out of memory") if images > 2 else None
+    together = await asyncio.gather(*(picture_of(engine, request) for request in requests))
+    assert all(map(alike, alone, together))
+    assert max(passes.images) == 2
+    assert engine.report().limit == 2
+    assert engine.broken is None
+
+
+async def test_too_little_memory_for_one_picture_gives_it_back(
+    engine: BatchingEngine, passes: Passes
+) -> None:
+    from torch import OutOfMemoryError
+
+    passes.fault = lambda images: OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(DeviceFailed, match="too little memory"):
+        await picture_of(engine, SHORT)
+    passes.fault = lambda images: None
+    assert await picture_of(engine, SHORT)
+
+
+async def test_a_device_that_broke_fails_whoever_is_there_and_whoever_comes(
+    engine: BatchingEngine, passes: Passes
+) -> None:
+    from torch import AcceleratorError
+
+    running = [asyncio.create_task(picture_of(engine, LONG)) for _ in range(2)]
+    await wait_until(lambda: passes.images and passes.images[-1] == 2)
+    passes.fault = lambda images: AcceleratorError("an illegal memory access was encountered", 700)
+    assert [type(error) for error in await asyncio.gather(*running, return_exceptions=True)] == [
+        DeviceFailed,
+        DeviceFailed,
+    ]
+    with pytest.raises(DeviceFailed, match="illegal memory access"):
+        await picture_of(engine, SHORT)
+    assert engine.broken is not None
+
+
+# --- what is measured and shown -----------------------------------------------------------------------------
+
+
+async def test_texts_that_were_met_before_are_not_encoded_again(
+    engine: BatchingEngine, pipeline: Any
+) -> None:
+    encoded: list[int] = []
+    hook = pipeline.text_encoder.register_forward_pre_hook(
+        lambda module, arguments: encoded.append(len(arguments[0]))
+    )
+    try:
+        for negative in ("red", "red", "blue"):
+            await picture_of(engine, replace(SHORT, guidance=4.0, negative_prompt=negative))
+    finally:
+        hook.remove()
+    assert encoded == [2, 1]
+    assert engine.report().cached_embeddings == 3
+
+
+async def test_warming_up_measures_steps_by_the_number_of_images(engine: BatchingEngine) -> None:
+    await engine.warm_up(32)
+    report = engine.report()
+    assert list(report.step_seconds)[:2] == [1, 2]
+    assert all(seconds > 0 for seconds in report.step_seconds.values())
+    assert 1 <= report.limit <= 8
+    assert (report.active, report.waiting, report.memory) == (0, 0, None)
+
+
+async def test_a_picture_in_the_making_is_shown_at_most_four_times_a_second() -> None:
+    request = replace(LONG, image=photo(1).resize((128, 128)), steps=60, strength=0.9)
+    with engine_of(avatar_mini()) as engine:
+        await engine.warm_up(128)
+        *steps, result = await all_of(engine, request)
+    previews = [update.preview for update in steps if isinstance(update, EngineStep) and update.preview]
+    assert isinstance(result, EngineResult)
+    assert 1 <= len(previews) <= 4 * sum(result.timings.values()) + 1
+    last = Image.open(BytesIO(previews[-1]))
+    assert (last.format, last.size) == ("WEBP", (96, 96))
+    # Small, soft and noisy, but of that picture.
+    expected = np.asarray(result.image.resize((16, 16), Image.Resampling.BOX), float)
+    shown = np.asarray(last.convert("RGB").resize((16, 16), Image.Resampling.BOX), float)
+    assert np.corrcoef(expected.ravel(), shown.ravel())[0, 1] > 0.8

@@ -1,0 +1,165 @@
+"""What is read of a checkpoint, and what is not: pickled weights, code, the safety checker."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from avatarforge.diffusion import pipelines
+from avatarforge.diffusion.catalogue import Manifest
+from avatarforge.domain.errors import ModelUnusable
+from tests.checkpoints import CHECKPOINT
+from tests.single_file import single_file
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(CHECKPOINT, tmp_path / "checkpoint"))
+
+
+def manifest_of(folder: Path, **changes: Any) -> Manifest:
+    values = {"name": "m", "title": "M", "family": "stable-diffusion", "licence": "none", "size": 128}
+    source = {"folder": "checkpoint", "pipeline": "StableDiffusionImg2ImgPipeline"}
+    (folder / "m.yaml").write_text(yaml.safe_dump(values | {"source": source} | changes))
+    return Manifest.read(folder / "m.yaml")
+
+
+def load(manifest: Manifest, **allowed: bool) -> Any:
+    pipelines.import_libraries(threads=1)
+    return pipelines.load(manifest, "cpu", torch.float32, **allowed)
+
+
+def named_in_index(checkpoint: Path, **entries: Any) -> None:
+    index = checkpoint / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | entries))
+
+
+# --- pickled weights ---------------------------------------------------------------------------------------
+
+
+def pickled(checkpoint: Path) -> None:
+    from safetensors.torch import load_file
+
+    weights = checkpoint / "unet" / WEIGHTS
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+
+
+def test_pickled_weights_are_refused(tmp_path: Path, checkpoint: Path) -> None:
+    pickled(checkpoint)
+    with pytest.raises(ModelUnusable, match=r"its part 'unet' has no \.safetensors file"):
+        load(manifest_of(tmp_path))
+
+
+def test_pickled_weights_are_read_where_the_settings_allow_it(tmp_path: Path, checkpoint: Path) -> None:
+    pickled(checkpoint)
+    assert load(manifest_of(tmp_path), allow_pickle=True).unet is not None
+
+
+def test_a_pickled_single_file_is_read_where_the_settings_allow_it(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    manifest = single_file(tmp_path, load(manifest_of(tmp_path, source={"folder": str(CHECKPOINT)})))
+    file = manifest.source.file  # type: ignore[union-attr]
+    torch.save({"state_dict": load_file(file)}, file.with_suffix(".ckpt"))
+    source = manifest.source.model_copy(update={"file": file.with_suffix(".ckpt")})
+    manifest = manifest.model_copy(update={"source": source})
+    with pytest.raises(ModelUnusable, match=r"not a \.safetensors file.*AVATARFORGE_DIFFUSION_ALLOW_PICKLE"):
+        load(manifest)
+    assert load(manifest, allow_pickle=True).unet is not None
+
+
+# --- code --------------------------------------------------------------------------------------------------
+
+CODE = """
+from pathlib import Path
+from diffusers import StableDiffusionImg2ImgPipeline
+
+Path(__file__).with_name("it_ran").touch()
+
+class Brought(StableDiffusionImg2ImgPipeline):
+    pass
+"""
+
+
+def brings_code(checkpoint: Path) -> None:
+    (checkpoint / "brought.py").write_text(CODE)
+    named_in_index(checkpoint, _class_name=["brought", "Brought"])
+
+
+def test_code_that_a_checkpoint_brings_is_not_run(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    brings_code(checkpoint)
+    with pytest.raises(ModelUnusable, match="AVATARFORGE_DIFFUSION_ALLOW_REMOTE_CODE"):
+        load(manifest_of(tmp_path, source={"folder": "checkpoint", "pipeline": "DiffusionPipeline"}))
+    assert list(tmp_path.rglob("it_ran")) == []
+
+
+def test_it_is_run_where_the_settings_allow_it(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    brings_code(checkpoint)
+    manifest = manifest_of(tmp_path, source={"folder": "checkpoint", "pipeline": "DiffusionPipeline"})
+    assert type(load(manifest, allow_remote_code=True)).__name__ == "Brought"
+
+
+# --- the safety checker ------------------------------------------------------------------------------------
+
+
+def with_checker(checkpoint: Path) -> None:
+    """Give the checkpoint a safety checker, of its true architecture and a tiny size."""
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": 32, "patch_size": 16,
+    }  # fmt: skip
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    StableDiffusionSafetyChecker(config).save_pretrained(checkpoint / "safety_checker")
+    CLIPImageProcessor(size=32, crop_size=32).save_pretrained(checkpoint / "feature_extractor")
+    named_in_index(
+        checkpoint,
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+        feature_extractor=["transformers", "CLIPImageProcessor"],
+        requires_safety_checker=True,
+    )
+
+
+def test_a_safety_checker_is_loaded_where_the_checkpoint_has_one(tmp_path: Path, checkpoint: Path) -> None:
+    with_checker(checkpoint)
+    assert load(manifest_of(tmp_path)).safety_checker is not None
+    assert load(manifest_of(tmp_path, safety_checker=True)).safety_checker is not None
+
+
+def test_a_manifest_can_do_without_the_safety_checker(tmp_path: Path, checkpoint: Path) -> None:
+    with_checker(checkpoint)
+    shutil.rmtree(checkpoint / "safety_checker")
+    assert load(manifest_of(tmp_path, safety_checker=False)).safety_checker is None
+
+
+@pytest.mark.parametrize("source", ["folder", "file"])
+def test_a_manifest_that_asks_for_a_safety_checker_refuses_a_checkpoint_without(
+    tmp_path: Path, checkpoint: Path, source: str
+) -> None:
+    manifest = manifest_of(tmp_path, safety_checker=True)
+    if source == "file":
+        whole = single_file(tmp_path, load(manifest_of(tmp_path)))
+        manifest = whole.model_copy(update={"safety_checker": True})
+    with pytest.raises(ModelUnusable, match="asks for a safety checker, but the checkpoint has none"):
+        load(manifest)
+
+
+def test_a_checkpoint_without_one_is_loaded_without(tmp_path: Path, checkpoint: Path) -> None:
+    assert load(manifest_of(tmp_path)).safety_checker is None
+    assert load(manifest_of(tmp_path, safety_checker=False)).safety_checker is None
