@@ -122,8 +122,11 @@ def _webhook_secret(settings: Settings) -> dict[str, str]:
     path = _webhook_secret_file(settings)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        path.write_text(new_secret(), encoding="ascii")
+        # Whole or not at all, whatever dies meanwhile.
+        fresh = path.with_suffix(".new")
+        fresh.touch(mode=0o600)
+        fresh.write_text(new_secret(), encoding="ascii")
+        fresh.rename(path)
     return {"AVATARFORGE_WEBHOOK_SECRETS": path.read_text(encoding="ascii").strip()}
 
 

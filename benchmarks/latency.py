@@ -80,7 +80,7 @@ def _by_sse(running: Service, customers: list[str]) -> list[float]:
     paths = [f"/customers/{customer}/photos/stream" for customer in customers]
     with EventStreams(running.url, paths) as streams:
         streams.wait_for(len(customers), ("snapshot",), 60)
-        waiting_jobs.cancel(running.url, list(zip(customers, jobs, strict=True)), a_second=A_SECOND)
+        _cancel(running, customers, jobs)
         changes = streams.wait_for(len(customers), ("status",), 60)
     return [change.at - datetime.fromisoformat(change.json()["finishedAt"]).timestamp() for change in changes]
 
@@ -88,14 +88,21 @@ def _by_sse(running: Service, customers: list[str]) -> list[float]:
 def _by_grpc(running: Service, customers: list[str]) -> list[float]:
     jobs = waiting_jobs.submit(running.url, customers)
     followers = _GrpcFollowers(running.grpc, customers)
-    with_all = threading.Thread(target=followers.run, name="gRPC followers")
+    with_all = threading.Thread(target=followers.run, name="gRPC followers", daemon=True)
     with_all.start()
-    followers.open.wait(60)
-    waiting_jobs.cancel(running.url, list(zip(customers, jobs, strict=True)), a_second=A_SECOND)
+    if not followers.open.wait(60):
+        raise TimeoutError("not every gRPC stream was open after 60 s")
+    _cancel(running, customers, jobs)
     with_all.join(60)
     if len(followers.latencies) != len(customers):
         raise TimeoutError(f"{len(followers.latencies)} of {len(customers)} changes came")
     return followers.latencies
+
+
+def _cancel(running: Service, customers: list[str], jobs: list[str]) -> None:
+    rate = waiting_jobs.cancel(running.url, list(zip(customers, jobs, strict=True)), a_second=A_SECOND)
+    if rate < 0.95 * A_SECOND:
+        raise RuntimeError(f"{rate:.1f} changes a second came about instead of {A_SECOND}")
 
 
 class _GrpcFollowers:
@@ -104,7 +111,7 @@ class _GrpcFollowers:
     def __init__(self, address: str, customers: list[str]) -> None:
         self._address = address
         self._customers = customers
-        self._opened = 0
+        self._opened: set[str] = set()
         self.open = threading.Event()
         """Every stream has told the job that waits."""
         self.latencies: list[float] = []
@@ -135,6 +142,6 @@ class _GrpcFollowers:
                 self.latencies.append(at - finished)
                 stream.cancel()
                 return
-            self._opened += 1
-            if self._opened == len(self._customers):
+            self._opened.add(customer)
+            if len(self._opened) == len(self._customers):
                 self.open.set()

@@ -19,8 +19,8 @@ def submit(url: str, customers: Sequence[str]) -> list[str]:
     return [job_ids[customer] for customer in customers]
 
 
-def cancel(url: str, jobs: Sequence[tuple[str, str]], *, a_second: float, patience: float = 0) -> None:
-    """Cancel jobs (customer's id, job's id) at a steady rate.
+def cancel(url: str, jobs: Sequence[tuple[str, str]], *, a_second: float, patience: float = 0) -> float:
+    """Cancel jobs (customer's id, job's id) at a steady rate; returns the rate that it came to.
 
     A call that is answered 503 is repeated for `patience` seconds.
     """
@@ -32,6 +32,7 @@ def cancel(url: str, jobs: Sequence[tuple[str, str]], *, a_second: float, patien
             calls.append(threads.submit(_cancel, url, customer_id, job_id, patience))
         for call in calls:
             call.result()
+    return len(jobs) / max(time.monotonic() - begun, 1 / a_second)
 
 
 def _cancel(url: str, customer_id: str, job_id: str, patience: float) -> None:

@@ -151,10 +151,18 @@ class MemoryDeletions:
 
     def __init__(self, records: MemoryRecords) -> None:
         self._records = records
+        self.postponed: list[int] = []
 
     def due(self, shard: int, now: datetime, limit: int) -> list[ObjectDeletion]:
         prefixes = enumerate(self._records.prefixes)
-        return [ObjectDeletion(deletion_id=place, prefix=prefix) for place, prefix in prefixes if prefix]
+        return [
+            ObjectDeletion(deletion_id=place, prefix=prefix)
+            for place, prefix in prefixes
+            if prefix and place not in self.postponed
+        ]
+
+    def postpone(self, deletion_ids: Sequence[int], due_at: datetime) -> None:
+        self.postponed.extend(deletion_ids)
 
     def done(self, deletion_ids: Sequence[int]) -> None:
         for place in deletion_ids:

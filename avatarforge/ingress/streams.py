@@ -134,12 +134,17 @@ class JobStreams:
         if after < bounds.pruned_seq:
             yield await self._snapshot(customer_id, job_id, reset=True)
             return
-        while page := await self._events.page(customer_id, job_id, after, self.PAGE):
-            after = page[-1].event.seq
+        while True:
+            page = await self._events.page(customer_id, job_id, after, self.PAGE)
+            # A client may read so slowly that pruning has come past it since the last page.
+            if (await self._events.bounds(customer_id)).pruned_seq > after:
+                yield await self._snapshot(customer_id, job_id, reset=True)
+                return
             for item in _told(page, job_id):
                 yield item
             if len(page) < self.PAGE:
                 return
+            after = page[-1].event.seq
 
     async def _snapshot(self, customer_id: str, job_id: str | None, *, reset: bool = False) -> Snapshot:
         # The number first: what changes while the job is read is told after it.

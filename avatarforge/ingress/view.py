@@ -87,7 +87,9 @@ class LiveJobs:
 
     def admit(self, job: ProfilePhotoJob) -> None:
         """A job that this replica has just changed: readable before the feed tells of it."""
-        if self._shard(job.customer_id).take(job):
+        shard = self._shard(job.customer_id)
+        # What the feed has told already, it may also have told to be erased.
+        if job.seq > shard.seq and shard.take(job):
             self._wake(job.job_id)
 
     def forget(self, customer_id: str, job_id: str) -> None:
@@ -280,6 +282,7 @@ class _Shard:
         """Changes may have been missed: what was kept of them is no longer complete, and jobs may have ended
         of which no change will tell any more."""
         self.unfinished.clear()
+        self.finished.clear()
         self.progress.clear()
         self._changes.clear()
         self._change_order.clear()

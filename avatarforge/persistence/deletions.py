@@ -37,9 +37,22 @@ class DeletionRecords:
 
     def done(self, deletion_ids: Collection[int]) -> None:
         """Forget the deletions. Ids that are not on record (any more) are passed over."""
+        if not deletion_ids:
+            return
         with writing(self._engine) as connection:
             connection.execute(
                 object_deletions.delete().where(object_deletions.c.deletion_id.in_(deletion_ids))
+            )
+
+    def postpone(self, deletion_ids: Collection[int], due_at: datetime) -> None:
+        """Let the deletions become due later. Ids that are not on record are passed over."""
+        if not deletion_ids:
+            return
+        with writing(self._engine) as connection:
+            connection.execute(
+                object_deletions.update()
+                .where(object_deletions.c.deletion_id.in_(deletion_ids))
+                .values(due_at=due_at)
             )
 
     def next_due(self, shard: int) -> datetime | None:

@@ -18,8 +18,9 @@ from avatarforge.persistence.tables import (
 )
 from avatarforge.storage.keys import job_prefix
 
-STRAGGLER_PAUSE = timedelta(minutes=15)
-"""After this a replica that lost touch with its job writes no more: then all is deleted once more."""
+STRAGGLER_PAUSE = timedelta(days=1)
+"""After this all is deleted once more. It is longer than a replica that lost touch with its job may still be
+at work, with every time limit of generation and storage that makes sense."""
 
 
 def erase(connection: Connection, shard: int, erasures: Sequence[JobChange]) -> None:

@@ -72,7 +72,9 @@ async def _last_of(
 ) -> AttemptEnd:
     while True:
         try:
-            update = await asyncio.wait_for(anext(updates), lease_seconds)
+            # Not `wait_for`: in Python 3.11 it loses a cancellation that comes together with an update.
+            async with asyncio.timeout(lease_seconds):
+                update = await anext(updates)
         except StopAsyncIteration:
             return _lost(WORKER_LOST, "The worker ended its stream without a result.")
         if isinstance(update, GenerationProgress):

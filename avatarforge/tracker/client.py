@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import structlog
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from avatarforge.domain.changes import NewJob
 from avatarforge.domain.customers import shard_of
@@ -25,6 +25,8 @@ class JobTrackers:
 
     RETRY = 0.2
     """Seconds between two questions to a tracker that is starting again."""
+    SILENCE = 10.0
+    """Seconds beyond what it was asked to wait after which a tracker counts as away."""
 
     def __init__(self, actors: Sequence[Any], *, patience: float) -> None:
         """`actors` are the handles of all shards' `JobTrackerActor`s, in order."""
@@ -68,9 +70,12 @@ class JobTrackers:
     async def feed(self, shard: int, cursor: FeedCursor, wait: float) -> FeedBatch:
         """News of one shard; see `Feed.read`. Raises `TrackerUnavailable` while the tracker is away."""
         try:
-            batch: FeedBatch = await self._actors[shard].feed.remote(cursor, wait)
+            async with asyncio.timeout(wait + self.SILENCE):
+                batch: FeedBatch = await self._actors[shard].feed.remote(cursor, wait)
         except RayError as error:
             raise TrackerUnavailable(str(error)) from error
+        except TimeoutError as error:
+            raise TrackerUnavailable(f"it was silent for {wait + self.SILENCE:g} seconds") from error
         return batch
 
     async def _asked(self, method: str, customer_id: str, *arguments: str) -> Any:
@@ -79,6 +84,8 @@ class JobTrackers:
         actor = self._actors[shard_of(customer_id, self.shards)]
         try:
             answer = await getattr(actor, method).remote(customer_id, *arguments)
+        except RayTaskError:
+            raise  # A fault of ours, not an outage.
         except RayError as error:
             raise TrackerUnavailable(str(error)) from error
         if isinstance(answer, AvatarForgeError):

@@ -125,7 +125,8 @@ class Dispatcher:
         while not self._line.has(fits):
             backend.news.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(backend.news.wait(), self.RECHECK if self._line else None)
+                async with asyncio.timeout(self.RECHECK if self._line else None):
+                    await backend.news.wait()
 
     async def _attempt(self, backend: Backend, reserved: "asyncio.Future[None]") -> None:
         """Wait for a slot, then let the job whose turn it is have it. `reserved` ends the waiting."""

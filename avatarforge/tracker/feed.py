@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from avatarforge.domain.changes import JobChange, LoggedChange
 from avatarforge.domain.generations import GenerationProgress
 from avatarforge.domain.jobs import ProfilePhotoJob
+from avatarforge.domain.status import ProcessingStatus
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +86,7 @@ class Feed:
         self._seq = change.event.seq
         if change.is_erasure:
             self._forget(change.event.job_id)
-        if change.job.status.is_terminal or change.is_erasure:
+        if change.job.status is not ProcessingStatus.PROCESSING or change.is_erasure:
             self._progress.pop(change.event.job_id, None)
         self._order_is_old = True
         self._wake()

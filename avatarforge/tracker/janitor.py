@@ -21,6 +21,8 @@ class Deletions(Protocol):
 
     def done(self, deletion_ids: Sequence[int]) -> None: ...
 
+    def postpone(self, deletion_ids: Sequence[int], due_at: datetime) -> None: ...
+
 
 class Janitor:
     """Works through the recorded deletions, at once when woken and otherwise now and then.
@@ -33,6 +35,10 @@ class Janitor:
     PAUSE = 30.0
     """Seconds between two looks at what has become due."""
     PRUNE_EVERY = timedelta(minutes=10)
+    POSTPONED = timedelta(minutes=10)
+    """Until objects that storage did not let go are deleted again."""
+    MOST_FAILURES = 3
+    """Deletions that fail one after the other before storage counts as away."""
 
     def __init__(
         self,
@@ -58,10 +64,11 @@ class Janitor:
         while True:
             waiting, self._waiting = self._waiting, []
             self._wanted.clear()
-            try:
-                await self._round()
-            except (DatabaseUnavailable, StorageUnavailable) as error:
-                log.warning("cleaning has to wait", shard=self._shard, reason=error.reason)
+            for work in (self._delete_due, self._prune_old):
+                try:
+                    await work()
+                except (DatabaseUnavailable, StorageUnavailable) as error:
+                    log.warning("cleaning has to wait", shard=self._shard, reason=error.reason)
             for future in waiting:
                 if not future.done():
                     future.set_result(None)
@@ -85,15 +92,31 @@ class Janitor:
         except StorageUnavailable as error:
             log.warning("orphaned object was left", key=key, reason=error.reason)
 
-    async def _round(self) -> None:
+    async def _delete_due(self) -> None:
         while due := await asyncio.to_thread(self._deletions.due, self._shard, self._now(), self.PAGE):
             await asyncio.to_thread(self._delete, due)
+
+    async def _prune_old(self) -> None:
         if self._now() >= self._prune_at:
             self._prune_at = self._now() + self.PRUNE_EVERY
             await self._prune()
 
     def _delete(self, due: Sequence[ObjectDeletion]) -> None:
+        """Delete what storage lets go; what it keeps is put off, so that it holds nothing else up.
+
+        Raises `StorageUnavailable` when it lets nothing go.
+        """
+        done: list[int] = []
+        kept: list[int] = []
         for deletion in due:
-            for stored in list(self._storage.list(deletion.prefix)):
-                self._storage.delete(stored.key)
-        self._deletions.done([deletion.deletion_id for deletion in due])
+            try:
+                for stored in list(self._storage.list(deletion.prefix)):
+                    self._storage.delete(stored.key)
+                done.append(deletion.deletion_id)
+            except StorageUnavailable as error:
+                kept.append(deletion.deletion_id)
+                if not done and len(kept) >= min(self.MOST_FAILURES, len(due)):
+                    raise
+                log.warning("objects were left", prefix=deletion.prefix, reason=error.reason)
+        self._deletions.done(done)
+        self._deletions.postpone(kept, self._now() + self.POSTPONED)

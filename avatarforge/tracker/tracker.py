@@ -179,6 +179,11 @@ class JobTracker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._committer.stop()
+        # What still waits for a commit would wait for ever.
+        left = [*self._commands, *self._accepting.values()]
+        for command in left:
+            command.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     async def _recovered(self) -> tuple[list[ProfilePhotoJob], int]:
         """Unfinished jobs and the last `seq`; asked until the database answers."""
@@ -215,15 +220,24 @@ class JobTracker:
         """
         await self._until_ready()
         self._keys.hold(customer_id, key)
-        known = None
         try:
             known = await asyncio.to_thread(self._records.known_key, customer_id, key, self._now())
+            if known is not None and not await self._stands(customer_id, known.job_id):
+                raise IdempotencyKeyInFlight(key)
         except BaseException:
             self._keys.free(customer_id, key)
             raise
         if known is not None:
             self._keys.free(customer_id, key)
         return known
+
+    async def _stands(self, customer_id: str, job_id: str) -> bool:
+        """Whether the job on record is a promise. One that was committed after its caller had been told 503
+        is unfinished and not on the board: it is about to be erased."""
+        if self._board.get(job_id) is not None:
+            return True
+        job = await asyncio.to_thread(self._records.job, customer_id, job_id)
+        return job is not None and job.status.is_terminal
 
     async def free_key(self, customer_id: str, key: str) -> None:
         """The caller's upload has come to its end."""
@@ -338,6 +352,9 @@ class JobTracker:
         """What the command returns or raises. `DatabaseUnavailable` when an outage holds it up: it is then
         carried out once the database is back, and can be asked for again.
         """
+        if (outage := self._committer.outage) is not None:
+            command.close()
+            raise DatabaseUnavailable(outage.reason)
         # A task of its own: a move that is being committed must be shown on the board, whoever gives up.
         task = asyncio.create_task(command, name="command")
         self._commands.add(task)
@@ -350,8 +367,11 @@ class JobTracker:
 
     def _concluded(self, command: asyncio.Task[Any]) -> None:
         self._commands.discard(command)
-        if not command.cancelled() and (error := command.exception()) is not None:
+        error = None if command.cancelled() else command.exception()
+        if isinstance(error, AvatarForgeError):
             log.info("command refused", shard=self._shard, reason=str(error))
+        elif error is not None:
+            log.error("command broke", shard=self._shard, exc_info=error)
 
     def _check_owner(self, customer_id: str, job_id: str) -> None:
         job = self._board.get(job_id)

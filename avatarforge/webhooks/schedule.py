@@ -58,7 +58,7 @@ def patience_asked(status: int, retry_after: str | None, now: datetime) -> timed
         return LONGEST_REQUEST if len(text) > 5 else min(timedelta(seconds=int(text)), LONGEST_REQUEST)
     try:
         date = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if date.tzinfo is None:
         date = date.replace(tzinfo=UTC)

@@ -254,6 +254,8 @@ class WebhookSender:
             outcome = await self._caller.call(delivery, body, self._now())
             answered = outcome.attempt.status is not None
             after = schedule.after(delivery, outcome.attempt, outcome.patience, self._jitter, self._pauses)
+            # Asked for once more during the call: that must stay on record.
+            after = self._asked_again.get(delivery.job_id, after)
             is_kept = await self._keep(after, outcome.attempt)
         except Exception as error:
             # The edge of a delivery. It goes on with the schedule, so that what is broken here cannot make

@@ -24,7 +24,9 @@ TREE = Path(avatarforge.__file__).parents[1]
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in variables():
-        monkeypatch.delenv(name, raising=False)
+        # Set first, so that what the command line puts there is taken away again: options are variables.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "200")
 
 

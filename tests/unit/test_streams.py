@@ -179,6 +179,19 @@ async def test_where_the_log_was_pruned_it_begins_anew() -> None:
     assert await twin.follow(None, 1, 1) == [("Changed", 2)]
 
 
+async def test_a_replay_that_is_overtaken_by_the_pruning_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(JobStreams, "PAGE", 1)
+    twin = Twin(Log(), view=3, record=3)
+    twin.kept_from = 9
+
+    def prune() -> None:
+        if twin.pages[-1:] == [1]:
+            twin.pruned = 2
+
+    twin.meanwhile = prune
+    assert await twin.follow(None, 0, 2) == [("Changed", 1), ("Snapshot", 3)]
+
+
 async def test_an_overflow_ends_the_stream_and_names_what_was_told_last() -> None:
     twin = Twin(Log(), view=2, record=2)
     twin.meanwhile = lambda: twin.subscription.overflow()

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 from avatarforge.domain.changes import JobChange, NewJob
-from avatarforge.domain.errors import DatabaseUnavailable, IdempotencyKeyInFlight, JobNotFound
+from avatarforge.domain.errors import (
+    DatabaseUnavailable,
+    IdempotencyKeyInFlight,
+    JobNotFound,
+    StorageUnavailable,
+)
 from avatarforge.domain.events import EventKind
 from avatarforge.domain.generations import (
     GenerationFailed,
@@ -18,10 +23,11 @@ from avatarforge.domain.generations import (
     GenerationUpdate,
 )
 from avatarforge.domain.idempotency import IdempotencyKey, KnownKey
-from avatarforge.domain.jobs import JobError, ProfilePhotoJob
+from avatarforge.domain.jobs import ImageFormat, JobError, ProfilePhotoJob
 from avatarforge.domain.status import ProcessingStatus
 from avatarforge.settings import TrackerSettings
 from avatarforge.storage.folder import FolderStorage
+from avatarforge.storage.keys import avatar_key, job_prefix, original_key
 from avatarforge.tracker.dispatcher import Dispatcher
 from avatarforge.tracker.feed import FeedCursor
 from avatarforge.tracker.keys import KeysInFlight
@@ -38,6 +44,7 @@ class Bench:
     """A tracker over twins, that can be killed and started again on the same records."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.storage = FolderStorage(folder)
         self.webhooks = MemoryWebhooks()
         self.records = MemoryRecords()
@@ -469,3 +476,83 @@ async def test_a_second_job_of_one_key_is_refused_by_the_record(bench: Bench) ->
     assert await tracker.hold_key("ana", "k2") is None
     with pytest.raises(IdempotencyKeyInFlight):
         await tracker.hold_key("ana", "k2")
+
+
+async def test_a_key_whose_job_is_about_to_be_erased_is_no_answer(bench: Bench) -> None:
+    """It was committed after its caller had been told 503: a second caller must not be told of it."""
+    tracker = await bench.start()
+    settled = threading.Event()
+    read_back = bench.records.committed
+
+    def slow(changes: Sequence[JobChange]) -> list[int] | None:
+        settled.wait(10)
+        return read_back(changes)
+
+    bench.records.committed = slow  # type: ignore[method-assign]  # a database that comes back slowly
+    bench.records.lose_answers = 1
+    job = a_job()
+    new = NewJob(job=job, idempotency_key=IdempotencyKey(key="mine", fingerprint="f"))
+    [refused] = await tracker.submit([new])
+    assert isinstance(refused, DatabaseUnavailable)
+    with pytest.raises(IdempotencyKeyInFlight):
+        await tracker.hold_key(job.customer_id, "mine")
+    settled.set()
+    await wait_until(lambda: EventKind.ERASED in bench.story(job))
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_job_that_is_cancelled_while_a_step_comes_stops_all_the_same(
+    bench: Bench, turns: int
+) -> None:
+    step = asyncio.Event()
+
+    async def stepping(task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
+        yield GenerationProgress(step=1, total_steps=3)
+        await step.wait()
+        yield GenerationProgress(step=2, total_steps=3)
+        await asyncio.Event().wait()
+
+    bench.settings = TrackerSettings(lease_seconds=60)
+    tracker = await bench.start()
+    bench.replicas.script = stepping
+    [job] = await tracker.submit([NewJob(job=a_job())])
+    assert isinstance(job, ProfilePhotoJob)
+    await wait_until(lambda: bench.replicas.tasks)
+    cancelling = asyncio.create_task(tracker.cancel(job.customer_id, job.job_id))
+    await wait_until(lambda: EventKind.CANCELLED in bench.story(job))
+    step.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    assert (await cancelling).status is ProcessingStatus.CANCELLED
+    await wait_until(lambda: bench.replicas.closed == [job.job_id])
+
+
+async def test_a_job_that_waits_again_shows_no_steps_of_its_lost_attempt(bench: Bench) -> None:
+    bench.replicas = ScriptedReplicas(slots=1, script=silent)
+    tracker = await bench.start()
+    bench.replicas.next_scripts.append(broken)
+    bench.settings = SETTINGS
+    [lost] = await tracker.submit([NewJob(job=a_job())])
+    await wait_until(lambda: EventKind.REQUEUED in bench.story(lost))
+    batch = await tracker.feed(FeedCursor(), 0)
+    waiting = {job.job_id for job in batch.snapshot or () if job.status is ProcessingStatus.PENDING}
+    assert not waiting & batch.progress.keys()
+
+
+async def test_one_object_that_storage_keeps_holds_no_other_up(bench: Bench) -> None:
+    class Clinging(FolderStorage):
+        def delete(self, key: str) -> None:
+            if "original" in key:
+                raise StorageUnavailable("access denied")
+            super().delete(key)
+
+    bench.storage = Clinging(bench.folder)
+    kept, gone = a_job(), a_job()
+    bench.storage.put(original_key("ana", kept.job_id, "image/png"), io.BytesIO(b"1"), "image/png")
+    bench.storage.put(avatar_key("ana", gone.job_id, 1, ImageFormat.PNG), io.BytesIO(b"2"), "image/png")
+    bench.records.prefixes = [job_prefix("ana", gone.job_id), job_prefix("ana", kept.job_id)]
+    await bench.start()
+    await wait_until(lambda: bench.records.prefixes[0] == "")
+    assert [stored.key for stored in bench.storage.list("")] == [
+        original_key("ana", kept.job_id, "image/png")
+    ]

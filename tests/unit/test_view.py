@@ -76,7 +76,8 @@ async def test_another_customers_job_is_not_shown(live: LiveJobs) -> None:
 
 
 async def test_waiting_ends_with_the_terminal_state(live: LiveJobs, source: Source) -> None:
-    job = a_job(seq=0)
+    job = a_job(seq=1)
+    source.seq = 1
     live.admit(job)
     waiting = asyncio.create_task(live.until("ana", job.job_id, ended, 30))
     started = job.started(NOON)
@@ -101,8 +102,8 @@ async def test_waiting_for_an_unknown_job_returns_at_once(live: LiveJobs) -> Non
 
 async def test_an_older_value_does_not_replace_a_newer_one(live: LiveJobs, source: Source) -> None:
     job = a_job()
-    live.admit(job.started(NOON).done(an_outcome(), NOON))
-    live.admit(a_job(job_id=job.job_id, seq=0))
+    live.admit(replace(job.started(NOON).done(an_outcome(), NOON), seq=3))
+    live.admit(a_job(job_id=job.job_id, seq=1))
     source.tell(a_job())
     await wait_until(lambda: len(source.asked) > 1)
     read = live.get("ana", job.job_id)
@@ -269,3 +270,18 @@ async def test_news_that_cannot_be_taken_in_are_asked_for_anew_and_clients_have_
     assert live.unfinished("ana") == ()
     assert live.get("ana", job.job_id) is None
     assert live.recent("ana", 2) is None
+
+
+async def test_an_answer_that_comes_after_the_erasure_brings_no_job_back(
+    live: LiveJobs, source: Source
+) -> None:
+    job = a_job()
+    source.tell(job, kind=EventKind.SUBMITTED)
+    source.seq = 2
+    gone = job.erased()
+    erasure = JobChange(job=gone, event=gone.event(EventKind.ERASED, NOON)).numbered(2).logged()
+    source.answers.put_nowait(FeedBatch(cursor=FeedCursor(tracker="1-a", seq=2), changes=(erasure,)))
+    await wait_until(lambda: live.seq("ana") == 2)
+    live.admit(replace(job, seq=1))
+    assert live.get("ana", job.job_id) is None
+    assert live.unfinished("ana") == ()

@@ -19,6 +19,14 @@ def items(taken: list[Turn[str]]) -> list[str]:
     return [turn.item for turn in taken]
 
 
+def heard_of(turns: Turns[str], *hosts: str) -> None:
+    """The hosts have answered once."""
+    for host in hosts:
+        turns.put(host, "first")
+        for turn in all_that_may_begin(turns):
+            turns.done(turn, answered=True)
+
+
 def test_a_host_gets_its_share_and_the_others_go_on() -> None:
     turns: Turns[str] = Turns(per_host=2, concurrency=8)
     for number in range(1000):
@@ -29,7 +37,7 @@ def test_a_host_gets_its_share_and_the_others_go_on() -> None:
 
 
 def test_hosts_take_turns() -> None:
-    turns: Turns[str] = Turns(per_host=4, concurrency=4)
+    turns: Turns[str] = Turns(per_host=4, concurrency=8)
     for number in range(3):
         for host in ("a", "b"):
             turns.put(host, f"{host}{number}")
@@ -71,6 +79,7 @@ def test_a_silent_host_gets_one_call_until_it_answers() -> None:
 
 def test_many_silent_hosts_leave_three_quarters_to_the_others() -> None:
     turns: Turns[str] = Turns(per_host=4, concurrency=16)
+    heard_of(turns, *(f"good-{host}" for host in range(12)))
     for host in range(50):
         turns.put(f"dead-{host}", "first")
     while first := all_that_may_begin(turns):
@@ -85,6 +94,19 @@ def test_many_silent_hosts_leave_three_quarters_to_the_others() -> None:
         turns.put(f"good-{host}", "good")
 
     assert items(all_that_may_begin(turns)) == ["good"] * 12
+
+
+def test_many_hosts_that_were_never_heard_of_leave_half_to_those_that_answer() -> None:
+    turns: Turns[str] = Turns(per_host=4, concurrency=16)
+    heard_of(turns, "good")
+    for host in range(100):
+        turns.put(f"new-{host}", "new")
+    assert items(all_that_may_begin(turns)) == ["new"] * 8
+
+    for _ in range(10):
+        turns.put("good", "good")
+
+    assert items(all_that_may_begin(turns)) == ["good"] * 4
 
 
 def test_busy_hosts_do_not_keep_silent_ones_from_being_tried() -> None:
@@ -113,7 +135,7 @@ def test_a_call_that_never_came_to_the_host_says_nothing_of_it() -> None:
 
 def test_silence_is_remembered_of_so_many_hosts_only() -> None:
     turns: Turns[str] = Turns(per_host=4, concurrency=8)
-    turns.MOST_SILENT = 2
+    turns.MOST_REMEMBERED = 2
     for host in ("a", "b", "c"):
         turns.put(host, "first")
         [first] = all_that_may_begin(turns)
