@@ -36,7 +36,7 @@ def run(options: Options) -> Report:
             in_loop = loop.run(seeds)
             in_service, jobs = _through_the_service(running.url, seeds)
             turns.append((in_loop, in_service, in_service / in_loop))
-        same = sum(_same(running.url, jobs[seed], loop.folder / f"{seed}.png") for seed in seeds)
+        apart = max(_difference(running.url, jobs[seed], loop.folder / f"{seed}.png") for seed in seeds)
     ratio = median(turn[1] for turn in turns) / median(turn[0] for turn in turns)
     return Report(
         title=f"Overhead: {len(seeds)} avatars through the service and in a plain loop",
@@ -44,7 +44,7 @@ def run(options: Options) -> Report:
             Figure(name="service / loop", value=ratio, unit="", wanted="≤ 1.05"),
             Figure(name="service, median", value=median(turn[1] for turn in turns), unit="s"),
             Figure(name="loop, median", value=median(turn[0] for turn in turns), unit="s"),
-            Figure(name="pictures alike", value=float(same), unit=f"of {len(seeds)}"),
+            Figure(name="largest difference of a pixel", value=float(apart), unit="of 255"),
         ],
         conditions={
             "service": f"{len(seeds)} uploads of the sample portrait with different seeds, sent at once; "
@@ -97,10 +97,12 @@ def _through_the_service(url: str, seeds: range) -> tuple[float, dict[int, str]]
     return time.perf_counter() - begun, jobs
 
 
-def _same(url: str, job_id: str, from_loop: Path) -> bool:
-    """Whether both pictures are the same, pixel for pixel."""
+def _difference(url: str, job_id: str, from_loop: Path) -> int:
+    """The largest difference of both pictures in a channel of a pixel. Batches round otherwise."""
     answer = load.ask(url, load.get(f"/customers/{CUSTOMER}/photos/{job_id}/generated"))
     if answer.status != 200:
         raise RuntimeError(f"A finished avatar was answered with {answer.status}: {answer.body[:500]!r}")
     ours, theirs = Image.open(io.BytesIO(answer.body)), Image.open(from_loop)
-    return ours.size == theirs.size and ImageChops.difference(ours, theirs).getbbox() is None
+    if ours.size != theirs.size:
+        raise RuntimeError(f"The pictures measure {ours.size} and {theirs.size}.")
+    return max(most for _, most in ImageChops.difference(ours, theirs).getextrema())
