@@ -14,7 +14,7 @@ from benchmarks import machine, report
 from benchmarks.options import Options
 
 NAMES = (
-    *("start", "demo", "accept", "throughput", "overhead", "engine"),
+    *("start", "demo", "accept", "throughput", "overhead", "engine", "busy"),
     *("statuses", "latency", "fanout", "streams", "resuming", "webhooks"),
 )
 """A benchmark is a module of its name with `run(options: Options) -> Report`."""

@@ -4,6 +4,7 @@ import asyncio
 import random
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from io import BytesIO
@@ -69,10 +70,15 @@ class TaskWorker(ABC):
     FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
     """Seconds before storage that does not answer is asked again; they double each time."""
 
+    STORAGE_THREADS = 32
+    """Calls of storage at a time."""
+
     def __init__(self, storage: ObjectStorage, storage_patience: float, marking: Marking | None) -> None:
         self._storage = storage
         self._patience = storage_patience
         self._marking = marking or Marking()
+        # Threads of its own: those that wait for slow storage must not keep pictures from being cut.
+        self._threads = ThreadPoolExecutor(self.STORAGE_THREADS, thread_name_prefix="storage")
 
     @abstractmethod
     async def _made(self, generation: "Generation", original: bytes) -> Made:
@@ -176,7 +182,7 @@ class TaskWorker(ABC):
         pause = self.FIRST_PAUSE
         while True:
             try:
-                return await asyncio.to_thread(ask)
+                return await asyncio.get_running_loop().run_in_executor(self._threads, ask)
             except StorageUnavailable as error:
                 # Uneven pauses, so that many replicas do not come back in the same moment.
                 uneven = pause * random.uniform(0.5, 1)
