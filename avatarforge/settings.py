@@ -128,7 +128,7 @@ class WebhookSettings(Group):
     timeout: float = Field(15, gt=0)
     """Seconds that a receiver may take to answer."""
     per_host: int = Field(4, ge=1)
-    """Calls of one host at a time; a host that did not answer gets one until it does."""
+    """Calls of one host at a time; a host that has not answered yet gets one until it does."""
     concurrency: int = Field(64, ge=2)
     """Calls at a time in all; a host gets at most half of them."""
 

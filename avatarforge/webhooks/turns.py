@@ -40,7 +40,7 @@ class Turns(Generic[T]):
 
     A host gets at most `per_host` calls at a time, and never more than half of all. A host whose last call
     brought no answer is silent: it gets one call at a time until it answers, and all silent hosts together
-    get a quarter of the calls. Hosts that were never heard of get half: whoever names many hosts that hang
+    get a quarter of the calls. Hosts that were never heard of get one at a time, too, and together half: whoever names many hosts that hang
     does not take it all. So neither one hanging receiver nor many of them delay those that answer. What
     waits for a silent host may come to be called later than planned; none of it is dropped.
 
@@ -127,7 +127,7 @@ class Turns(Generic[T]):
 
     def _line_up(self, host: _Host[T]) -> None:
         standing = self._standing(host.name)
-        most = 1 if standing is Standing.SILENT else self._per_host
+        most = self._per_host if standing is Standing.ANSWERS else 1
         if host.due and not host.queued and host.calls < most:
             host.queued = True
             self._lines[standing].append(host)

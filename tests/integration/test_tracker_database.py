@@ -144,9 +144,9 @@ async def test_what_is_cancelled_or_erased_during_an_outage_is_so_once_the_datab
     assert [type(outcome) for outcome in outcomes] == [DatabaseUnavailable] * 2
     await asyncio.to_thread(mariadb.start)
 
+    await wait_until(lambda: records.job("ana", erased.job_id) is None, deadline=30)
     again = await asyncio.wait_for(tracker.cancel("ana", cancelled.job_id), 30)
     assert again.status is ProcessingStatus.CANCELLED
-    await wait_until(lambda: records.job("ana", erased.job_id) is None)
     changes = records.events_after(0, 0, 100)
     assert {
         job.job_id: [change.event.kind for change in changes if change.event.job_id == job.job_id]

@@ -29,6 +29,7 @@ def heard_of(turns: Turns[str], *hosts: str) -> None:
 
 def test_a_host_gets_its_share_and_the_others_go_on() -> None:
     turns: Turns[str] = Turns(per_host=2, concurrency=8)
+    heard_of(turns, "busy", "quiet")
     for number in range(1000):
         turns.put("busy", f"busy-{number}")
     turns.put("quiet", "quiet-0")
@@ -37,7 +38,8 @@ def test_a_host_gets_its_share_and_the_others_go_on() -> None:
 
 
 def test_hosts_take_turns() -> None:
-    turns: Turns[str] = Turns(per_host=4, concurrency=8)
+    turns: Turns[str] = Turns(per_host=4, concurrency=4)
+    heard_of(turns, "a", "b")
     for number in range(3):
         for host in ("a", "b"):
             turns.put(host, f"{host}{number}")
@@ -58,6 +60,7 @@ def test_an_ended_call_makes_room_for_the_next_of_its_host() -> None:
 
 def test_one_host_never_gets_more_than_half_of_all_calls() -> None:
     turns: Turns[str] = Turns(per_host=100, concurrency=4)
+    heard_of(turns, "busy")
     for number in range(10):
         turns.put("busy", str(number))
 
@@ -124,6 +127,7 @@ def test_busy_hosts_do_not_keep_silent_ones_from_being_tried() -> None:
 
 def test_a_call_that_never_came_to_the_host_says_nothing_of_it() -> None:
     turns: Turns[str] = Turns(per_host=4, concurrency=8)
+    heard_of(turns, "a")
     turns.put("a", "dropped")
     [dropped] = all_that_may_begin(turns)
     turns.done(dropped, answered=None)
@@ -136,15 +140,16 @@ def test_a_call_that_never_came_to_the_host_says_nothing_of_it() -> None:
 def test_silence_is_remembered_of_so_many_hosts_only() -> None:
     turns: Turns[str] = Turns(per_host=4, concurrency=8)
     turns.MOST_REMEMBERED = 2
-    for host in ("a", "b", "c"):
+    hosts = ("a", "b", "c", "d", "e", "f")
+    for host in hosts:
         turns.put(host, "first")
         [first] = all_that_may_begin(turns)
         turns.done(first, answered=False)
-    for host in ("a", "c"):
-        for number in range(4):
-            turns.put(host, f"{host}{number}")
+    for host in hosts:
+        turns.put(host, host)
 
-    assert sorted(items(all_that_may_begin(turns))) == ["a0", "a1", "a2", "a3", "c0"]
+    # The last two are silent, which leaves them a quarter; the others are new again, with half.
+    assert sorted(items(all_that_may_begin(turns))) == list(hosts)
 
 
 @given(
