@@ -58,7 +58,8 @@ with LocalCluster(folder / "data", port=int(sys.argv[2]), grpc_port=int(sys.argv
                 yield Erased(seq=1, customer_id=customer_id, job_id="x")
                 while customer_id == "loud":
                     yield Erased(seq=2, customer_id=customer_id, job_id="x" * 10_000)
-                    (folder / "taken").touch()
+                    with (folder / "taken").open("a") as taken:
+                        taken.write(".")
                     await asyncio.sleep(0)
                 await asyncio.sleep(3600)
             finally:
@@ -168,8 +169,13 @@ async def test_a_waiting_call_whose_client_gives_up_is_ended(carried: Carried, c
 async def test_clients_that_do_not_read_their_streams_stop_nobody_else(carried: Carried) -> None:
     loud = [stream(carried.channel(), "loud") for _ in range(3)]
     taken = carried.folder / "taken"
-    # Every buffer on the way is full once nothing more is taken from the streams.
-    await wait_until(lambda: taken.exists() and time.time() - taken.stat().st_mtime > 0.5, deadline=30)
+
+    def pressing() -> bool:
+        """Every buffer on the way is full, or more is on the way than buffers are meant for: 30 MB."""
+        stat = taken.stat() if taken.exists() else None
+        return stat is not None and (stat.st_size > 3000 or time.time() - stat.st_mtime > 0.5)
+
+    await wait_until(pressing, deadline=30)
     for number in range(10):
         with carried.channel() as channel:
             call = ProfilePhotoJobServiceStub(channel).StreamStatus(
