@@ -40,9 +40,10 @@ class Turns(Generic[T]):
 
     A host gets at most `per_host` calls at a time, and never more than half of all. A host whose last call
     brought no answer is silent: it gets one call at a time until it answers, and all silent hosts together
-    get a quarter of the calls. Hosts that were never heard of get one at a time, too, and together half: whoever names many hosts that hang
-    does not take it all. So neither one hanging receiver nor many of them delay those that answer. What
-    waits for a silent host may come to be called later than planned; none of it is dropped.
+    get a quarter of the calls. Hosts that were never heard of get one at a time, too, and together half:
+    whoever names many hosts that hang does not take it all. So neither one hanging receiver nor many of them
+    delay those that answer. What waits for a silent host may come to be called later than planned; none of
+    it is dropped.
 
     The queues have no bound here: what stands in them is in the database too, and their owner says what it
     keeps in memory.
