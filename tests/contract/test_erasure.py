@@ -332,6 +332,22 @@ def an_attempt() -> DeliveryAttempt:
     return DeliveryAttempt(at=later(5), seconds=0.25, status=500, answer="not now")
 
 
+def test_a_deletion_that_is_postponed_is_met_again_later(
+    records: JobRecords, deletions: DeletionRecords, epoch: int
+) -> None:
+    kept, gone = a_job(), a_job()
+    ended = [cancellation(job) for job in (kept, gone)]
+    records.commit(0, epoch, [submission(kept), submission(gone), *ended])
+    records.commit(0, epoch, [erasure(change.job) for change in ended])
+    due = deletions.due(0, ERASED_AT, 10)
+    [of_kept] = [each.deletion_id for each in due if each.prefix == job_prefix("ana", kept.job_id)]
+
+    deletions.postpone([of_kept], ERASED_AT + timedelta(minutes=1))
+
+    assert _prefixes(deletions, ERASED_AT) == [job_prefix("ana", gone.job_id)]
+    assert len(_prefixes(deletions, ERASED_AT + timedelta(minutes=1))) == 2
+
+
 def _prefixes(deletions: DeletionRecords, now: datetime) -> list[str]:
     return [deletion.prefix for deletion in deletions.due(0, now, 100)]
 
