@@ -1,0 +1,99 @@
+"""The service between a database and a storage that can both be disturbed, and the figures of recovery.
+
+`CHAOS_JOBS` says how many jobs are under way when something breaks: 24 by default, 200 in `make chaos`.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from avatarforge.persistence import JobRecords, open_engine
+from avatarforge.settings import DatabaseSettings
+from avatarforge.storage.interface import ObjectStorage
+from avatarforge.storage.s3 import S3Storage
+from benchmarks.photos import noisy_jpeg
+from tests.chaos.crowd import Crowd, Outcome
+from tests.servers.avatarforge import AvatarForgeServer
+from tests.servers.http_proxy import HttpProxy
+from tests.servers.mariadb import MariaDbServer
+from tests.servers.s3 import S3Server
+from tests.servers.tcp_proxy import TcpProxy
+
+JOBS = int(os.environ.get("CHAOS_JOBS", "24"))
+IS_LONG = JOBS >= 200
+"""Whether the times that are promised are checked too: on a machine that does nothing else."""
+
+_figures: list[dict[str, object]] = []
+
+
+def told(fault: str, figure: str, value: float, unit: str) -> None:
+    """Keep a figure for the table at the end of the run."""
+    _figures.append({"fault": fault, "figure": figure, "value": round(value, 3), "unit": unit})
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not _figures:
+        return
+    terminalreporter.section(f"faults during {JOBS} jobs")
+    for line in _figures:
+        terminalreporter.write_line("{fault}: {figure} {value:g} {unit}".format(**line))
+    if (path := os.environ.get("CHAOS_RESULTS")) is not None:
+        Path(path).write_text(json.dumps({"jobs": JOBS, "figures": _figures}, indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class Rig:
+    """The service and what lies behind it, each behind a proxy."""
+
+    service: AvatarForgeServer
+    mariadb: MariaDbServer
+    database_proxy: TcpProxy
+    s3: S3Server
+    storage_proxy: HttpProxy
+    records: JobRecords
+    storage: ObjectStorage
+    photo: bytes
+
+    def crowd(self, jobs: int = JOBS, **options: float) -> Crowd:
+        return Crowd(self.service.url, self.photo, jobs, **options)  # type: ignore[arg-type]  # by name
+
+    def outcome(self, crowd: Crowd) -> Outcome:
+        return Outcome(crowd, self.records, self.storage)
+
+
+@pytest.fixture(scope="session")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    folder = tmp_path_factory.mktemp("chaos")
+    with (
+        MariaDbServer(folder / "mariadb") as mariadb,
+        S3Server(folder / "s3") as s3,
+        TcpProxy(mariadb.port) as database_proxy,
+        HttpProxy(s3.port) as storage_proxy,
+    ):
+        url = mariadb.create_database("avatarforge")
+        settings = s3.settings()
+        assert settings.access_key_id is not None
+        assert settings.secret_access_key is not None
+        service = AvatarForgeServer(
+            folder / "data",
+            DATABASE_URL=url.replace(str(mariadb.port), str(database_proxy.port)),
+            STORAGE_BUCKET=s3.bucket,
+            STORAGE_ENDPOINT_URL=storage_proxy.url,
+            STORAGE_ACCESS_KEY_ID=settings.access_key_id.get_secret_value(),
+            STORAGE_SECRET_ACCESS_KEY=settings.secret_access_key.get_secret_value(),
+        )
+        with service:
+            yield Rig(
+                service=service,
+                mariadb=mariadb,
+                database_proxy=database_proxy,
+                s3=s3,
+                storage_proxy=storage_proxy,
+                records=JobRecords(open_engine(DatabaseSettings(), url)),
+                storage=S3Storage(settings),
+                photo=noisy_jpeg(20_000, 256),
+            )

@@ -1,0 +1,113 @@
+"""A database and a storage that fail in the middle of a crowd's jobs."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+
+from tests.chaos.conftest import IS_LONG, JOBS, Rig, told
+from tests.chaos.crowd import now
+
+OUTAGE = 20.0 if IS_LONG else 5.0
+"""Seconds that the database or the storage is away."""
+SLOW = 3.0
+"""Seconds that each answer of a slow storage takes."""
+REFUSED_OF = 3
+"""One call of so many is answered 503."""
+
+
+@contextmanager
+def stopped(rig: Rig) -> Iterator[None]:
+    rig.mariadb.stop()
+    try:
+        yield
+    finally:
+        rig.mariadb.start()
+
+
+@contextmanager
+def killed(rig: Rig) -> Iterator[None]:
+    rig.mariadb.kill()
+    try:
+        yield
+    finally:
+        rig.mariadb.start()
+
+
+@contextmanager
+def storage_away(rig: Rig) -> Iterator[None]:
+    with rig.storage_proxy.down():
+        yield
+
+
+@contextmanager
+def storage_slow(rig: Rig) -> Iterator[None]:
+    with rig.storage_proxy.late(SLOW):
+        yield
+
+
+def lived_through(rig: Rig, fault: str, trouble: Callable[[Rig], AbstractContextManager[None]]) -> None:
+    """A crowd's jobs, with the trouble in the middle; all have to be kept."""
+    crowd = rig.crowd(pause=0.2)
+    crowd.start()
+    crowd.await_accepted(JOBS // 3)
+    with trouble(rig):
+        time.sleep(OUTAGE)
+    over = now()
+    crowd.finish()
+    outcome = rig.outcome(crowd)
+    outcome.await_ends()
+    outcome.assert_all_done()
+    told(fault, "uploads answered 503", crowd.refusals[503], "")
+    told(fault, "work after its end", outcome.seconds_until_work(over), "s")
+    assert set(crowd.refusals) <= {503}, crowd.refusals
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("fault", "trouble"),
+    [
+        ("database stopped", stopped),
+        ("database killed", killed),
+        ("storage away", storage_away),
+        ("storage slow", storage_slow),
+    ],
+)
+def test_an_outage_delays_jobs_and_loses_none(
+    rig: Rig, fault: str, trouble: Callable[[Rig], AbstractContextManager[None]]
+) -> None:
+    lived_through(rig, fault, trouble)
+
+
+@pytest.mark.timeout(900)
+def test_storage_that_refuses_every_third_call_delays_jobs_and_loses_none(rig: Rig) -> None:
+    crowd = rig.crowd()
+    with rig.storage_proxy.refusing(REFUSED_OF):
+        crowd.start()
+        crowd.finish()
+        outcome = rig.outcome(crowd)
+        outcome.await_ends()
+    assert rig.storage_proxy.refused > JOBS // REFUSED_OF
+    outcome.assert_all_done()
+    told("storage refuses a third", "calls refused", rig.storage_proxy.refused, "")
+
+
+@pytest.mark.timeout(900)
+def test_commits_whose_answers_are_lost_keep_every_job_once(rig: Rig) -> None:
+    crowd = rig.crowd(pause=0.2)
+    crowd.start()
+    cuts = 0
+    while cuts < JOBS // 4:
+        rig.database_proxy.cut_at(b"COMMIT")
+        wanted = rig.database_proxy.cuts + 1
+        ends = time.monotonic() + 60
+        while rig.database_proxy.cuts < wanted:
+            assert time.monotonic() < ends, f"no commit to cut after {cuts} cuts"
+            time.sleep(0.01)
+        cuts += 1
+    crowd.finish()
+    outcome = rig.outcome(crowd)
+    outcome.await_ends()
+    outcome.assert_all_done()
+    told("commits cut", "cuts", cuts, "")

@@ -1,0 +1,91 @@
+"""A real Chromium without a window, and what the tests do with the studio's page in it."""
+
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from playwright.async_api import Browser, Page, async_playwright
+
+from tests.waiting import wait_until
+
+PORTRAIT = Path(__file__).parents[2] / "avatarforge" / "samples" / "portrait.png"
+
+_FLAGS = (
+    # Chromium refuses its sandbox to root.
+    "--no-sandbox",
+    # A camera that shows a test picture, and that nobody has to allow.
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
+)
+
+_AS_ANA = "localStorage['avatarforge.customer'] ??= 'ana'"
+_OURS = ("blob:", "data:")
+
+
+@asynccontextmanager
+async def running_browser() -> AsyncIterator[Browser]:
+    chromium = shutil.which("chromium")
+    assert chromium, "the tests need Debian's chromium; `make test` installs it"
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium, args=list(_FLAGS))
+        yield browser
+        await browser.close()
+
+
+@asynccontextmanager
+async def opened(
+    browser: Browser, url: str, path: str = "/", *, loads: bool = True, **context: Any
+) -> AsyncIterator[Page]:
+    """The studio as the customer ana sees it, ready where it `loads`.
+
+    A script that breaks or breaks the page's policy fails the test, and so does a request to another host.
+    """
+    own = await browser.new_context(**{"reduced_motion": "reduce", **context})
+    await own.add_init_script(_AS_ANA)
+    page, faults = await own.new_page(), list[str]()
+    page.set_default_timeout(20_000)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda line: "Content Security" in line.text and faults.append(line.text))
+    page.on("request", lambda asked: asked.url.startswith((*_OURS, url)) or faults.append(asked.url))
+    await page.goto(url + path)
+    if loads:
+        await page.locator("#styles .style").nth(1).wait_for(state="attached")
+    yield page
+    await own.close()
+    assert faults == []
+
+
+async def send(page: Page, photo: Path = PORTRAIT) -> None:
+    """Choose the photo and ask for an avatar."""
+    await page.set_input_files("#photo", photo)
+    await page.click("#forge")
+
+
+async def job_shown(page: Page) -> str:
+    """The id of the job that is on the stage."""
+
+    async def shown() -> str:
+        return (await page.evaluate("location.hash")).removeprefix("#/photo/")
+
+    return await wait_until(lambda: _told(shown)) or ""
+
+
+async def _told(shown: Any) -> str:
+    job_id: str = await shown()
+    return job_id if len(job_id) == 36 else ""
+
+
+async def tab_to(page: Page, selector: str, most: int = 60) -> None:
+    """Press Tab until the focus is on the element."""
+    for _ in range(most):
+        if await page.evaluate("wanted => document.activeElement.matches(wanted)", selector):
+            return
+        await page.keyboard.press("Tab")
+    raise AssertionError(f"{most} times Tab do not lead to {selector}")
+
+
+async def is_painted(page: Page, selector: str) -> bool:
+    """Whether the image is here and has pixels."""
+    return bool(await page.eval_on_selector(selector, "image => image.complete && image.naturalWidth > 0"))

@@ -1,0 +1,112 @@
+"""What axe-core finds in every view, and what only a look at the page's state shows."""
+
+from typing import Any
+
+import pytest
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Browser, Page, expect
+
+from tests.integration.service import Service, a_preview
+from tests.studio.browser import PORTRAIT, opened
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.asyncio(loop_scope="package")
+
+GRAVE = ("serious", "critical")
+
+
+async def grave_findings(page: Page) -> list[tuple[str, Any]]:
+    """Rules that the page breaks gravely, each with the elements that do."""
+    found = await Axe().run(page)
+    return [
+        (rule["id"], [node["html"] for node in rule["nodes"]])
+        for rule in found.response["violations"]
+        if rule["impact"] in GRAVE
+    ]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "size"),
+    [("light", (1280, 800)), ("dark", (390, 844))],
+    ids=["light, desktop", "dark, phone"],
+)
+async def test_axe_finds_nothing_grave_in_any_view(
+    service: Service, browser: Browser, scheme: str, size: tuple[int, int]
+) -> None:
+    done = await service.submitted()
+    await service.ended(done)
+    service.script(service.generations.failing)
+    failed = await service.submitted()
+    await service.ended(failed)
+    puppet = service.puppet()
+    running = await service.submitted()
+    await service.running()
+    await service.submitted()
+    await service.submitted("bea")
+
+    viewport = {"width": size[0], "height": size[1]}
+    async with opened(browser, service.url, color_scheme=scheme, viewport=viewport) as page:
+        findings = {"empty": await grave_findings(page)}
+        await page.set_input_files("#photo", PORTRAIT)
+        await page.click("text=By hand")
+        await page.click("summary")
+        await page.fill("#steps", "900")
+        await page.click("#forge")
+        await expect(page.locator(".field .error")).to_be_visible()
+        findings["cropping, with an error"] = await grave_findings(page)
+        puppet.step(7, 20, a_preview())
+        for name, job_id in {"running": running, "done": done, "failed": failed}.items():
+            await page.goto(f"{service.url}/#/photo/{job_id}")
+            await expect(page.locator("#stage [aria-label], #stage img[alt]").first).to_be_attached()
+            findings[name] = await grave_findings(page)
+        for view in ("gallery", "queue", "models"):
+            await page.goto(f"{service.url}/#/{view}")
+            await expect(page.locator(f"#{view} > *").first).to_be_visible()
+            findings[view] = await grave_findings(page)
+        await page.click("#customer-button")
+        findings["a question"] = await grave_findings(page)
+    assert {view: found for view, found in findings.items() if found} == {}
+
+
+async def test_each_view_begins_at_its_heading_and_names_the_page(page: Page) -> None:
+    for view, title in {"gallery": "Gallery", "queue": "Queue", "models": "Models"}.items():
+        await page.click(f".tabs [data-view={view}]")
+        await expect(page.locator(f"#{view}-heading")).to_be_focused()
+        await expect(page).to_have_title(f"{title} · AvatarForge")
+        await expect(page.locator(f".tabs [data-view={view}]")).to_have_attribute("aria-current", "page")
+
+
+async def test_the_first_tab_leads_past_the_bar(page: Page) -> None:
+    await page.keyboard.press("Tab")
+    await expect(page.locator(".skip")).to_be_focused()
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#main")).to_be_focused()
+
+
+async def test_the_theme_follows_the_system_until_one_is_chosen(service: Service, browser: Browser) -> None:
+    async def ground(page: Page) -> str:
+        return str(await page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    async with opened(browser, service.url, color_scheme="dark") as page:
+        dark = await ground(page)
+        await page.emulate_media(color_scheme="light")
+        light = await ground(page)
+        assert dark != light
+        await page.click("#theme-button")
+        await page.click("#theme-button")
+        await expect(page.locator("#theme-button")).to_have_attribute("aria-label", "Theme: dark")
+        assert await ground(page) == dark
+        await page.reload()
+        assert await ground(page) == dark
+
+
+async def test_nothing_moves_for_those_who_asked_for_that(service: Service, browser: Browser) -> None:
+    puppet = service.puppet()
+    job_id = await service.submitted()
+    puppet.step(1, 20)
+    async with opened(browser, service.url, f"/#/photo/{job_id}", reduced_motion="no-preference") as page:
+        await expect(page.locator(".making")).to_be_visible()
+        moving = "document.getAnimations().filter(one => one instanceof CSSAnimation).length"
+        await wait_until(lambda: page.evaluate(moving))
+        await page.emulate_media(reduced_motion="reduce")
+        assert await page.evaluate(moving) == 0

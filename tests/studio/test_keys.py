@@ -1,0 +1,47 @@
+"""The studio where the service asks for API keys."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, expect
+
+from tests.integration.rest import a_jpeg
+from tests.integration.service import Service, running_service
+from tests.keys import kept_key
+from tests.studio.browser import is_painted, job_shown, opened, send
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.asyncio(loop_scope="package")
+
+
+@pytest_asyncio.fixture(loop_scope="package")
+async def guarded(tmp_path: Path) -> AsyncIterator[Service]:
+    """Nobody is let in without a key."""
+    async with running_service(tmp_path, access={"required": "always"}) as service:
+        service.generations.avatar = lambda task: a_jpeg(128, 128)
+        yield service
+
+
+async def test_a_key_is_asked_for_kept_for_the_tab_and_used_for_every_call(
+    guarded: Service, browser: Browser
+) -> None:
+    _, key = kept_key(guarded.settings, "ana")
+    async with opened(browser, guarded.url, loads=False) as page:
+        await expect(page.locator("dialog h2")).to_have_text("A key, please")
+        await page.fill("#ask-input", "af_wrong")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("dialog .error")).to_be_visible()
+        await page.fill("#ask-input", key)
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#styles .style")).to_have_count(7)
+
+        await send(page)
+        await job_shown(page)
+        await expect(page.locator(".compare")).to_be_visible()
+        await wait_until(lambda: is_painted(page, ".compare .after"))
+        await page.click(".tabs [data-view=queue]")
+        await expect(page.locator("#queue .nothing")).to_be_visible()
+        await expect(page.locator(".toast.error")).to_have_count(0)
+        assert await page.evaluate("Object.values(localStorage).concat(document.cookie).join()") == "ana,"

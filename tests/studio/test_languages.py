@@ -1,0 +1,72 @@
+"""English and Portuguese."""
+
+import re
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Browser, Page, expect
+
+from avatarforge.ingress.studio import FOLDER
+from tests.integration.service import Service
+from tests.studio.browser import opened, send
+
+pytestmark = pytest.mark.asyncio(loop_scope="package")
+
+STRINGS = """async () => {
+  const base = document.querySelector("script[type=module]").src.replace("main.js", "");
+  return { en: (await import(base + "en.js")).default, pt: (await import(base + "pt.js")).default };
+}"""
+
+
+async def test_both_languages_have_the_same_strings_with_the_same_facts(page: Page) -> None:
+    strings: dict[str, dict[str, str]] = await page.evaluate(STRINGS)
+    facts = {
+        language: {key: sorted(re.findall(r"\{\w+\}", text)) for key, text in texts.items()}
+        for language, texts in strings.items()
+    }
+    assert facts["en"] == facts["pt"]
+    assert all(text.strip() for texts in strings.values() for text in texts.values())
+
+
+async def test_every_string_that_the_page_asks_for_is_there_and_none_is_left_over(page: Page) -> None:
+    known = set((await page.evaluate(STRINGS))["en"])
+    asked, families = set[str](), set[str]()
+    for path in [*FOLDER.glob("*.js"), FOLDER / "index.html"]:
+        text = path.read_text()
+        asked |= set(re.findall(r"""\bt\("(\w+)\"""", text))
+        asked |= set(re.findall(r"""data-t(?:-label|-placeholder)?="(\w+)\"""", text))
+        families |= set(re.findall(r"\bt\(`(\w+_)\$\{", text))
+    assert asked - known == set()
+    spare = {key for key in known - asked if not key.startswith(tuple(families))}
+    assert spare - NAMED_BY_DATA == set()
+
+
+NAMED_BY_DATA = {
+    *("studio", "gallery", "queue", "models"),
+    *("model", "seed", "cropped", "backend", "attempts", "took"),
+    *("size", "stepsDefault", "strength", "guidance", "family", "licence"),
+    *("since", "perStep", "atWork", "waitingCount", "pictures", "loading", "device", "circuit"),
+}
+"""Views, and names of facts: their keys stand in tables."""
+
+
+async def test_a_portuguese_browser_gets_portuguese(
+    service: Service, browser: Browser, tmp_path: Path
+) -> None:
+    async with opened(browser, service.url, locale="pt-BR") as page:
+        await expect(page.locator("html")).to_have_attribute("lang", "pt")
+        await expect(page.locator("#forge")).to_have_text("Criar o avatar")
+        await expect(page.locator("#strength-value")).to_have_text("0,65")
+        await send(page)
+        await expect(page.locator(".facts .badge")).to_have_text("Pronto")
+        await expect(page.locator("#said")).to_have_text("O avatar está pronto.")
+
+
+async def test_the_language_can_be_changed_and_stays(page: Page) -> None:
+    await page.click("#language-button")
+    await expect(page.locator("#forge")).to_have_text("Criar o avatar")
+    await expect(page.locator(".invitation h2")).to_have_text("Solte um retrato aqui")
+    await page.reload()
+    await expect(page.locator("html")).to_have_attribute("lang", "pt")
+    await page.click("#language-button")
+    await expect(page.locator("#forge")).to_have_text("Make the avatar")

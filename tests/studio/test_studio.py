@@ -1,0 +1,239 @@
+"""The studio in a real Chromium, from a photo to its avatar and what becomes of it."""
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from playwright.async_api import Browser, Page, expect
+
+from avatarforge.domain.replicas import ModelFailure
+from tests.factories import NOON
+from tests.integration.service import Service, a_preview
+from tests.studio.browser import PORTRAIT, is_painted, job_shown, opened, send, tab_to
+from tests.unit.test_replica_reports import a_model, a_report
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.asyncio(loop_scope="package")
+
+
+async def test_a_photo_becomes_an_avatar_before_ones_eyes(service: Service, page: Page) -> None:
+    puppet = service.puppet()
+    await page.set_input_files("#photo", PORTRAIT)
+    await page.check("[name=style][value=neon]")
+    await page.fill("#prompt", "red hair")
+    await page.click("#forge")
+    job_id = await job_shown(page)
+    puppet.step(12, 25, a_preview())
+    await expect(page.locator("#situation")).to_have_text("Step 12 of 25")
+    await expect(page.locator(".preview")).to_be_visible()
+    puppet.finish()
+
+    await expect(page.locator(".compare")).to_be_visible()
+    for picture in (".compare .before", ".compare .after"):
+        await wait_until(lambda picture=picture: is_painted(page, picture))
+    await expect(page.locator("#said")).to_have_text("The avatar is done.")
+    asked = service.recorded(job_id).parameters
+    assert (asked.style, asked.prompt, asked.cut_face) == ("neon", "red hair", True)
+    assert asked.strength == 0.65, "the model's default"
+
+
+async def test_a_square_that_was_cut_by_hand_is_taken_as_it_is(service: Service, page: Page) -> None:
+    await page.set_input_files("#photo", PORTRAIT)
+    await page.click("text=By hand")
+    before = await page.eval_on_selector(".frame img", "image => image.style.left")
+    await page.focus(".frame")
+    for key in ("+", "+", "+", "+", "ArrowRight", "ArrowDown"):
+        await page.keyboard.press(key)
+    assert await page.eval_on_selector(".frame img", "image => image.style.left") != before
+    await page.click("#forge")
+
+    job = service.recorded(await job_shown(page))
+    with Image.open(PORTRAIT) as portrait:
+        zoomed = round(min(portrait.size) / 1.1**4)
+    assert not job.parameters.cut_face
+    assert (job.original.width, job.original.height) == (zoomed, zoomed)
+    content = io.BytesIO(service.storage.get(job.original.key))
+    assert Image.open(content).convert("L").getextrema()[1] > 100, "there is a picture on the canvas"
+
+
+async def test_a_photo_can_be_dropped(page: Page) -> None:
+    await page.evaluate(
+        """async () => {
+          const canvas = new OffscreenCanvas(64, 64);
+          canvas.getContext("2d").fillRect(0, 0, 64, 64);
+          const data = new DataTransfer();
+          data.items.add(new File([await canvas.convertToBlob()], "dropped.png", { type: "image/png" }));
+          const at = (name) => document.body.dispatchEvent(
+            new DragEvent(name, { dataTransfer: data, bubbles: true, cancelable: true }));
+          at("dragover"); at("drop");
+        }"""
+    )
+    await expect(page.locator(".whole img")).to_be_visible()
+    await expect(page.locator("#dropping")).to_be_hidden()
+
+
+async def test_a_photo_can_be_taken_with_the_camera(service: Service, page: Page) -> None:
+    await page.click("text=Take a photo")
+    await expect(page.locator("video")).to_be_visible(timeout=10_000)
+    await wait_until(lambda: page.eval_on_selector("video", "video => video.videoWidth"))
+    await page.click("text=Take it")
+    await expect(page.locator(".whole img")).to_be_visible()
+    await page.click("#forge")
+    original = service.recorded(await job_shown(page)).original
+    assert original.media_type == "image/jpeg"
+    assert min(original.width, original.height) >= 480
+
+
+async def test_a_text_is_refused_at_the_photo_in_the_servers_words(
+    service: Service, page: Page, tmp_path: Path
+) -> None:
+    text = tmp_path / "letter.txt"
+    text.write_text("Dear reader, I am no picture.")
+    await send(page, text)
+    told = (await service.post(photo=text.read_bytes())).json()
+    assert told["code"] == "photo_not_an_image"
+    error = page.locator("#photo-error")
+    await expect(error).to_be_visible()
+    assert "letter.txt" in await error.inner_text()
+    assert (await error.inner_text()).split("letter.txt")[1] == told["detail"].split("portrait.jpg")[1]
+    assert await page.get_attribute("#photo-error", "role") == "alert"
+
+
+async def test_a_wrong_wish_is_told_at_its_field(page: Page) -> None:
+    await page.set_input_files("#photo", PORTRAIT)
+    await page.click("text=More")
+    await page.fill("#steps", "900")
+    await page.click("#forge")
+    error = page.locator("[data-field=steps] .error")
+    await expect(error).to_contain_text("900")
+    await expect(page.locator("#steps")).to_be_focused()
+    assert await page.get_attribute("#steps", "aria-describedby") == await error.get_attribute("id")
+    await page.fill("#steps", "20")
+    await expect(error).to_have_count(0)
+
+
+async def test_the_keyboard_is_enough(service: Service, page: Page) -> None:
+    await tab_to(page, "#photo")
+    async with page.expect_file_chooser() as chooser:
+        await page.keyboard.press("Enter")
+    await (await chooser.value).set_files(PORTRAIT)
+    await expect(page.locator(".whole")).to_be_visible()
+    await tab_to(page, "[name=style]:checked")
+    await page.keyboard.press("ArrowRight")
+    await tab_to(page, "#prompt")
+    await page.keyboard.type("smiling")
+    await tab_to(page, "#strength")
+    await page.keyboard.press("ArrowRight")
+    await tab_to(page, "#forge")
+    await page.keyboard.press("Enter")
+    job_id = await job_shown(page)
+
+    asked = service.recorded(job_id).parameters
+    assert (asked.style, asked.prompt, asked.strength) == ("flat-illustration", "smiling", 0.7)
+    await expect(page.locator(".compare")).to_be_visible()
+    await tab_to(page, ".divider")
+    await page.keyboard.press("Home")
+    await expect(page.locator(".divider")).to_have_attribute("aria-valuetext", "100 per cent after")
+    await tab_to(page, "[data-key^=Erase]")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("dialog")).to_be_visible()
+    await page.keyboard.press("Escape")
+    await expect(page.locator("dialog")).to_have_count(0)
+    assert service.recorded(job_id).status == "DONE"
+    await expect(page.locator("[data-key^=Erase]")).to_be_focused()
+    await page.keyboard.press("Enter")
+    await page.keyboard.press("Tab")
+    await page.keyboard.press("Enter")
+    await wait_until(lambda: service.records.job("ana", job_id) is None)
+
+
+async def test_jobs_are_cancelled_repeated_and_erased_in_the_gallery(service: Service, page: Page) -> None:
+    job_id = await service.running()
+    await page.click("text=Gallery")
+    card = page.locator(".card")
+    await expect(card).to_have_count(1)
+    await page.click(".card >> text=Cancel")
+    await expect(card).to_have_attribute("data-state", "CANCELLED")
+    await page.click(".card >> text=Try again")
+    retried = await job_shown(page)
+    await expect(page.locator(".compare")).to_be_visible()
+    assert service.recorded(retried).retry_of == job_id
+
+    await page.click("text=Gallery")
+    await expect(card).to_have_count(2)
+    async with page.expect_download() as download:
+        await page.click(f".card [data-key='Download {retried}']")
+    assert (await download.value).suggested_filename.startswith("avatar-")
+    await page.click(f".card [data-key='Erase {job_id}']")
+    await page.click("dialog button.danger")
+    await expect(card).to_have_count(1)
+    assert service.records.job("ana", job_id) is None
+
+
+async def test_the_queue_shows_who_runs_and_who_waits(service: Service, page: Page) -> None:
+    running = [await service.running(), await service.running()]
+    waiting = [await service.submitted(), await service.submitted()]
+    await service.submitted("bea")
+    await page.click("text=Queue")
+    assert await page.locator(".lane").nth(0).locator("li").count() == len(running)
+    await expect(page.locator(".lane").nth(1).locator("li")).to_have_count(len(waiting))
+    await expect(page.locator(".lane").nth(1)).to_contain_text("Number 1 in line")
+    await expect(page.locator(".row.other")).to_contain_text("bea")
+    await expect(page.locator("#queue-count")).to_have_text("4")
+    await page.locator(".lane").nth(0).locator("button").first.click()
+    await expect(page.locator("#queue-count")).to_have_text("3")
+
+
+async def test_the_models_tell_what_serves_and_how_the_service_is(page: Page) -> None:
+    await page.click("text=Models")
+    await expect(page.locator(".model h2")).to_have_text("Avatar Mini")
+    await expect(page.locator(".templates li")).to_have_count(6)
+    await expect(page.locator(".health .dot.ok")).to_have_count(3)
+
+
+async def test_a_swap_that_failed_is_told_beside_what_still_serves(service: Service, page: Page) -> None:
+    failure = ModelFailure(model="broken", reason="The model 'broken' cannot be used: why.", at=NOON)
+    report = a_report(wish="broken", model=a_model("avatar-mini"), failure=failure, step_seconds={1: 0.25})
+    [tracker] = service.running_trackers
+    await tracker.report_replica(report)
+    await wait_until(lambda: service.live.replicas)
+    await page.click(".tabs [data-view=models]")
+    replica = page.locator(".replicas li")
+    await expect(replica.locator("h3")).to_have_text("avatar-mini")
+    await expect(replica.locator(".badge")).to_have_text("Serves")
+    await expect(replica).to_contain_text("250 ms")
+    await expect(replica.locator(".error")).to_contain_text("The model 'broken' cannot be used: why.")
+
+
+async def test_another_customer_sees_none_of_it(service: Service, page: Page) -> None:
+    await service.ended(await service.submitted())
+    await page.click("text=Gallery")
+    await expect(page.locator(".card")).to_have_count(1)
+    await page.click("#customer-button")
+    await page.fill("#ask-input", "no spaces")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("dialog .error")).to_be_visible()
+    await page.fill("#ask-input", "bea")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".card")).to_have_count(0)
+    await page.reload()
+    await expect(page.locator("#customer-name")).to_have_text("bea")
+
+
+async def test_it_comes_back_after_the_server_restarted_and_says_so(
+    service: Service, browser: Browser
+) -> None:
+    async with service.fresh_replica() as replica:
+        port = int(replica.url.rpartition(":")[2])
+        page_of = opened(browser, replica.url)
+        page = await page_of.__aenter__()
+        await page.click("text=Gallery")
+    try:
+        await expect(page.locator("#connection")).to_have_text("The connection is lost. Trying again …")
+        await service.ended(await service.submitted())
+        async with service.fresh_replica(port):
+            await expect(page.locator("#connection")).to_have_text("Connected again.")
+            await expect(page.locator(".card[data-state=DONE]")).to_have_count(1)
+    finally:
+        await page_of.__aexit__(None, None, None)
