@@ -22,7 +22,7 @@ BENCH_ARGS ?=
 
 .PHONY: help
 help: ## Show the targets.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: install
 install: $(INSTALLED) ## Make .venv and install AvatarForge in it.
@@ -39,6 +39,12 @@ up: $(INSTALLED) ## Serve until Ctrl-C.
 test: $(INSTALLED) $(TEST_READY) ## Run the tests, after installing what they need (PYTEST_ARGS=…).
 	PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest $(PYTEST_ARGS)
 
+.PHONY: chaos
+chaos: $(INSTALLED) $(TEST_READY) ## Break things for an hour or two: long versions of what `make test` does.
+	PATH="$$PATH:/usr/sbin:/sbin" CHAOS_JOBS=200 SOAK_MINUTES=30 SIMULATION_SEEDS=20000 \
+	  CHAOS_RESULTS=benchmarks/results/chaos.json \
+	  $(BIN)/python -m pytest tests/chaos tests/cluster tests/simulation --timeout 7200 $(PYTEST_ARGS)
+
 .PHONY: proto
 proto: $(INSTALLED) ## Generate the gRPC code from proto/.
 	@$(PROTOC) --python_out=$(GENERATED) --pyi_out=$(GENERATED) --grpc_python_out=$(GENERATED) \
@@ -50,9 +56,19 @@ drift: $(INSTALLED)
 	$(MAKE) proto GENERATED="$$folder" && \
 	diff -r -x __init__.py -x __pycache__ "$$folder/$(PACKAGE)" $(PACKAGE) >&2 || { \
 	  echo "$(PACKAGE) is not what proto/ says: run 'make proto'." >&2; exit 1; }
+	@$(BIN)/avatarforge settings --markdown | diff - docs/settings.md >&2 || { \
+	  echo "docs/settings.md is not what the code says: run 'make docs'." >&2; exit 1; }
+
+.PHONY: docs
+docs: $(INSTALLED) ## Write docs/settings.md from the code.
+	@$(BIN)/avatarforge settings --markdown > docs/settings.md
+
+.PHONY: audit
+audit: $(INSTALLED)
+	$(BIN)/python .ci/audit.py constraints.txt
 
 .PHONY: check
-check: $(INSTALLED) drift ## Check style, format, types, layers and generated code.
+check: $(INSTALLED) drift audit ## Check style, format, types, layers, generated code and known vulnerabilities.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -62,6 +78,10 @@ check: $(INSTALLED) drift ## Check style, format, types, layers and generated co
 format: $(INSTALLED) ## Format the code and mend what can be mended.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+.PHONY: screenshots
+screenshots: $(INSTALLED) $(TEST_READY) ## Make the README's pictures of the studio anew, in docs/images/.
+	@$(BIN)/python -m tests.studio.screenshots
 
 .PHONY: bench
 bench: $(INSTALLED) ## Measure, and write tables and JSON (BENCH_ARGS=…).
@@ -88,18 +108,20 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# The tests start a MariaDB server and a browser of their own; only the programs are needed.
+# The tests start a MariaDB server, a Prometheus and a browser of their own; only the programs are needed.
 $(TEST_READY): $(INSTALLED)
 	@PATH="$$PATH:/usr/sbin:/sbin"; missing=; \
 	command -v mariadbd >/dev/null 2>&1 || missing="mariadb-server"; \
 	command -v chromium >/dev/null 2>&1 || missing="$$missing chromium"; \
+	command -v promtool >/dev/null 2>&1 || missing="$$missing prometheus"; \
+	command -v redis-server >/dev/null 2>&1 || missing="$$missing redis-server"; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n"; fi; \
 	  echo "Installing for the tests, from Debian: $$missing …"; \
 	  { $$sudo apt-get update -q && \
 	    $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
 	  } </dev/null || { \
-	    echo "The tests need MariaDB's server and Chromium, and they could not be installed from here." >&2; \
+	    echo "The tests need MariaDB's server, Chromium and Prometheus, and they could not be installed from here." >&2; \
 	    echo "Install them by hand (as root: apt-get install $$missing), then run 'make test' again." >&2; \
 	    exit 1; }; \
 	fi

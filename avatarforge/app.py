@@ -4,7 +4,9 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
+from avatarforge.autoscaling.policy import PATH
 from avatarforge.diffusion.deployment import StableDiffusion
 from avatarforge.diffusion.remote.deployment import RemoteStableDiffusion
 from avatarforge.ingress.deployment import Ingress
@@ -44,7 +46,7 @@ def _ingress(settings: Settings) -> "serve.Deployment":
 def _stable_diffusion(settings: Settings) -> "serve.Deployment":
     return serve.deployment(
         name="StableDiffusion",
-        num_replicas=settings.diffusion.replicas,
+        **_replicas(settings),
         # What the engine denoises at once; the others are fetched, cropped and stored meanwhile.
         max_ongoing_requests=settings.diffusion.max_batch + settings.diffusion.prefetch,
         ray_actor_options={
@@ -54,6 +56,30 @@ def _stable_diffusion(settings: Settings) -> "serve.Deployment":
         user_config={"model": settings.diffusion.model},
         health_check_timeout_s=PATIENCE,
     )(StableDiffusion)
+
+
+def _replicas(settings: Settings) -> dict[str, Any]:
+    """A fixed number, or what lets Serve ask our policy for it."""
+    scaling = settings.scaling
+    if not scaling.enabled:
+        return {"num_replicas": settings.diffusion.replicas}
+    policy = AutoscalingPolicy(  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+        policy_function=PATH, policy_kwargs={"shards": settings.tracker.shards}
+    )
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            # The least is the policy's, which hears of another one without a restart.
+            min_replicas=0,
+            initial_replicas=scaling.min_replicas,
+            max_replicas=scaling.max_replicas,
+            # What is held for some time is held by the policy.
+            upscale_delay_s=0,
+            downscale_delay_s=0,
+            # For Serve's own rule, while the trackers are silent.
+            target_ongoing_requests=settings.diffusion.max_batch,
+            policy=policy,
+        )
+    }
 
 
 def _remote_stable_diffusion(settings: Settings) -> "serve.Deployment":

@@ -1,7 +1,9 @@
 """AvatarForge, whole, on this machine: database, Ray, Serve and the application."""
 
+import ipaddress
+import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ Config = dict[str, Any]
 
 APPLICATION = "avatarforge"
 WEBHOOK_SECRET_FILE = "webhook-secret"
+LINK_SECRET_FILE = "link-secret"
 MESSAGE_BYTES = 64 * 1024 * 1024
 """Largest gRPC message, unless photos may be larger."""
 READY_SECONDS = 600.0
@@ -52,9 +55,13 @@ def running(
     """Start AvatarForge, hand it out once `/readyz` says 200 and gRPC `SERVING`, and stop it at the end.
 
     The database is upgraded first. `config`, from `read_config`, is deployed instead of the settings alone.
-    Raises `ClusterError` and its like, `DataFolderInUse`, and `DatabaseUnavailable`.
+    Raises `ClusterError` and its like, `DataFolderInUse`, `DatabaseUnavailable`, and `NoApiKeys` where keys
+    are needed and there are none.
     """
     timings = timings or Timings()
+    if needs_keys := _needs_keys(settings):
+        # Before anything starts: without a key it would be in vain.
+        _check_keys(settings)
 
     def meanwhile() -> None:
         with timings.phase("upgrade the database"):
@@ -74,6 +81,8 @@ def running(
             "AVATARFORGE_DATA_DIR": str(settings.data_dir.resolve()),
             "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": _message_limit(settings),
             **_webhook_secret(settings),
+            **_link_secret(settings),
+            "AVATARFORGE_ACCESS_REQUIRED": "always" if needs_keys else "never",
         },
         timings=timings,
         meanwhile=meanwhile,
@@ -119,15 +128,57 @@ def _webhook_secret(settings: Settings) -> dict[str, str]:
     """A secret of this data folder's own, made at its first start, where no other is set."""
     if settings.webhook.secrets is not None:
         return {}
-    path = _webhook_secret_file(settings)
+    return {"AVATARFORGE_WEBHOOK_SECRETS": _kept_secret(_webhook_secret_file(settings), new_secret)}
+
+
+def _link_secret(settings: Settings) -> dict[str, str]:
+    """The same for links to images."""
+    if settings.access.link_secrets is not None:
+        return {}
+    path = settings.data_dir.resolve() / LINK_SECRET_FILE
+    return {"AVATARFORGE_ACCESS_LINK_SECRETS": _kept_secret(path, lambda: secrets.token_hex(32))}
+
+
+def _kept_secret(path: Path, make: Callable[[], str]) -> str:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         # Whole or not at all, whatever dies meanwhile.
         fresh = path.with_suffix(".new")
         fresh.touch(mode=0o600)
-        fresh.write_text(new_secret(), encoding="ascii")
+        fresh.write_text(make(), encoding="ascii")
         fresh.rename(path)
-    return {"AVATARFORGE_WEBHOOK_SECRETS": path.read_text(encoding="ascii").strip()}
+    return path.read_text(encoding="ascii").strip()
+
+
+def _needs_keys(settings: Settings) -> bool:
+    """Here it is known who can reach the server: gRPC listens on the same address as REST."""
+    match settings.access.required:
+        case "always":
+            return True
+        case "never":
+            return False
+    return not is_loopback(settings.http.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _check_keys(settings: Settings) -> None:
+    from avatarforge.access.opening import check_keys
+    from avatarforge.persistence import ApiKeyRecords, open_engine
+    from avatarforge.persistence.upgrade import upgrade
+
+    upgrade(settings.database_url)
+    engine = open_engine(settings.database, settings.database_url)
+    try:
+        check_keys(ApiKeyRecords(engine))
+    finally:
+        engine.dispose()
 
 
 def _webhook_secret_file(settings: Settings) -> Path:

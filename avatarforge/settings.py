@@ -7,6 +7,7 @@ A setting `group.name` is read from the variable `AVATARFORGE_GROUP_NAME`; `data
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
 PREFIX = "AVATARFORGE_"
+FOR_CLIENTS = frozenset({f"{PREFIX}URL", f"{PREFIX}API_KEY"})
+"""Variables that clients of a server read: which one, and with what key. They are no settings of a server."""
 
 
 class SettingsError(ValueError):
@@ -24,7 +27,13 @@ class SettingsError(ValueError):
 class Group(BaseModel):
     """Settings that belong together. Frozen; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        # Inputs may be secrets, and an error's text ends in logs.
+        hide_input_in_errors=True,
+    )
 
 
 class HttpSettings(Group):
@@ -33,8 +42,51 @@ class HttpSettings(Group):
     port: int = Field(8000, ge=1, le=65535)
     """Port that REST and SSE listen on."""
     sdapi: bool = False
-    """Answer AUTOMATIC1111's API under `/sdapi/v1` too, so that its clients can use this service. It asks
-    for no password: open it to trusted networks only."""
+    """Answer AUTOMATIC1111's API under `/sdapi/v1` too, so that its clients can use this service. Where keys
+    are required they send one as the password of HTTP basic authentication."""
+
+
+class AccessSettings(Group):
+    required: Literal["auto", "always", "never"] = "auto"
+    """Whether requests need an API key. `auto`: always, unless `avatarforge up` listens on a loopback address
+    only."""
+    requests_per_second: float = Field(100, ge=0)
+    """Requests that one key may make a second of each ingress process, in the long run; 0: any number."""
+    burst: int = Field(500, ge=1)
+    """Requests that one key may make at once after a silence."""
+    ticket_seconds: float = Field(30, gt=0, le=3600)
+    """How long a ticket for a stream may wait to be used."""
+    link_secrets: SecretStr | None = None
+    """Secrets that sign links to images, of 32 characters or more, several separated by commas while they are
+    rotated: the first one signs, all are accepted. Without one there are no links."""
+    link_seconds: int = Field(300, ge=1, le=604800)
+    """How long a link to an image works."""
+    cors_origins: str = ""
+    """Web sites whose pages may call this service from browsers, such as `https://shop.example`, separated by
+    commas; by default none."""
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, text: str) -> str:
+        for origin in _parts(text):
+            if re.fullmatch(r"https?://[^/\s?#@*]+", origin) is None:
+                raise ValueError("origins such as https://shop.example, separated by commas")
+        return text
+
+    @field_validator("link_secrets")
+    @classmethod
+    def _are_long(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None and any(len(part) < 32 for part in _parts(secret.get_secret_value())):
+            raise ValueError("secrets of 32 characters or more, separated by commas")
+        return secret
+
+    def origins(self) -> tuple[str, ...]:
+        """The origins, one by one."""
+        return _parts(self.cors_origins)
+
+    def signing_secrets(self) -> tuple[str, ...]:
+        """The secrets of links, one by one."""
+        return () if self.link_secrets is None else _parts(self.link_secrets.get_secret_value())
 
 
 class GrpcSettings(Group):
@@ -83,6 +135,9 @@ class UploadSettings(Group):
     """Shortest side of a photo, in pixels."""
     max_pixels: int = Field(64_000_000, ge=1)
     """Most pixels of a photo; a file that claims more is refused before it is decoded."""
+    max_decoding_pixels: int = Field(64_000_000, ge=1)
+    """Pixels of PNG, WebP and GIF photos that one ingress process decodes at a time, which take some ten
+    bytes each; others wait. A larger photo is decoded alone."""
 
 
 class IngressSettings(Group):
@@ -90,6 +145,12 @@ class IngressSettings(Group):
     """Ingress processes."""
     max_ongoing_requests: int = Field(10_000, ge=1)
     """Requests that one ingress process has open, waiting ones included."""
+    max_uploads: int = Field(128, ge=1)
+    """Uploads that one ingress process reads and stores at a time; more are refused (429)."""
+    max_streams: int = Field(8000, ge=1)
+    """SSE and gRPC streams that one ingress process serves at a time; more are refused (429)."""
+    max_streams_per_customer: int = Field(2000, ge=1)
+    """Of them for one customer."""
     max_wait_seconds: int = Field(60, ge=1)
     """Longest wait of one long-poll."""
     max_stream_seconds: float = Field(300, ge=1)
@@ -117,6 +178,16 @@ class TrackerSettings(Group):
     """Events kept in memory for ingress replicas that ask again."""
     keep_events_days: float = Field(30, gt=0)
     """Age at which events leave the log; a client that was away for longer starts anew."""
+    retention_days: float = Field(0, ge=0)
+    """Days after its upload at which a job that has ended is erased, with original and avatar; 0: never."""
+    max_backlog: int = Field(20_000, ge=1)
+    """Unfinished jobs of a shard; more are refused (429)."""
+    max_backlog_per_customer: int = Field(5000, ge=1)
+    """Unfinished jobs of one customer; more are refused (429)."""
+    sweep_hours: float = Field(24, gt=0)
+    """Hours between two searches of storage for objects that belong to no job."""
+    sweep_age_hours: float = Field(48, ge=1)
+    """Age that such an object must have to be removed: more than any upload or generation takes."""
 
 
 class WebhookSettings(Group):
@@ -153,8 +224,7 @@ class WebhookSettings(Group):
 
     def signing_secrets(self) -> tuple[str, ...]:
         """The secrets, one by one."""
-        text = "" if self.secrets is None else self.secrets.get_secret_value()
-        return tuple(secret for part in text.split(",") if (secret := part.strip()))
+        return () if self.secrets is None else _parts(self.secrets.get_secret_value())
 
 
 class DiffusionSettings(Group):
@@ -178,6 +248,9 @@ class DiffusionSettings(Group):
     """How far inference on a CPU steps back behind the other processes (POSIX nice)."""
     max_batch: int = Field(8, ge=1, le=64)
     """Most images that are denoised at once; the engine takes fewer where more gain nothing."""
+    swap: Literal["auto", "beside", "drain"] = "auto"
+    """How another checkpoint is loaded: beside the one that serves, or after that one has finished what runs
+    and left; `auto` loads beside where the GPU's free memory holds both."""
     compile: Literal["none", "compile", "cudagraphs"] = "none"
     """Let torch compile the model, a matter of minutes at every start; `cudagraphs` needs a GPU."""
     allow_pickle: bool = False
@@ -188,6 +261,41 @@ class DiffusionSettings(Group):
     """Tasks that a replica holds beyond those it generates, so that it never waits for a download."""
     storage_patience: float = Field(600, ge=0)
     """Seconds that a replica keeps asking storage that does not answer before it gives its task back."""
+
+
+class ScalingSettings(Group):
+    """How many Stable Diffusion processes there are, where their number follows the backlog."""
+
+    enabled: bool = False
+    """Let the number of processes follow the backlog; otherwise it is `diffusion.replicas`."""
+    target_wait_seconds: float = Field(30, gt=0)
+    """Seconds within which a job that comes now should begin."""
+    min_replicas: int = Field(1, ge=0)
+    """Least processes. With 0 the last one goes when there is nothing to do, and the first job afterwards
+    waits for a cold start."""
+    max_replicas: int = Field(4, ge=1)
+    """Most processes."""
+    cold_start_seconds: float = Field(60, ge=0)
+    """Seconds from the wish for a process to its first picture, a machine's start included."""
+    scale_down_seconds: float = Field(300, ge=0)
+    """Seconds for which a process must not have been needed before it goes."""
+
+    @field_validator("max_replicas")
+    @classmethod
+    def _is_not_below_the_least(cls, most: int, others: ValidationInfo) -> int:
+        if most < (least := others.data.get("min_replicas", 0)):
+            raise ValueError(f"at least scaling.min_replicas, which is {least}")
+        return most
+
+    def told(self) -> dict[str, float]:
+        """The targets, as trackers tell them to the autoscaling policy."""
+        return {
+            "targetWaitSeconds": self.target_wait_seconds,
+            "minReplicas": self.min_replicas,
+            "maxReplicas": self.max_replicas,
+            "coldStartSeconds": self.cold_start_seconds,
+            "scaleDownSeconds": self.scale_down_seconds,
+        }
 
 
 class RemoteSettings(Group):
@@ -260,6 +368,34 @@ class ProvenanceSettings(Group):
         return private_key
 
 
+class TelemetrySettings(Group):
+    otlp_endpoint: str | None = Field(None, pattern=r"^https?://[^/\s?#@]+(/[^\s?#]*)?$")
+    """Where traces go: a collector that speaks OTLP over HTTP, such as `http://collector:4318`. By default
+    there are none. Needs `avatarforge[tracing]`."""
+    otlp_headers: SecretStr | None = None
+    """Headers for the collector, such as `Authorization=Bearer …`, several separated by commas."""
+    sample_ratio: float = Field(1, ge=0, le=1)
+    """Share of uploads that are traced, unless the client's `traceparent` decides."""
+    export_seconds: float = Field(5, gt=0)
+    """Seconds from one delivery of spans to the next."""
+    timeout: float = Field(10, gt=0)
+    """Seconds that the collector may take to answer."""
+
+    @field_validator("otlp_headers")
+    @classmethod
+    def _are_headers(cls, headers: SecretStr | None) -> SecretStr | None:
+        parts = [] if headers is None else headers.get_secret_value().split(",")
+        if not all(re.fullmatch(r"\s*[A-Za-z0-9-]+\s*=.+", part) for part in parts):
+            raise ValueError("of the form Name=value, several separated by commas")
+        return headers
+
+    def headers(self) -> dict[str, str]:
+        """The headers, one by one."""
+        text = "" if self.otlp_headers is None else self.otlp_headers.get_secret_value()
+        pairs = (part.split("=", 1) for part in text.split(",") if part)
+        return {name.strip(): value.strip() for name, value in pairs}
+
+
 class LogSettings(Group):
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least level that is written."""
@@ -274,6 +410,7 @@ class Settings(Group):
     """Folder for all that the embedded default keeps: database, images, logs, run-time files."""
     http: HttpSettings = HttpSettings()
     grpc: GrpcSettings = GrpcSettings()
+    access: AccessSettings = AccessSettings()
     database: DatabaseSettings = DatabaseSettings()
     storage: StorageSettings = StorageSettings()
     upload: UploadSettings = UploadSettings()
@@ -281,9 +418,11 @@ class Settings(Group):
     tracker: TrackerSettings = TrackerSettings()
     webhook: WebhookSettings = WebhookSettings()
     diffusion: DiffusionSettings = DiffusionSettings()
+    scaling: ScalingSettings = ScalingSettings()
     remote: RemoteSettings = RemoteSettings()
     provenance: ProvenanceSettings = ProvenanceSettings()
     log: LogSettings = LogSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
 
     @property
     def database_url(self) -> str:
@@ -333,7 +472,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     known = variables()
     values: dict[str, Any] = {}
     for name, text in environ.items():
-        if not name.startswith(PREFIX):
+        if not name.startswith(PREFIX) or name in FOR_CLIENTS:
             continue
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -353,6 +492,11 @@ def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         below = merged.get(key)
         merged[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return merged
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    """What stands between commas."""
+    return tuple(part for piece in text.split(",") if (part := piece.strip()))
 
 
 def _revealed(value: Any) -> Any:
@@ -375,6 +519,17 @@ def _told(error: ValidationError) -> str:
             sentences.append(f"There is no setting {path!r}.")
             continue
         variable = PREFIX + path.replace(".", "_").upper()
-        given = "" if isinstance(fault["input"], SecretStr) else f" is {fault['input']!r}"
+        given = f" is {fault['input']!r}" if _may_be_shown(fault["loc"]) else ""
         sentences.append(f"The setting {path} ({variable}){given}: {fault['msg']}.")
     return " ".join(sentences)
+
+
+def _may_be_shown(path: tuple[int | str, ...]) -> bool:
+    """Whether it is a single setting, and not a secret."""
+    if tuple(path) not in variables().values():
+        return False
+    owner: Any = Settings
+    for part in path:
+        field = owner.model_fields[part]
+        owner = field.annotation
+    return "SecretStr" not in str(owner)

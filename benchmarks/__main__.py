@@ -11,15 +11,14 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import machine, report
-from benchmarks.options import Options
+from benchmarks.options import RESULTS, Options
 
 NAMES = (
-    *("start", "demo", "accept", "throughput", "overhead", "engine", "busy"),
+    *("start", "demo", "accept", "throughput", "overhead", "engine", "busy", "eta"),
     *("statuses", "latency", "fanout", "streams", "resuming", "webhooks"),
+    *("autoscaling", "crowd"),
 )
 """A benchmark is a module of its name with `run(options: Options) -> Report`."""
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
@@ -39,7 +38,7 @@ def _succeeds(name: str, arguments: argparse.Namespace, console: Console) -> boo
     here = machine.describe(folder)
     try:
         outcome = importlib.import_module(f"benchmarks.{name}").run(
-            Options(folder=folder, quick=arguments.quick, rounds=arguments.rounds)
+            Options(folder=folder, results=arguments.results, quick=arguments.quick, rounds=arguments.rounds)
         )
     except Exception:
         # The edge of one benchmark. Its folder stays, to be looked into.

@@ -74,8 +74,7 @@ class _SlowFolder(FolderStorage):
 async def _turns(folder: Path, pictures: int, rounds: int, slots: int) -> list[tuple[float, float]]:
     """Pictures a second, and the share of the time that the device was busy."""
     settings = load_settings(environ={}).diffusion
-    loader = ModelLoader(settings)
-    switch = ModelSwitch(settings.model, loader.load, loader.prepare)
+    switch = ModelSwitch(settings.model, ModelLoader(settings))
     switch.start()
     storage = _SlowFolder(folder / "objects")
     worker = GenerationWorker(storage, switch.model, settings.storage_patience)

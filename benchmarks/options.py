@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+RESULTS = Path(__file__).parent / "results"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
@@ -10,6 +12,8 @@ class Options:
 
     folder: Path
     """An empty folder of this benchmark's own: databases, objects, logs."""
+    results: Path = RESULTS
+    """Where the JSON goes, and what else is worth keeping."""
     quick: bool = False
     """Only see whether the benchmark works: its numbers mean nothing."""
     rounds: int | None = None

@@ -9,6 +9,7 @@ import yaml
 from avatarforge.carried import carried
 from avatarforge.diffusion import pipelines
 from avatarforge.diffusion.catalogue import Catalogue, Manifest
+from avatarforge.diffusion.loading import LoadedModel, ModelLoader
 
 CHECKPOINT = carried("models") / "avatar-mini" / "checkpoint"
 
@@ -17,6 +18,11 @@ def load(manifest: Manifest) -> Any:
     """The manifest's pipeline on the CPU, in one thread."""
     pipelines.import_libraries(threads=1)
     return pipelines.load(manifest, "cpu", pipelines.pick_dtype("auto", manifest, "cpu"))
+
+
+async def loaded(loader: ModelLoader, name: str) -> LoadedModel:
+    """The model of this name as a replica loads it."""
+    return await loader.load(await loader.manifest(name))
 
 
 @cache

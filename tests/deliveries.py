@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from avatarforge.domain.changes import Fence
 from avatarforge.domain.deliveries import (
     DeliveryAttempt,
     DeliveryReport,
@@ -12,9 +13,10 @@ from avatarforge.domain.deliveries import (
     WebhookDelivery,
     delivery_id_of,
 )
-from avatarforge.domain.errors import DatabaseUnavailable
+from avatarforge.domain.errors import DatabaseUnavailable, Overtaken
 from avatarforge.domain.jobs import ProfilePhotoJob
 from tests.factories import a_job, an_outcome
+from tests.jobs import FENCE
 
 
 def a_finished_job(customer_id: str = "ana", seq: int = 7) -> ProfilePhotoJob:
@@ -46,6 +48,7 @@ class MemoryDeliveries:
         self.jobs: dict[str, ProfilePhotoJob] = {}
         self.deliveries: dict[str, WebhookDelivery] = {}
         self.attempts: dict[str, list[DeliveryAttempt]] = defaultdict(list)
+        self.epoch = FENCE.epoch
         self.down = False
         self.refused = 0
         """Calls that were not answered because it is down."""
@@ -78,8 +81,9 @@ class MemoryDeliveries:
         self._answer()
         return self.deliveries.get(delivery_id)
 
-    def record(self, delivery: WebhookDelivery, attempt: DeliveryAttempt) -> bool:
+    def record(self, delivery: WebhookDelivery, attempt: DeliveryAttempt, fence: Fence) -> bool:
         self._answer()
+        self._check(fence)
         if delivery.delivery_id not in self.deliveries:
             return False
         self.deliveries[delivery.delivery_id] = delivery
@@ -89,8 +93,11 @@ class MemoryDeliveries:
             raise DatabaseUnavailable("the answer was lost")
         return True
 
-    def again(self, customer_id: str, job_id: str, delivery_id: str, at: datetime) -> WebhookDelivery | None:
+    def again(
+        self, customer_id: str, job_id: str, delivery_id: str, at: datetime, fence: Fence
+    ) -> WebhookDelivery | None:
         self._answer()
+        self._check(fence)
         known = self.deliveries.get(delivery_id)
         if known is None or known.job_id != job_id:
             return None
@@ -105,6 +112,10 @@ class MemoryDeliveries:
             for each in self.deliveries.values()
             if each.job_id == job_id
         ]
+
+    def _check(self, fence: Fence) -> None:
+        if fence.epoch != self.epoch:
+            raise Overtaken(fence.shard, fence.epoch, self.epoch)
 
     def _answer(self) -> None:
         if self.down:

@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from avatarforge.domain.changes import JobChange
+from avatarforge.domain.changes import Fence, JobChange
 from avatarforge.domain.events import EventKind
 from avatarforge.domain.idempotency import IdempotencyKey
 from avatarforge.domain.identifiers import new_job_id
 from avatarforge.domain.jobs import GenerationParameters, ImageFormat, JobError, Outcome, ProfilePhotoJob
 from tests import factories
 from tests.factories import NOON
+
+FENCE = Fence(0, 1)
+"""The right of the first tracker of shard 0."""
 
 
 def a_job(customer_id: str = "ana", **fields: Any) -> ProfilePhotoJob:

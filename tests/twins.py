@@ -3,11 +3,11 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 
-from avatarforge.domain.changes import JobChange, LoggedChange, ObjectDeletion
+from avatarforge.domain.changes import Fence, JobChange, KeptObjects, LoggedChange, ObjectDeletion
 from avatarforge.domain.deliveries import WebhookDelivery
 from avatarforge.domain.errors import DatabaseUnavailable, Overtaken
 from avatarforge.domain.events import EventKind
@@ -39,8 +39,16 @@ class MemoryRecords:
         self.groups: list[int] = []
         """Sizes of the transactions."""
         self.keys: dict[tuple[str, str], KnownKey] = {}
+        self.objects_asked = 0
+        """How often it was asked which objects belong to jobs."""
         self.prefixes: list[str] = []
         """Of objects that have to go."""
+        self.models: dict[int, str] = {}
+
+    def outlived(self, shard: int, before: datetime, limit: int) -> list[ProfilePhotoJob]:
+        self._answer()
+        old = (job for job in self.jobs.values() if job.status.is_terminal and job.created_at < before)
+        return sorted(old, key=lambda job: job.job_id)[:limit]
 
     def claim_shard(self, shard: int) -> int:
         self._answer()
@@ -114,6 +122,19 @@ class MemoryRecords:
         known = any(entry.job.customer_id == customer_id for entry in self.log)
         return known and not self.jobs_of(customer_id, None, 1)
 
+    def objects_of(self, job_ids: Collection[str]) -> dict[str, KeptObjects]:
+        self._answer()
+        found = {
+            job_id: KeptObjects(
+                is_terminal=job.status.is_terminal,
+                keys=frozenset({job.original.key} | ({job.outcome.avatar.key} if job.outcome else set())),
+            )
+            for job_id, job in self.jobs.items()
+            if job_id in job_ids
+        }
+        self.objects_asked += 1
+        return found
+
     def known_key(self, customer_id: str, key: str, now: datetime) -> KnownKey | None:
         self._answer()
         return self.keys.get((customer_id, key))
@@ -121,6 +142,16 @@ class MemoryRecords:
     def prune(self, shard: int, epoch: int, before: datetime, limit: int) -> int:
         self._answer()
         return 0
+
+    def last_model(self, shard: int) -> str | None:
+        self._answer()
+        return self.models.get(shard)
+
+    def keep_model(self, shard: int, epoch: int, model: str) -> None:
+        self._answer()
+        if self.epochs[shard] != epoch:
+            raise Overtaken(shard, epoch, self.epochs[shard])
+        self.models[shard] = model
 
     def latest_seq(self, shard: int) -> int:
         self._answer()
@@ -161,10 +192,10 @@ class MemoryDeletions:
             if prefix and place not in self.postponed
         ]
 
-    def postpone(self, deletion_ids: Sequence[int], due_at: datetime) -> None:
+    def postpone(self, deletion_ids: Sequence[int], due_at: datetime, fence: Fence) -> None:
         self.postponed.extend(deletion_ids)
 
-    def done(self, deletion_ids: Sequence[int]) -> None:
+    def done(self, deletion_ids: Sequence[int], fence: Fence) -> None:
         for place in deletion_ids:
             self._records.prefixes[place] = ""
 
@@ -176,7 +207,7 @@ class MemoryWebhooks:
         self.expected: list[WebhookDelivery] = []
         self.forgotten: list[str] = []
 
-    async def start(self) -> None: ...
+    async def start(self, fence: Fence) -> None: ...
 
     async def stop(self) -> None: ...
 
@@ -186,7 +217,9 @@ class MemoryWebhooks:
     def forget(self, job_id: str) -> None:
         self.forgotten.append(job_id)
 
-    def again(self, customer_id: str, job_id: str, delivery_id: str, at: datetime) -> WebhookDelivery | None:
+    def again(
+        self, customer_id: str, job_id: str, delivery_id: str, at: datetime, fence: Fence
+    ) -> WebhookDelivery | None:
         known = [delivery for delivery in self.expected if delivery.delivery_id == delivery_id]
         return known[0] if known else None
 

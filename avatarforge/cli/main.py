@@ -7,12 +7,20 @@ from typing import Annotated
 import typer
 
 import avatarforge
+from avatarforge.cli import customers, jobs
+from avatarforge.cli.options import ApiKeyOption, CustomerOption, JsonOption, UrlOption
 from avatarforge.cli.terminal import errors_in_one_sentence, out
 from avatarforge.settings import variables
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 it did not work; 2 wrong usage; 3 the server refused; 4 no server answers, or it "
+    "is too busy; 5 a job ended without an avatar; 6 a job goes on; 130 interrupted."
+)
 
 app = typer.Typer(
     name="avatarforge",
     help="Turn photos into AI-made profile pictures, on your own machine.",
+    epilog=EXIT_CODES,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -20,8 +28,12 @@ app = typer.Typer(
 )
 db = typer.Typer(help="The database's schema.", no_args_is_help=True)
 models = typer.Typer(help="The checkpoints that can be named.", no_args_is_help=True)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(customers.app, name="customers")
 app.add_typer(db, name="db")
 app.add_typer(models, name="models")
+keys = typer.Typer(help="API keys: who may use the service.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
 
 HostOption = Annotated[
     str | None, typer.Option("--host", help="Address to listen on. Variable: AVATARFORGE_HTTP_HOST.")
@@ -36,7 +48,6 @@ DataDirOption = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Folder for all data. Variable: AVATARFORGE_DATA_DIR."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
 
 
 @app.command()
@@ -49,12 +60,19 @@ def up(
     port: PortOption = None,
     grpc_port: GrpcPortOption = None,
     data_dir: DataDirOption = None,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Ask nobody for a key. Variable: AVATARFORGE_ACCESS_REQUIRED=never."),
+    ] = False,
     timings: Annotated[bool, typer.Option("--timings", help="Show where the start's time went.")] = False,
 ) -> None:
     """Serve on this machine until Ctrl-C."""
     from avatarforge.cli import serving
 
-    serving.up(config=config, options=_options(host, port, grpc_port, data_dir), timings=timings)
+    options = _options(host, port, grpc_port, data_dir)
+    if insecure:
+        options["AVATARFORGE_ACCESS_REQUIRED"] = "never"
+    serving.up(config=config, options=options, timings=timings)
 
 
 @app.command()
@@ -72,9 +90,10 @@ def forge(
     steps: Annotated[int | None, typer.Option(help="Steps of the sampler.")] = None,
     guidance: Annotated[float | None, typer.Option(help="How closely the prompt is followed.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed makes the same avatar.")] = None,
-    customer: Annotated[str, typer.Option(help="Customer id for the jobs.")] = "me",
+    customer: CustomerOption = "me",
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")] = Path("out"),
-    server: Annotated[str | None, typer.Option(help="URL of a running AvatarForge.")] = None,
+    url: UrlOption = None,
+    api_key: ApiKeyOption = None,
     start: Annotated[
         bool, typer.Option("--start", help="Start an AvatarForge for this call if none is running.")
     ] = False,
@@ -90,10 +109,10 @@ def forge(
 
     forging.forge(
         photos=photos or [],
-        parameters={
+        wishes={
             "style": style,
             "prompt": prompt,
-            "negativePrompt": negative_prompt,
+            "negative_prompt": negative_prompt,
             "strength": strength,
             "steps": steps,
             "guidance": guidance,
@@ -101,13 +120,47 @@ def forge(
         },
         customer=customer,
         folder=out_dir,
-        server=server,
+        url=url,
+        api_key=api_key,
         options=_options(host, port, None, data_dir),
         start=start or demo,
         demo=demo,
         timeout=timeout,
         as_json=as_json,
     )
+
+
+@app.command()
+@errors_in_one_sentence
+def dev(
+    host: HostOption = None,
+    port: PortOption = None,
+    grpc_port: GrpcPortOption = None,
+    data_dir: DataDirOption = None,
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="Use SQLite and a folder, whatever is installed.")
+    ] = False,
+) -> None:
+    """Serve, and start again when a file changes; on a private MariaDB and S3 where they are installed."""
+    from avatarforge.cli.dev import dev
+
+    dev(_options(host, port, grpc_port, data_dir), embedded=embedded)
+
+
+@app.command()
+@errors_in_one_sentence
+def bench(
+    photos: Annotated[int, typer.Option(min=1, help="Photos to upload.")] = 32,
+    at_once: Annotated[int, typer.Option(min=1, max=256, help="Of them at most so many at a time.")] = 8,
+    photo: Annotated[Path | None, typer.Option(help="The photo, by default the sample one.")] = None,
+    url: UrlOption = None,
+    api_key: ApiKeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a running server by a small load: uploads, avatars a second, and how long each waits."""
+    from avatarforge.cli.bench import bench
+
+    bench(photo=photo, photos=photos, at_once=at_once, url=url, api_key=api_key, as_json=as_json)
 
 
 @db.command("upgrade")
@@ -126,6 +179,61 @@ def db_current(data_dir: DataDirOption = None, as_json: JsonOption = False) -> N
     from avatarforge.cli import tables
 
     tables.show_database(_options(None, None, None, data_dir), as_json)
+
+
+@keys.command("create")
+@errors_in_one_sentence
+def keys_create(
+    name: Annotated[str, typer.Argument(help="Whose key it is, for your own memory.")],
+    customer: Annotated[
+        list[str] | None,
+        typer.Option(help="A customer that it reaches, or the beginning of ids: 'shop-*'. May be repeated."),
+    ] = None,
+    all_customers: Annotated[
+        bool, typer.Option("--all-customers", help="It reaches every customer.")
+    ] = False,
+    admin: Annotated[
+        bool,
+        typer.Option("--admin", help="It may read /metrics; with --all-customers list the customers too."),
+    ] = False,
+    expires_days: Annotated[
+        float | None, typer.Option(min=0, help="Days until it expires; by default never.")
+    ] = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an API key and show it once."""
+    from avatarforge.cli import keys
+
+    keys.create_key(
+        name,
+        [*(customer or []), *(["*"] if all_customers else [])],
+        administers=admin,
+        expires_days=expires_days,
+        options=_options(None, None, None, data_dir),
+        as_json=as_json,
+    )
+
+
+@keys.command("list")
+@errors_in_one_sentence
+def keys_list(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """List the API keys: whose they are and what they reach, never the keys themselves."""
+    from avatarforge.cli import keys
+
+    keys.list_keys(_options(None, None, None, data_dir), as_json)
+
+
+@keys.command("revoke")
+@errors_in_one_sentence
+def keys_revoke(
+    key_id: Annotated[str, typer.Argument(help="As `avatarforge keys list` shows it.")],
+    data_dir: DataDirOption = None,
+) -> None:
+    """Revoke an API key. Running servers take notice within seconds."""
+    from avatarforge.cli import keys
+
+    keys.revoke_key(key_id, _options(None, None, None, data_dir))
 
 
 @models.command("list")
@@ -172,11 +280,41 @@ def models_compare(
 
 @app.command()
 @errors_in_one_sentence
-def settings(as_json: JsonOption = False) -> None:
+def doctor(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Serve config file, such as serve_config.yaml.")
+    ] = None,
+    gpu: Annotated[
+        bool | None, typer.Option("--gpu/--no-gpu", help="Whether a GPU must be here; the settings say.")
+    ] = None,
+    host: HostOption = None,
+    port: PortOption = None,
+    grpc_port: GrpcPortOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check database, migrations, storage, Redis, GPU, model and ports. Exits with 1 when one fails."""
+    from avatarforge.cli import doctor as examination
+
+    examination.doctor(config, gpu, _options(host, port, grpc_port, data_dir), as_json)
+
+
+@app.command()
+@errors_in_one_sentence
+def settings(
+    as_json: JsonOption = False,
+    as_markdown: Annotated[
+        bool,
+        typer.Option("--markdown", help="Write the page docs/settings.md: defaults, no values in force."),
+    ] = False,
+) -> None:
     """Show every setting: variable, default, value in force and meaning."""
     from avatarforge.cli import tables
 
-    tables.show_settings(as_json)
+    if as_markdown:
+        print(tables.settings_page(), end="")
+    else:
+        tables.show_settings(as_json)
 
 
 @app.command()

@@ -127,7 +127,7 @@ def check_model(name: str, target: Path | None, as_json: bool) -> None:
 async def _checked(settings: DiffusionSettings, manifest: Manifest) -> tuple[dict[str, Any], Image.Image]:
     loader = ModelLoader(settings)
     await loader.prepare()
-    model = await loader.load(manifest.name)
+    model = await loader.load(manifest)
     with model.engine as engine:
         photo, _ = square(read_photo(SAMPLE), manifest.size)
         request = _request(manifest, photo, None, manifest.defaults.strength, seed=1)
@@ -251,7 +251,7 @@ async def _panel(settings: DiffusionSettings, manifest: Manifest, wish: _Wish, p
     line = progress.add_task(manifest.name, total=len(cells), state="loading")
     loader = ModelLoader(settings)
     await loader.prepare()
-    model = await loader.load(manifest.name)
+    model = await loader.load(manifest)
     with model.engine:
         progress.update(line, state="making pictures")
         photo, _ = square(wish.photo, manifest.size)

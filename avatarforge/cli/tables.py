@@ -31,6 +31,31 @@ def show_settings(as_json: bool) -> None:
     out.print(table)
 
 
+def settings_page() -> str:
+    """The settings and their defaults as Markdown, group by group."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in settings_rows(Settings()):
+        group, _, _ = row["name"].rpartition(".")
+        groups.setdefault(group, []).append(row)
+    return _PAGE + "".join(_section(group, rows) for group, rows in groups.items())
+
+
+_PAGE = """# Settings
+
+Each is set by its variable, or under `args` of the application in `serve_config.yaml`; the variable wins.
+`avatarforge settings` shows what is in force. This page is made from the code: `make docs`.
+"""
+
+
+def _section(group: str, rows: list[dict[str, Any]]) -> str:
+    lines = [f"\n## {group or 'All'}\n", "| variable | default | meaning |", "| --- | --- | --- |"]
+    for row in rows:
+        default = "" if row["default"] is None else f"`{row['default']}`"
+        meaning = " ".join(row["meaning"].split()).replace("|", "\\|")
+        lines.append(f"| `{row['variable']}` | {default} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
 def settings_rows(settings: Settings) -> list[dict[str, Any]]:
     """One row a setting: `name`, `variable`, `value` in force, `default` and `meaning`."""
     return [_row(name, path, settings) for name, path in variables().items()]

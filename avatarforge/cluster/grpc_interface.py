@@ -1,11 +1,14 @@
-"""Keeps the gRPC servers of Ray Serve's processes to one interface.
+"""Keeps the servers of Ray Serve's processes to one interface.
 
-Serve binds them to every interface, and has no setting for it: those of ingress replicas and of the fallback
-proxy, which only HAProxy calls, and where there is no HAProxy the proxy that clients call. Before their
-servers start these processes call what `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names: `keep`.
+Serve binds its gRPC servers to every interface, and has no setting for it: those of ingress replicas and of
+the fallback proxy, which only HAProxy calls, and where there is no HAProxy the proxy that clients call. Their
+HTTP servers listen where clients' do, though HAProxy alone calls them. Before their servers start these
+processes call what `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names: `keep`.
 """
 
 import os
+import socket
+from types import SimpleNamespace
 from typing import Any
 
 CALLBACK = f"{__name__}:keep"
@@ -16,6 +19,7 @@ VARIABLE = "RAY_SERVE_GRPC_HOST"
 def keep() -> list[object]:
     """Serve takes the answer for HTTP middlewares to add."""
     import ray.serve._private.default_impl as serve
+    from ray.serve._private import http_util
 
     host = os.environ[VARIABLE]
 
@@ -24,7 +28,20 @@ def keep() -> list[object]:
         grpc_server.add_insecure_port(f"{host_in_address(host)}:{port}")
 
     serve.add_grpc_address = add_grpc_address
+    # Not the function that starts the server: Ray sends the proxy's class with its own reference to that.
+    sockets: Any = SimpleNamespace(**{**vars(socket), "socket": _Narrow})
+    http_util.socket = sockets  # type: ignore[attr-defined]
     return []
+
+
+class _Narrow(socket.socket):
+    """A socket for a server, whatever host it is told."""
+
+    def bind(self, address: Any) -> None:
+        host = os.environ[VARIABLE]
+        if self.family == socket.AF_INET6 and ":" not in host:
+            host = f"::ffff:{host}"
+        super().bind((host, address[1]))
 
 
 def host_in_address(host: str) -> str:

@@ -33,7 +33,7 @@ NODE_SECONDS = 150.0
 """How long Ray's own processes may take to start."""
 
 GRPC_SERVICES = (
-    "avatarforge.grpc_generated.profile_photo_job_pb2_grpc.add_ProfilePhotoJobServiceServicer_to_server",
+    "avatarforge.ingress.grpc.serving.add_job_service_to_server",
     "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
 )
 """What Serve's gRPC servers offer besides reflection; the ingress has a method of each call's name."""

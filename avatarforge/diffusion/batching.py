@@ -7,7 +7,7 @@ more leaves at once.
 
 import asyncio
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
@@ -83,6 +83,8 @@ class BatchingEngine:
         self._previewer: Previewer | None = None
         self._broken: DeviceFailed | None = None
         self._busy_seconds = 0.0
+        self._steps_by_images: Counter[int] = Counter()
+        self._pictures = 0
         self._launched: Any = None
         # What the threads share, guarded by `_changed`.
         self._changed = Condition()
@@ -97,7 +99,7 @@ class BatchingEngine:
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineUpdate, None]:
         """As `Engine.generate`."""
         check_numbers(request)
-        check_length(request, self._schedules.length(request.steps, request.strength))
+        check_length(request, self.planned_steps(request.steps, request.strength))
         run = Run(request, self.name, News())
         try:
             await self._prepared(run)
@@ -128,6 +130,10 @@ class BatchingEngine:
             self._changed.notify()
         await asyncio.wrap_future(measured)
 
+    def planned_steps(self, steps: int, strength: float) -> int:
+        """As `Engine.planned_steps`."""
+        return self._schedules.length(steps, strength)
+
     def report(self) -> EngineReport:
         """Figures of this moment; from any thread."""
         with self._changed:
@@ -138,6 +144,8 @@ class BatchingEngine:
             active=active,
             waiting=waiting,
             step_seconds=self._buckets.seconds(),
+            steps_by_images=dict(self._steps_by_images),
+            pictures=self._pictures,
             cached_embeddings=len(self._embeddings),
             memory=torch.cuda.memory_allocated(self._family.device) if on_gpu else None,
             busy_seconds=self._busy_seconds,
@@ -245,6 +253,7 @@ class BatchingEngine:
         begun = perf_counter()
         for part in parts:
             self._attempt(part, self._step)
+            self._steps_by_images[len(part)] += 1
         self._keep_pace()
         if len(parts) == 1:
             self._buckets.note(parts[0][0].shape, len(parts[0]), perf_counter() - begun)
@@ -343,6 +352,7 @@ class BatchingEngine:
     def _decode(self, runs: Sequence[Run]) -> None:
         latents = torch.stack([run.trajectory.sample for run in runs])
         pixels, withheld = self._family.decode(latents.to(self._family.dtype))
+        self._pictures += len(runs)
         for run, one, hidden in zip(runs, pixels, withheld, strict=True):
             self._beside.submit(run.deliver, _arriving(one), hidden)
 

@@ -1,6 +1,7 @@
 """How many images a pass takes at once, and how long it takes, by resolution."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from threading import Lock
 
 Shape = tuple[int, ...]
@@ -17,12 +18,27 @@ def bucket_of(images: int) -> int:
     return 1 << max(0, images - 1).bit_length()
 
 
+@dataclass(slots=True)
+class _Lowered:
+    """A limit that ran out of memory."""
+
+    found: int
+    """What it was before."""
+    patience: int
+    """Steps without trouble before it is raised."""
+    quiet: int = 0
+
+
 class Buckets:
     """Limits and times. Read from any thread."""
+
+    QUIET = 256
+    """Steps at a lowered limit after which twice as many images are tried; doubled each time that fails."""
 
     def __init__(self, most: int) -> None:
         """`most` images are denoised at once at any resolution."""
         self._most = most
+        self._lowered: dict[Shape, _Lowered] = {}
         self._limits: dict[Shape, int] = {}
         self._seconds: dict[Shape, dict[int, float]] = {}
         self._lock = Lock()
@@ -56,11 +72,25 @@ class Buckets:
             times = self._seconds.setdefault(shape, {})
             bucket = bucket_of(images)
             times[bucket] = times.get(bucket, seconds) * (1 - _WEIGHT) + seconds * _WEIGHT
+            self._raise_again(shape, images)
 
     def lower(self, shape: Shape, failed: int) -> None:
-        """So many images were too many: half of them are the limit from now on."""
+        """So many images were too many: half of them are the limit, until it has been quiet for a while."""
         with self._lock:
-            self._limits[shape] = max(1, min(self._limits.get(shape, self._most), failed // 2))
+            limit = self._limits.get(shape, self._most)
+            lowered = self._lowered.setdefault(shape, _Lowered(found=limit, patience=self.QUIET // 2))
+            lowered.patience *= 2
+            lowered.quiet = 0
+            self._limits[shape] = max(1, min(limit, failed // 2))
+
+    def _raise_again(self, shape: Shape, images: int) -> None:
+        """What took the memory may be gone; only steps that fill the limit tell."""
+        lowered, limit = self._lowered.get(shape), self._limits.get(shape, self._most)
+        if lowered is None or limit >= lowered.found or images < limit:
+            return
+        lowered.quiet += 1
+        if lowered.quiet >= lowered.patience:
+            self._limits[shape], lowered.quiet = min(lowered.found, 2 * limit), 0
 
     def seconds(self) -> dict[int, float]:
         """Of a step, by bucket, at the resolution that was met last."""

@@ -6,6 +6,7 @@ A model is a folder `<name>/manifest.yaml`, which may hold its weights too, or a
 
 import difflib
 import hashlib
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -121,6 +122,44 @@ class Lora(_Part):
     """How much of the change is made."""
 
 
+class Capabilities(_Part):
+    """What a request may say. A model without one of these refuses requests that name it."""
+
+    strength: bool = True
+    guidance: bool = True
+    negative_prompt: bool = True
+
+    @property
+    def missing(self) -> list[str]:
+        """What is not declared, by the names that clients use."""
+        return [field for name, field in _FIELDS.items() if not getattr(self, name)]
+
+    def check(self, model: str, pipeline: type[Any]) -> None:
+        """Raise `ModelUnusable` if the pipeline's call lacks what is declared."""
+        taken = inspect.signature(pipeline.__call__).parameters
+        for name, argument in _ARGUMENTS.items():
+            if getattr(self, name) and argument not in taken:
+                raise ModelUnusable(
+                    model,
+                    f"{pipeline.__name__} takes no {argument}: its manifest must say "
+                    f"`capabilities: {{{name}: false}}`",
+                )
+
+    def refuse(self, model: str, **given: object) -> None:
+        """Raise `InvalidRequest` for the first of these, by our names, that is given and not declared."""
+        for name, value in given.items():
+            if not getattr(self, name) and value not in (None, ""):
+                raise InvalidRequest(
+                    _FIELDS[name], value, f"left out: the model {model} has no {name.replace('_', ' ')}"
+                )
+
+
+_ARGUMENTS = {"strength": "strength", "guidance": "guidance_scale", "negative_prompt": "negative_prompt"}
+"""Capabilities, as diffusers' pipelines call them."""
+_FIELDS = {"strength": "strength", "guidance": "guidance", "negative_prompt": "negativePrompt"}
+"""Capabilities, as clients call them."""
+
+
 class Style(_Part):
     title: str
     prompt: Annotated[str, AfterValidator(_with_placeholder)]
@@ -144,6 +183,11 @@ class Manifest(_Part):
     """How noise is taken away step by step, where the checkpoint's own way is not wanted."""
     loras: tuple[Lora, ...] = ()
     """Added to the weights at loading, in this order."""
+    capabilities: Capabilities = Capabilities()
+    """What a request may say; by default all that Stable Diffusion knows."""
+    offload: Literal["none", "model", "sequential"] = "none"
+    """Keep the weights in the machine's memory and bring them to the GPU when they are needed: whole parts,
+    or layer by layer. Slower, one picture at a time, for a model that the GPU does not hold."""
     safety_checker: bool | None = None
     """Withhold pictures that the checkpoint's own checker finds unsafe. By default where it has a checker;
     `true` refuses a checkpoint that has none, `false` loads it without."""
@@ -166,6 +210,11 @@ class Manifest(_Part):
         if manifest.name != name:
             raise ModelUnusable(name, f"its manifest {path} says that its name is {manifest.name!r}")
         return manifest
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that the manifest says: another one where a word of it was changed."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
     def prompt_for(self, style: str | None, prompt: str) -> str:
         """The text to give the model: the client's words, put into the style's template if it names one.

@@ -66,6 +66,10 @@ class EngineReport:
     """Images whose turn has not come."""
     step_seconds: Mapping[int, float] = field(default_factory=dict)
     """Seconds of a step by the number of images, rounded up to 1, 2, 4, 8, …"""
+    steps_by_images: Mapping[int, int] = field(default_factory=dict)
+    """How many steps were run with so many images, since the start."""
+    pictures: int = 0
+    """Pictures that were finished since the start."""
     cached_embeddings: int = 0
     memory: int | None = None
     """Bytes taken on a GPU; `None` on a CPU, where they are the process's."""
@@ -89,6 +93,9 @@ class Engine(Protocol):
 
     async def warm_up(self, size: int) -> None:
         """Measure, for pictures of `size` x `size` pixels, whatever the engine has to know of the device."""
+
+    def planned_steps(self, steps: int, strength: float) -> int:
+        """The steps that are run for a request with these numbers."""
 
     def report(self) -> EngineReport:
         """Figures of this moment; from any thread."""

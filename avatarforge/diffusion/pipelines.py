@@ -1,5 +1,6 @@
 """Loads a manifest's checkpoint as one of diffusers' image-to-image pipelines."""
 
+import gc
 import importlib
 import os
 from collections.abc import Iterator, Mapping
@@ -76,6 +77,28 @@ def pick_device(wish: str, *, gpu_set_aside: bool) -> str:
     return "cuda" if gpu_set_aside and torch.cuda.is_available() else "cpu"
 
 
+def offloads(manifest: Manifest, device: str) -> bool:
+    """Whether parts of the model are on the device only while they are needed."""
+    return manifest.offload != "none" and device.startswith("cuda")
+
+
+def free_bytes(device: str) -> int:
+    """Bytes of the GPU that a model could have now: free ones, and those that torch keeps for later."""
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def free_memory() -> None:
+    """Drop what nobody refers to any more, and give a GPU's memory back that is kept for later."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def pick_dtype(wish: str, manifest: Manifest, device: str) -> "torch.dtype":
     """`wish`; for `auto` float32 on a CPU, elsewhere the manifest's, else bfloat16 or float16."""
     import torch
@@ -115,7 +138,7 @@ def load(
             if manifest.scheduler is not None:
                 pipeline.scheduler = _scheduler(manifest.scheduler, pipeline.scheduler.config)
             add_loras(pipeline, manifest)
-            pipeline.to(device)
+            place(pipeline, manifest, device)
     except ModelUnusable:
         raise
     # Whatever diffusers, transformers, safetensors or the hub may raise: the checkpoint is at fault.
@@ -128,12 +151,22 @@ def load(
             manifest.name, "its manifest asks for a safety checker, but the checkpoint has none"
         )
     pipeline.set_progress_bar_config(disable=True)
-    if device == "cuda":
+    if device == "cuda" and not offloads(manifest, device):
         # Faster convolutions in half precision on tensor cores; slower in float32 on a CPU.
         for module in pipeline.components.values():
             if isinstance(module, torch.nn.Module):
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     return pipeline
+
+
+def place(pipeline: Any, manifest: Manifest, device: str) -> None:
+    """On the device; or in the machine's memory, from where accelerate brings what is needed."""
+    if not offloads(manifest, device):
+        pipeline.to(device)
+    elif manifest.offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    else:
+        pipeline.enable_sequential_cpu_offload(device=device)
 
 
 def _from_source(

@@ -42,9 +42,12 @@ class SequentialEngine:
     the engine from now on. Raises `ModelUnusable` for a pipeline that takes no image and prompt.
     """
 
-    def __init__(self, pipeline: Any, name: str, *, threads: int, niceness: int = 0) -> None:
+    def __init__(
+        self, pipeline: Any, name: str, *, threads: int, niceness: int = 0, device: str | None = None
+    ) -> None:
+        """`device` is where the pipeline computes, if its weights lie elsewhere."""
         self.name = name
-        self.device = str(pipeline.device)
+        self.device = device or str(pipeline.device)
         self._pipeline = pipeline
         self._parameters = inspect.signature(type(pipeline).__call__).parameters
         if missing := {"image", "prompt"} - self._parameters.keys():
@@ -56,10 +59,14 @@ class SequentialEngine:
         self._broken: DeviceFailed | None = None
         self._runs: set[_Run] = set()
         self._busy_seconds = 0.0
+        self._step_seconds: float | None = None
+        self._steps = self._pictures = 0
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineUpdate, None]:
         """As `Engine.generate`."""
-        total_steps = self._planned_steps(request)
+        check_numbers(request)
+        total_steps = self.planned_steps(request.steps, request.strength)
+        check_length(request, total_steps)
         run = _Run(request, total_steps, News())
         self._runs.add(run)
         waiting = self._thread.submit(self._run, run)
@@ -76,11 +83,21 @@ class SequentialEngine:
     async def warm_up(self, size: int) -> None:
         """There is nothing to measure: a picture is made as the pipeline makes it."""
 
+    def planned_steps(self, steps: int, strength: float) -> int:
+        """int(steps x strength), as in diffusers' `get_timesteps`; all where a pipeline has no strength."""
+        return int(steps * strength) if "strength" in self._parameters else steps
+
     def report(self) -> EngineReport:
         """Figures of this moment; from any thread."""
         begun = [run.begun for run in list(self._runs)]
         return EngineReport(
-            limit=1, active=sum(begun), waiting=len(begun) - sum(begun), busy_seconds=self._busy_seconds
+            limit=1,
+            active=sum(begun),
+            waiting=len(begun) - sum(begun),
+            step_seconds={} if self._step_seconds is None else {1: self._step_seconds},
+            steps_by_images={1: self._steps} if self._steps else {},
+            pictures=self._pictures,
+            busy_seconds=self._busy_seconds,
         )
 
     @property
@@ -99,15 +116,6 @@ class SequentialEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _planned_steps(self, request: EngineRequest) -> int:
-        """The steps that pipelines run: int(steps x strength), as in diffusers' `get_timesteps`."""
-        check_numbers(request)
-        if "strength" not in self._parameters:
-            return request.steps
-        planned = int(request.steps * request.strength)
-        check_length(request, planned)
-        return planned
 
     def _run(self, run: "_Run") -> None:
         """In the engine's thread: make the picture, tell how it ended."""
@@ -135,7 +143,16 @@ class SequentialEngine:
         picture = _as_image(output.images[0])
         if picture is None:
             raise ImageNotFinite(self.name)
-        return EngineResult(image=picture, timings=run.timings())
+        timings = run.timings()
+        self._measure(run.steps, timings[Stage.STEPS])
+        return EngineResult(image=picture, timings=timings)
+
+    def _measure(self, steps: int, seconds: float) -> None:
+        self._pictures += 1
+        self._steps += steps
+        if steps:
+            known = self._step_seconds
+            self._step_seconds = seconds / steps if known is None else 0.8 * known + 0.2 * seconds / steps
 
     def _arguments(self, run: "_Run") -> dict[str, Any]:
         """Those of the request's values that this pipeline's call takes."""
@@ -183,6 +200,8 @@ class _Run:
         self.news = news
         self._total_steps = total_steps
         self._begun = self._encoded = self._denoised = 0.0
+        self.steps = 0
+        """Steps done."""
 
     @property
     def begun(self) -> bool:
@@ -218,6 +237,7 @@ class _Run:
         if index + 1 >= total_steps:
             _finish_launched_work(pipeline.device)
         self._denoised = perf_counter()
+        self.steps = index + 1
         self.news.tell(EngineStep(step=index + 1, total_steps=max(total_steps, index + 1)))
         return {}
 

@@ -35,6 +35,13 @@ class _Box:
     side: float
 
 
+def cut(photo: Image.Image, size: int, *, cut_face: bool) -> tuple[Image.Image, Crop]:
+    """As `square`; without `cut_face` a square photo is taken as it is."""
+    if not cut_face and photo.width == photo.height:
+        return photo.resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0), Crop.CENTRE
+    return square(photo, size)
+
+
 def square(photo: Image.Image, size: int) -> tuple[Image.Image, Crop]:
     """A square of `size` x `size` pixels in RGB, and how it was cut.
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +17,12 @@ import structlog
 from PIL import Image
 
 from avatarforge.diffusion.provenance import Marking
-from avatarforge.diffusion.squares import square
+from avatarforge.diffusion.squares import cut
 from avatarforge.domain.errors import (
     AvatarForgeError,
     DamagedPhoto,
     DeviceFailed,
+    ModelMissing,
     ObjectNotFound,
     RemoteFailed,
     RemoteUnavailable,
@@ -38,6 +40,8 @@ from avatarforge.domain.jobs import Crop, JobError, Outcome, Stage, StoredImage
 from avatarforge.storage import ObjectStorage
 from avatarforge.storage.keys import avatar_key
 from avatarforge.storage.pictures import load_upright
+from avatarforge.telemetry import traces
+from avatarforge.telemetry.logs import about
 
 log = structlog.get_logger(__name__)
 
@@ -108,28 +112,41 @@ class TaskWorker(ABC):
 
     async def _result(self, generation: "Generation") -> GenerationFinished | GenerationFailed:
         task = generation.task
+        identity: dict[str, str | int] = {
+            "job_id": task.job_id,
+            "customer_id": task.customer_id,
+            "attempt": task.attempt,
+        }
+        with about(**identity), traces.span("generate", task.traceparent, "server", identity):
+            return await self._ended(generation)
+
+    async def _ended(self, generation: "Generation") -> GenerationFinished | GenerationFailed:
         try:
             return GenerationFinished(outcome=await self._outcome(generation))
         except ObjectNotFound as error:
             return _failed("original_missing", f"The original is gone: {error}")
         except (StorageUnavailable, DeviceFailed, SigningFailed, RemoteFailed, RemoteUnavailable) as error:
-            log.warning("generation given back", job_id=task.job_id, attempt=task.attempt, reason=str(error))
+            log.warning("generation given back", reason=str(error))
             given_back = _failed(error.code, str(error), retryable=True)
             if isinstance(error, RemoteUnavailable):
                 return replace(given_back, away_seconds=error.away_seconds)
             return given_back
+        except ModelMissing as error:
+            log.warning("generation given back", reason=str(error))
+            # Not the job's fault, and not held against it: another replica may have a model.
+            return replace(_failed(error.code, str(error), retryable=True), away_seconds=0.0)
         except AvatarForgeError as error:
             return _failed(error.code, str(error))
         except Exception as error:
             # The edge of a job: a fault of ours must end this attempt, not the replica.
-            log.error("generation broke", job_id=task.job_id, attempt=task.attempt, exc_info=error)
+            log.error("generation broke", exc_info=error)
             return _failed(
                 AvatarForgeError.code, f"The worker met a fault ({type(error).__name__}).", retryable=True
             )
 
     async def _outcome(self, generation: "Generation") -> Outcome:
         task, seconds = generation.task, generation.seconds
-        begun = perf_counter()
+        since, begun = time.time(), perf_counter()
         original = await self._patiently(lambda: self._storage.get(task.original.key))
         seconds[Stage.FETCH] = perf_counter() - begun
         made = await self._made(generation, original)
@@ -137,6 +154,7 @@ class TaskWorker(ABC):
         begun = perf_counter()
         avatar = await self._upload(generation, made.image)
         seconds[Stage.UPLOAD] = perf_counter() - begun
+        _trace(generation, since)
         return Outcome(
             avatar=avatar,
             model=made.model,
@@ -193,6 +211,17 @@ class TaskWorker(ABC):
                 pause = min(2 * pause, self.LONGEST_PAUSE)
 
 
+def _trace(generation: "Generation", since: float) -> None:
+    """A span for each stage of what has just been made. Fetching came first, and the others end now, one
+    after the other: only between the two there was waiting, for a model and for a place in the batch."""
+    seconds, ended = generation.seconds, time.time()
+    traces.record(Stage.FETCH.value, None, since, since + seconds.get(Stage.FETCH, 0.0))
+    for stage in (Stage.UPLOAD, Stage.DECODE, Stage.STEPS, Stage.ENCODE):
+        if stage in seconds:
+            traces.record(stage.value, None, ended - seconds[stage], ended)
+            ended -= seconds[stage]
+
+
 class Generation:
     """A task on its way, shared between the one who works and the one who tells."""
 
@@ -215,9 +244,7 @@ def _prepared(original: bytes, size: int, *, cut_face: bool) -> tuple[Image.Imag
     # Pillow's decoders raise errors of many kinds; all mean that the original was damaged in storage.
     except Exception as error:
         raise DamagedPhoto("The original", f"{type(error).__name__}: {error}") from error
-    if not cut_face and photo.width == photo.height:
-        return photo.resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0), Crop.CENTRE
-    return square(photo, size)
+    return cut(photo, size, cut_face=cut_face)
 
 
 def _failed(code: str, message: str, *, retryable: bool = False) -> GenerationFailed:

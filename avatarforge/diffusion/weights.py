@@ -59,6 +59,29 @@ def cached(hub: HubAddress) -> Path | None:
     return Path(index).parent if isinstance(index, str) else None
 
 
+def files_by_part(manifest: Manifest) -> dict[str, list[Path]]:
+    """The files with weights that loading reads, by the checkpoint's parts, as far as they are here."""
+    match manifest.source:
+        case FileSource(file=file):
+            return {"": [file]} if file.is_file() else {}
+        case FolderSource(folder=folder):
+            return _files_by_part(folder, "")
+        case HubSource(hub=hub):
+            snapshot = cached(hub)
+            # Sets of weights in several formats lie beside each other.
+            mark = "" if hub.variant is None else f".{hub.variant}."
+            return {} if snapshot is None else _files_by_part(snapshot, mark)
+
+
+def _files_by_part(folder: Path, mark: str) -> dict[str, list[Path]]:
+    if not (folder / INDEX).is_file():
+        return {}
+    found = {name: _weights(folder / name) for name in parts_of(folder)}
+    return {
+        name: [file for file in files if mark in file.name] or files for name, files in found.items() if files
+    }
+
+
 def parts_of(folder: Path) -> dict[str, str]:
     """The checkpoint's parts by name, each with its class, as its index tells them."""
     index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))

@@ -7,6 +7,14 @@ from avatarforge.domain.idempotency import IdempotencyKey
 from avatarforge.domain.jobs import ProfilePhotoJob
 
 
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """A tracker's right to write for a shard: it ends when another tracker raises the shard's epoch."""
+
+    shard: int
+    epoch: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobChange:
     """A job's new value and its log entry. They are written in one transaction or not at all."""
@@ -58,6 +66,18 @@ class ObjectDeletion:
     deletion_id: int
     prefix: str
     """The beginning of the objects' keys."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeptObjects:
+    """The objects that a job on record names."""
+
+    is_terminal: bool
+    keys: frozenset[str]
+
+    def is_orphan(self, key: str) -> bool:
+        """Whether an object of the job is none that it names, or may come to name."""
+        return self.is_terminal and key not in self.keys
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

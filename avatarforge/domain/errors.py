@@ -13,6 +13,69 @@ class AvatarForgeError(Exception):
     code: ClassVar[str] = "internal_error"
 
 
+# --- who is asking ------------------------------------------------------------------------------------
+
+
+class Unauthenticated(AvatarForgeError):
+    """No key came with the request, or one that is not valid (any more)."""
+
+    code = "unauthenticated"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.reason} Send a valid API key as 'Authorization: Bearer afk_…'."
+
+
+class Forbidden(AvatarForgeError):
+    """The key is valid, and this is beyond its scope. Says nothing about what is there."""
+
+    code = "forbidden"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class RateLimited(AvatarForgeError):
+    """The key has asked more often than it may."""
+
+    code = "rate_limited"
+
+    def __init__(self, rate: float, retry_after: int) -> None:
+        super().__init__(rate, retry_after)
+        self.rate, self.retry_after = rate, retry_after
+
+    def __str__(self) -> str:
+        return (
+            f"This key has asked more often than {self.rate:g} times a second. "
+            f"Try again in {self.retry_after} s."
+        )
+
+
+class LinkInvalid(AvatarForgeError):
+    """The signed link is past its time, or not one of ours."""
+
+    code = "link_invalid"
+
+    def __str__(self) -> str:
+        return "The link has expired or was changed. Ask for a new one at the photo's '/links'."
+
+
+class LinksUnavailable(AvatarForgeError):
+    """The server has no secret to sign links with."""
+
+    code = "links_unavailable"
+
+    def __str__(self) -> str:
+        return "This server signs no links: the setting access.link_secrets is not set."
+
+
 # --- what the client sent ---------------------------------------------------------------------------
 
 
@@ -277,6 +340,81 @@ class StreamOverflowed(AvatarForgeError):
         return f"More has happened than this client has read. To miss nothing, go on after seq {self.seq}."
 
 
+# --- what is too much ---------------------------------------------------------------------------------
+
+
+class BacklogFull(AvatarForgeError):
+    """As many jobs wait and run as may; nothing was kept, try again later."""
+
+    code = "backlog_full"
+
+    def __init__(self, limit: int, retry_after: int) -> None:
+        super().__init__(limit, retry_after)
+        self.limit, self.retry_after = limit, retry_after
+
+    def __str__(self) -> str:
+        return (
+            f"As many jobs as the service takes at a time ({self.limit}) have not ended yet. "
+            f"Try again in {self.retry_after} seconds."
+        )
+
+
+class CustomerBacklogFull(BacklogFull):
+    """As many of the customer's jobs wait and run as may; nothing was kept, try again later."""
+
+    code = "customer_backlog_full"
+
+    def __str__(self) -> str:
+        return (
+            f"As many jobs as a customer may have at a time ({self.limit}) have not ended yet. "
+            f"Try again in {self.retry_after} seconds."
+        )
+
+
+class TooManyUploads(AvatarForgeError):
+    """As many uploads are under way as may be; nothing was kept, try again."""
+
+    code = "too_many_uploads"
+
+    def __init__(self, limit: int, retry_after: int = 1) -> None:
+        super().__init__(limit, retry_after)
+        self.limit, self.retry_after = limit, retry_after
+
+    def __str__(self) -> str:
+        return (
+            f"As many uploads as are read at a time ({self.limit}) are under way. "
+            f"Try again in {self.retry_after} s."
+        )
+
+
+class TooManyStreams(AvatarForgeError):
+    """As many streams are open as may be."""
+
+    code = "too_many_streams"
+
+    def __init__(self, limit: int, retry_after: int = 10) -> None:
+        super().__init__(limit, retry_after)
+        self.limit, self.retry_after = limit, retry_after
+
+    def __str__(self) -> str:
+        return (
+            f"As many streams as are served at a time ({self.limit}) are open. "
+            f"Close one, or try again in {self.retry_after} s."
+        )
+
+
+class TooManyStreamsOfCustomer(TooManyStreams):
+    """As many streams of the customer are open as may be."""
+
+    code = "too_many_streams_of_customer"
+
+    def __str__(self) -> str:
+        return (
+            f"As many streams as one customer may have at a time ({self.limit}) are open. "
+            f"Close one, or try again in {self.retry_after} s."
+        )
+
+
 # --- what is out of order on our side -----------------------------------------------------------------
 
 
@@ -358,6 +496,19 @@ class ModelUnusable(AvatarForgeError):
 
     def __str__(self) -> str:
         return f"The model {shown(self.model)} cannot be used: {self.reason}."
+
+
+class ModelMissing(AvatarForgeError):
+    """A replica has no model, since the one that it should serve cannot be loaded; the job waits for one."""
+
+    code = "model_missing"
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(model, reason)
+        self.model, self.reason = model, reason
+
+    def __str__(self) -> str:
+        return f"No model serves here: {self.reason}"
 
 
 class ImageNotFinite(AvatarForgeError):
@@ -467,6 +618,19 @@ class DeviceFailed(AvatarForgeError):
 
     def __str__(self) -> str:
         return f"The device {self.device} failed: {self.reason}"
+
+
+class DeadlineExceeded(AvatarForgeError):
+    """The job did not start, or did not end, within the time that its client gave it."""
+
+    code = "deadline_exceeded"
+
+    def __init__(self, field: str, seconds: float, missed: str) -> None:
+        super().__init__(field, seconds, missed)
+        self.field, self.seconds, self.missed = field, seconds, missed
+
+    def __str__(self) -> str:
+        return f"The job had not {self.missed} {self.seconds:g} seconds after its upload ({self.field})."
 
 
 class GenerationCancelled(AvatarForgeError):

@@ -18,6 +18,8 @@ class GenerationTask:
     attempt: int
     original: StoredImage
     parameters: GenerationParameters
+    traceparent: str | None = None
+    """The attempt's place in a trace; `None` unless it is traced."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +49,9 @@ class GenerationFailed:
 
     error: JobError
     retryable: bool = False
+    is_held_against_job: bool = True
+    """Whether the attempt counts as one of those that a job may lose: not where the work was taken back, as
+    from a worker that is about to be stopped."""
     away_seconds: float | None = None
     """Set where the worker's server did not even begin: the attempt is not held against the job, and the
     worker should get no other for so many seconds."""

@@ -56,6 +56,12 @@ class GenerationParameters:
     """Whether the photo may go to a server that is not ours."""
     cut_face: bool = True
     """Whether a square around the face is cut; else a square photo is taken as it is."""
+    timeout_seconds: float | None = None
+    """How long after its upload the job fails unless it has ended; `None` for no limit."""
+    start_timeout_seconds: float | None = None
+    """How long after its upload the job fails unless it was started once; `None` for no limit."""
+    traceparent: str | None = None
+    """The trace that the upload belongs to, as W3C's header has it; `None` unless it is traced."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,7 +139,8 @@ class ProfilePhotoJob:
 
     def done(self, outcome: Outcome, at: datetime) -> "ProfilePhotoJob":
         """Published."""
-        queued = ((self.started_at or at) - self.created_at).total_seconds()
+        # Not below 0: the clock may have been put back since.
+        queued = max(0.0, ((self.started_at or at) - self.created_at).total_seconds())
         return self._moved(
             ProcessingStatus.DONE,
             outcome=outcome,

@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from avatarforge import rest_messages
 from avatarforge.domain import errors
 from avatarforge.ingress import schemas
 from avatarforge.ingress.answers import json_answer, service_of
@@ -13,21 +14,26 @@ router = APIRouter()
 
 
 @router.get(
-    "/models", response_model=schemas.ModelList, responses=told(errors.ModelUnusable), tags=["models"]
+    "/models", response_model=rest_messages.ModelList, responses=told(errors.ModelUnusable), tags=["models"]
 )
 async def list_models(request: Request) -> Response:
-    """The model that avatars are made with, and its defaults."""
-    manifest = await service_of(request).model()
-    return json_answer(schemas.ModelList(models=(schemas.model_message(manifest),)))
+    """The model that avatars are made with, its defaults, and what each replica serves at present."""
+    service = service_of(request)
+    return json_answer(
+        rest_messages.ModelList(
+            models=(schemas.model_message(await service.model()),),
+            replicas=tuple(schemas.replica_message(report) for report in service.replicas),
+        )
+    )
 
 
 @router.get(
-    "/styles", response_model=schemas.StyleList, responses=told(errors.ModelUnusable), tags=["models"]
+    "/styles", response_model=rest_messages.StyleList, responses=told(errors.ModelUnusable), tags=["models"]
 )
 async def list_styles(request: Request) -> Response:
     """What the field `style` of an upload may be."""
     manifest = await service_of(request).model()
-    return json_answer(schemas.StyleList(model=manifest.name, styles=schemas.style_messages(manifest)))
+    return json_answer(rest_messages.StyleList(model=manifest.name, styles=schemas.style_messages(manifest)))
 
 
 @router.get("/healthz", response_model=schemas.Alive, tags=["health"])
@@ -59,3 +65,17 @@ async def readyz(request: Request) -> Response:
         ),
         {"Retry-After": "2"},
     )
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={
+        200: {"description": "Prometheus' text format, or OpenMetrics.", "content": {"text/plain": {}}}
+    },
+    tags=["health"],
+)
+async def metrics(request: Request) -> Response:
+    """Figures of the whole application, whichever replica answers."""
+    body, media_type = await service_of(request).scrapes.answer(request.headers.get("accept", ""))
+    return Response(body, headers={"Content-Type": media_type, "Cache-Control": "no-store"})

@@ -16,12 +16,15 @@ from avatarforge.domain.changes import NewJob
 from avatarforge.domain.errors import IdempotencyKeyReused, Unavailable
 from avatarforge.domain.idempotency import IdempotencyKey, KnownKey
 from avatarforge.domain.identifiers import new_job_id
-from avatarforge.domain.jobs import ProfilePhotoJob, StoredImage
-from avatarforge.ingress.photos import examine
+from avatarforge.domain.jobs import GenerationParameters, ProfilePhotoJob, StoredImage
+from avatarforge.ingress.photos import examine, pixels_to_decode
+from avatarforge.ingress.room import Room
 from avatarforge.ingress.submissions import Submission
 from avatarforge.settings import UploadSettings
 from avatarforge.storage.interface import ObjectStorage
 from avatarforge.storage.keys import original_key
+from avatarforge.telemetry import traces
+from avatarforge.telemetry.logs import about
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +41,10 @@ class Trackers(Protocol):
         """What the key stands for; if nothing, it is ours until freed. Raises `IdempotencyKeyInFlight`."""
 
     async def free_key(self, customer_id: str, key: str) -> None: ...
+
+    def disown(self, customer_id: str, job_id: str) -> None:
+        """See to it that the job is not kept, whose client was told so, should it be on record all the
+        same."""
 
 
 class Acceptance:
@@ -57,6 +64,7 @@ class Acceptance:
         self._trackers = trackers
         self._limits = limits
         self._now = now
+        self._room = Room(limits.max_decoding_pixels)
         self._threads = ThreadPoolExecutor(self.THREADS, thread_name_prefix="upload")
         self._under_way: set[asyncio.Task[Any]] = set()
 
@@ -124,11 +132,26 @@ class Acceptance:
         key: IdempotencyKey | None,
     ) -> ProfilePhotoJob:
         job_id = new_job_id()
-        original = await self._in_thread(self._keep, customer_id, job_id, photo, filename)
+        with about(job_id=job_id, customer_id=customer_id):
+            return await self._kept(customer_id, job_id, submission, photo, filename, key)
+
+    async def _kept(
+        self,
+        customer_id: str,
+        job_id: str,
+        submission: Submission,
+        photo: BinaryIO,
+        filename: str,
+        key: IdempotencyKey | None,
+    ) -> ProfilePhotoJob:
+        pixels = await self._in_thread(pixels_to_decode, photo, self._limits)
+        async with self._room.taken(pixels):
+            with traces.span("store original"):
+                original = await self._in_thread(self._keep, customer_id, job_id, photo, filename)
         job = ProfilePhotoJob(
             job_id=job_id,
             customer_id=customer_id,
-            parameters=submission.parameters,
+            parameters=_traced(submission.parameters),
             original=original,
             created_at=self._now(),
             priority=submission.priority,
@@ -159,22 +182,28 @@ class Acceptance:
 
     async def _accepted_again(self, job: ProfilePhotoJob) -> ProfilePhotoJob:
         job_id = new_job_id()
-        again = ProfilePhotoJob(
-            job_id=job_id,
-            customer_id=job.customer_id,
-            parameters=job.parameters,
-            original=await self._in_thread(self._copy, job.original, job.customer_id, job_id),
-            created_at=self._now(),
-            priority=job.priority,
-            callback_url=job.callback_url,
-            retry_of=job.job_id,
-        )
-        return await self._submitted(NewJob(job=again))
+        with about(job_id=job_id, customer_id=job.customer_id):
+            again = ProfilePhotoJob(
+                job_id=job_id,
+                customer_id=job.customer_id,
+                parameters=_traced(job.parameters),
+                original=await self._in_thread(self._copy, job.original, job.customer_id, job_id),
+                created_at=self._now(),
+                priority=job.priority,
+                callback_url=job.callback_url,
+                retry_of=job.job_id,
+            )
+            return await self._submitted(NewJob(job=again))
 
     async def _submitted(self, new: NewJob) -> ProfilePhotoJob:
+        traces.note({"job_id": new.job.job_id, "customer_id": new.job.customer_id})
         try:
-            return await self._trackers.submit(new)
-        except BaseException:
+            with traces.span("submit"):
+                return await self._trackers.submit(new)
+        except BaseException as error:
+            if isinstance(error, Unavailable):
+                # It may have been committed by a tracker that did not live to take it back.
+                self._trackers.disown(new.job.customer_id, new.job.job_id)
             await self._in_thread(self._delete, new.job.original.key)
             raise
 
@@ -220,6 +249,14 @@ class Acceptance:
 
     async def _in_thread(self, call: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
+
+
+def _traced(parameters: GenerationParameters) -> GenerationParameters:
+    """With the trace that this upload belongs to, or none."""
+    traceparent = traces.traceparent()
+    if traceparent == parameters.traceparent:
+        return parameters
+    return replace(parameters, traceparent=traceparent)
 
 
 def fingerprint_of(photo: BinaryIO, fields: Mapping[str, str]) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
+from avatarforge import rest_messages
 from avatarforge.domain import errors
 from avatarforge.ingress import schemas
 from avatarforge.ingress.answers import json_answer, service_of
@@ -12,6 +13,7 @@ from avatarforge.ingress.documentation import told
 from avatarforge.ingress.routes import CustomerId, JobId, accepted
 from avatarforge.ingress.schemas import status_message
 from avatarforge.messages import ProfilePhotoJobStatus
+from avatarforge.telemetry import traces
 
 router = APIRouter()
 
@@ -42,6 +44,8 @@ async def cancel_photo(request: Request, customer_id: CustomerId, job_id: JobId)
         errors.JobNotFound,
         errors.ImageNotFound,
         errors.NotFinished,
+        errors.BacklogFull,
+        errors.CustomerBacklogFull,
         errors.StorageUnavailable,
         *_AWAY,
     ),
@@ -49,7 +53,8 @@ async def cancel_photo(request: Request, customer_id: CustomerId, job_id: JobId)
 )
 async def retry_photo(request: Request, customer_id: CustomerId, job_id: JobId) -> Response:
     """Make a new job with the photo and the wishes of one that has ended. `Location` names its status."""
-    return accepted(await service_of(request).retry(customer_id, job_id))
+    with traces.upload(request.headers.get("traceparent")):
+        return accepted(await service_of(request).retry(customer_id, job_id))
 
 
 @router.delete(
@@ -80,20 +85,20 @@ async def erase_customer(request: Request, customer_id: CustomerId) -> Response:
 
 @router.get(
     "/customers/{customerId}/photos/{jobId}/deliveries",
-    response_model=schemas.DeliveryList,
+    response_model=rest_messages.DeliveryList,
     responses=told(errors.InvalidCustomerId, errors.JobNotFound, errors.DatabaseUnavailable),
     tags=["webhooks"],
 )
 async def list_deliveries(request: Request, customer_id: CustomerId, job_id: JobId) -> Response:
     """The job's webhooks, each with its calls and their answers."""
     reports = await service_of(request).deliveries(customer_id, job_id)
-    return json_answer(schemas.DeliveryList(deliveries=tuple(map(schemas.delivery_message, reports))))
+    return json_answer(rest_messages.DeliveryList(deliveries=tuple(map(schemas.delivery_message, reports))))
 
 
 @router.post(
     "/customers/{customerId}/photos/{jobId}/deliveries/{deliveryId}/redeliver",
     status_code=202,
-    response_model=schemas.DeliveryMessage,
+    response_model=rest_messages.DeliveryMessage,
     response_description="It will be sent at once, under the same id.",
     responses=told(errors.InvalidCustomerId, errors.JobNotFound, errors.DeliveryNotFound, *_AWAY),
     tags=["webhooks"],

@@ -1,15 +1,15 @@
 """What the OpenAPI description says beyond what FastAPI reads from the routes, and the pages that show it."""
 
-from html import escape
 from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
+from avatarforge.access.rules import HTTP, Rule
+from avatarforge.domain import errors
 from avatarforge.domain.errors import AvatarForgeError
 from avatarforge.domain.jobs import ImageFormat
 from avatarforge.ingress import submissions
@@ -17,6 +17,31 @@ from avatarforge.ingress.problems import MEDIA_TYPE, answer_to
 from avatarforge.ingress.schemas import Problem
 
 ASSETS = "/docs/assets"
+
+# Without a line of script in the page itself, so that the page's policy need not allow any.
+_DOCS = f"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>AvatarForge: the interface</title>
+<link rel="icon" href="{ASSETS}/favicon.png">
+<link rel="stylesheet" href="{ASSETS}/swagger-ui.css">
+<div id="swagger-ui"></div>
+<script src="{ASSETS}/swagger-ui-bundle.js"></script>
+<script src="/docs/setup.js"></script>
+</html>
+"""
+# The validator is somebody else's server.
+_SETUP = """SwaggerUIBundle({
+  url: "/openapi.json",
+  dom_id: "#swagger-ui",
+  validatorUrl: null,
+  tryItOutEnabled: true,
+  deepLinking: true,
+  presets: [SwaggerUIBundle.presets.apis, SwaggerUIBundle.SwaggerUIStandalonePreset],
+});
+"""
+KEY_SCHEME = "key"
 PROBLEM = "#/components/schemas/Problem"
 
 UPLOAD: dict[str, Any] = {
@@ -76,10 +101,29 @@ UPLOAD: dict[str, Any] = {
                         "default": 0,
                         "description": "Higher goes first.",
                     },
+                    "timeoutSeconds": {
+                        "type": "number",
+                        "minimum": 1,
+                        "maximum": submissions.MAX_TIMEOUT,
+                        "description": "The job fails with the code `deadline_exceeded` unless it has ended "
+                        "so many seconds after its upload; by default it has all the time it needs.",
+                    },
+                    "startTimeoutSeconds": {
+                        "type": "number",
+                        "minimum": 1,
+                        "maximum": submissions.MAX_TIMEOUT,
+                        "description": "As `timeoutSeconds`, unless the job has been started by then.",
+                    },
                     "allowRemote": {
                         "type": "boolean",
                         "default": True,
                         "description": "Whether the photo may go to another server where this one uses one.",
+                    },
+                    "cutFace": {
+                        "type": "boolean",
+                        "default": True,
+                        "description": "Whether a square around the face is cut out of the photo. With "
+                        "`false` a square photo is taken as it is.",
                     },
                     "callbackUrl": {
                         "type": "string",
@@ -123,7 +167,7 @@ def problem_answer(description: str) -> dict[str, Any]:
 
 
 def add_documentation(api: FastAPI) -> None:
-    """`/openapi.json`, `/docs` and a first page. All that a browser loads for them is served from here."""
+    """`/openapi.json` and `/docs`. All that a browser loads for them is served from here."""
 
     def described() -> dict[str, Any]:
         if api.openapi_schema is None:
@@ -133,27 +177,19 @@ def add_documentation(api: FastAPI) -> None:
                 description=api.description,
                 routes=api.routes,
             )
-            api.openapi_schema = _with_our_problems(document)
+            api.openapi_schema = _with_keys(_with_our_problems(document))
         return api.openapi_schema
 
     async def docs() -> HTMLResponse:
-        return get_swagger_ui_html(
-            openapi_url="/openapi.json",
-            title="AvatarForge: the interface",
-            swagger_js_url=f"{ASSETS}/swagger-ui-bundle.js",
-            swagger_css_url=f"{ASSETS}/swagger-ui.css",
-            swagger_favicon_url=f"{ASSETS}/favicon.png",
-            # The validator is somebody else's server.
-            swagger_ui_parameters={"validatorUrl": None, "tryItOutEnabled": True},
-        )
+        return HTMLResponse(_DOCS)
 
-    async def first_page() -> HTMLResponse:
-        return HTMLResponse(_first_page(described()))
+    async def setup() -> Response:
+        return Response(_SETUP, media_type="text/javascript")
 
     api.openapi = described  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
     api.mount(ASSETS, StaticFiles(directory=str(files("fastapi_offline") / "static")))
     api.add_api_route("/docs", docs, include_in_schema=False)
-    api.add_api_route("/", first_page, include_in_schema=False)
+    api.add_api_route("/docs/setup.js", setup, include_in_schema=False)
 
 
 def _with_our_problems(document: dict[str, Any]) -> dict[str, Any]:
@@ -169,18 +205,22 @@ def _with_our_problems(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _first_page(document: dict[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><td><code>{escape(method.upper())} {escape(path)}</code><td>{escape(operation['summary'])}"
-        for path, operations in document["paths"].items()
-        for method, operation in operations.items()
-    )
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><title>AvatarForge</title>"
-        "<style>body{font:16px/1.5 system-ui,sans-serif;max-width:48rem;margin:3rem auto;padding:0 1rem}"
-        "td{padding:.1rem 1rem .1rem 0}</style>"
-        "<h1>AvatarForge</h1><p>A photo goes in, an avatar comes out. "
-        "<a href=/docs>Read and try the calls</a>, see <a href=/styles>the styles</a> "
-        "or <a href=/readyz>whether it is ready</a>.</p>"
-        f"<table>{rows}</table></html>"
-    )
+def _with_keys(document: dict[str, Any]) -> dict[str, Any]:
+    """The description with what the table of rules asks for, and how a refusal is told."""
+    document["components"]["securitySchemes"] = {
+        KEY_SCHEME: {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "An API key (`avatarforge keys create`). A server that only its own machine "
+            "reaches asks for none.",
+        }
+    }
+    refusals = told(errors.Unauthenticated, errors.Forbidden, errors.RateLimited)
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            if HTTP.get(path, {}).get(method.upper()) is Rule.OPEN:
+                continue
+            operation["security"] = [{KEY_SCHEME: []}, {}]
+            for status, refusal in refusals.items():
+                operation["responses"].setdefault(str(status), refusal)
+    return document

@@ -9,12 +9,37 @@ from avatarforge.ingress.problems import error_response, misnamed_customer, unex
 
 log = structlog.get_logger(__name__)
 
+PAGES = "; ".join(
+    (
+        "default-src 'self'",
+        "img-src 'self' blob: data:",
+        "object-src 'none'",
+        "base-uri 'none'",
+        "form-action 'self'",
+        "frame-ancestors 'none'",
+    )
+)
+"""The content security policy of pages: no inline script or style, no other host."""
+REST = "default-src 'none'; frame-ancestors 'none'"
+"""That of all other answers: a browser that shows one runs and loads nothing."""
+
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    # For browsers that do not know `frame-ancestors`.
+    "X-Frame-Options": "DENY",
+    # Addresses hold customer ids, and links hold signatures.
+    "Referrer-Policy": "no-referrer",
+    "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+"""For every answer that does not say otherwise itself."""
+
 
 class Edge:
     """Guards an ASGI application.
 
-    Browsers may not guess types; an encoded slash may not move a customer id's end; an error that
-    nobody expected is logged with its traceback and answered without it.
+    Browsers may not guess types, show us in frames, or load what is not ours; an encoded slash may not move a
+    customer id's end; an error that nobody expected is logged with its traceback and answered without it.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -30,7 +55,7 @@ class Edge:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message)["X-Content-Type-Options"] = "nosniff"
+                _secure(MutableHeaders(scope=message))
             await send(message)
 
         # Frameworks route by the decoded path, in which "a%2Fphotos" is the photos of "a".
@@ -47,3 +72,10 @@ class Edge:
                 raise
             log.exception("unexpected error", method=scope["method"], path=scope["path"])
             await unexpected_response(scope)(scope, receive, guarded)
+
+
+def _secure(headers: MutableHeaders) -> None:
+    for name, value in _HEADERS.items():
+        headers.setdefault(name, value)
+    is_page = headers.get("content-type", "").startswith("text/html")
+    headers.setdefault("Content-Security-Policy", PAGES if is_page else REST)

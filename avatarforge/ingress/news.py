@@ -18,7 +18,7 @@ class LiveJob:
     queue_position: int | None = None
     """1 is next; `None` when it does not wait or stands beyond the told part of the line."""
     eta_seconds: float | None = None
-    """Seconds until it is done, by the pace of the last jobs; `None` before one has finished."""
+    """Seconds until it is done, as far as can be told; `None` while nothing was measured."""
 
 
 # Compared by identity, so that what is made of one of them, its bytes on the wire, can be kept for all.

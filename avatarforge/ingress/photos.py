@@ -81,6 +81,26 @@ def examine(file: BinaryIO, filename: str, limits: UploadSettings) -> Photo:
     return _examined_other(file, kind, filename, limits)
 
 
+def pixels_to_decode(file: BinaryIO, limits: UploadSettings) -> int:
+    """How many pixels `examine` is going to hold in memory: none of a JPEG, whose top alone is decoded, and
+    none of a file that it refuses before it decodes. Blocks."""
+    file.seek(0)
+    kind = _kind(file.read(16))
+    file.seek(0)
+    if kind in (None, "JPEG"):
+        return 0
+    try:
+        if kind == "GIF":
+            width, height = _gif_canvas(file)
+        else:
+            with Image.open(file, formats=[kind]) as image:
+                width, height = image.size
+    except Exception:
+        # Any kind of error, as in `_decoding`: `examine` meets it again and says what is wrong.
+        return 0
+    return width * height if width * height <= limits.max_pixels else 0
+
+
 def _kind(head: bytes) -> str | None:
     """Pillow's name of the format that a file with these first 16 bytes has, if it is one we read."""
     if head.startswith(b"\xff\xd8\xff"):

@@ -17,6 +17,7 @@ from starlette.types import Scope
 from avatarforge.domain import errors
 from avatarforge.domain.customers import checked_customer_id
 from avatarforge.domain.errors import AvatarForgeError, InvalidCustomerId, InvalidRequest, shown
+from avatarforge.ingress.counting import REFUSED
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -39,10 +40,18 @@ class Answer:
 
 
 _PARAMETER = {"field": "name", "value": "value", "expected": "expected"}
+_LIMIT = {"limit": "limit", "retryAfter": "retry_after"}
 _RETRY = {"part": "part", "retryAfter": "retry_after"}
 
 ANSWERS: dict[type[AvatarForgeError], Answer] = {
     AvatarForgeError: Answer(500, "INTERNAL", "Something went wrong on our side"),
+    errors.Unauthenticated: Answer(401, "UNAUTHENTICATED", "A valid key is needed"),
+    errors.Forbidden: Answer(403, "PERMISSION_DENIED", "This is beyond the key's scope"),
+    errors.RateLimited: Answer(
+        429, "RESOURCE_EXHAUSTED", "Too many requests", {"limit": "rate", "retryAfter": "retry_after"}
+    ),
+    errors.LinkInvalid: Answer(403, "PERMISSION_DENIED", "The link is not valid"),
+    errors.LinksUnavailable: Answer(501, "UNIMPLEMENTED", "Links are not set up"),
     errors.InvalidRequest: Answer(422, "INVALID_ARGUMENT", "A parameter is wrong", _PARAMETER),
     errors.InvalidCustomerId: Answer(400, "INVALID_ARGUMENT", "The customer id is malformed", _PARAMETER),
     errors.MissingPhoto: Answer(422, "INVALID_ARGUMENT", "The photo is missing"),
@@ -86,12 +95,22 @@ ANSWERS: dict[type[AvatarForgeError], Answer] = {
     errors.StreamOverflowed: Answer(
         429, "RESOURCE_EXHAUSTED", "The client reads too slowly", {"afterSeq": "seq"}
     ),
+    errors.BacklogFull: Answer(429, "RESOURCE_EXHAUSTED", "Too many jobs have not ended yet", _LIMIT),
+    errors.CustomerBacklogFull: Answer(
+        429, "RESOURCE_EXHAUSTED", "Too many jobs of the customer have not ended yet", _LIMIT
+    ),
+    errors.TooManyUploads: Answer(429, "RESOURCE_EXHAUSTED", "Too many uploads are under way", _LIMIT),
+    errors.TooManyStreams: Answer(429, "RESOURCE_EXHAUSTED", "Too many streams are open", _LIMIT),
+    errors.TooManyStreamsOfCustomer: Answer(
+        429, "RESOURCE_EXHAUSTED", "Too many streams of the customer are open", _LIMIT
+    ),
     errors.Unavailable: Answer(503, "UNAVAILABLE", "Not available at present", _RETRY),
     errors.DatabaseUnavailable: Answer(503, "UNAVAILABLE", "The database is not available", _RETRY),
     errors.StorageUnavailable: Answer(503, "UNAVAILABLE", "Object storage is not available", _RETRY),
     errors.StorageFull: Answer(503, "UNAVAILABLE", "Object storage is full", _RETRY),
     errors.TrackerUnavailable: Answer(503, "UNAVAILABLE", "The job tracker is not available", _RETRY),
     errors.Overtaken: Answer(503, "UNAVAILABLE", "The job tracker is starting again"),
+    errors.ModelMissing: Answer(503, "UNAVAILABLE", "No model serves", {"model": "model"}),
     errors.ModelUnusable: Answer(500, "FAILED_PRECONDITION", "The model cannot be used", {"model": "model"}),
     errors.ImageNotFinite: Answer(500, "INTERNAL", "The model made no picture", {"model": "model"}),
     errors.ImageWithheld: Answer(422, "FAILED_PRECONDITION", "The picture was withheld", {"model": "model"}),
@@ -101,6 +120,7 @@ ANSWERS: dict[type[AvatarForgeError], Answer] = {
     errors.SigningFailed: Answer(503, "UNAVAILABLE", "The avatar could not be signed"),
     errors.DeviceFailed: Answer(503, "UNAVAILABLE", "The device failed"),
     errors.GenerationBroke: Answer(500, "INTERNAL", "The generation broke"),
+    errors.DeadlineExceeded: Answer(504, "DEADLINE_EXCEEDED", "The job's time was over"),
     errors.GenerationCancelled: Answer(409, "CANCELLED", "The generation was cancelled"),
 }
 """Every class of the family, and what it is on the wire."""
@@ -161,6 +181,7 @@ def problem_response(document: Mapping[str, Any], headers: Mapping[str, str] | N
 
 def unexpected_response(scope: Scope) -> Response:
     """The last resort: says that it is our fault, and nothing about what broke."""
+    scope[REFUSED] = AvatarForgeError.code
     return problem_response(
         problem(
             status=500,
@@ -200,6 +221,7 @@ async def _on_our_error(request: Request, error: Exception) -> Response:
 def error_response(error: AvatarForgeError, scope: Scope) -> Response:
     """The answer to the error: what passes by itself has Retry-After, and whatever is our fault is logged."""
     document = problem_of(error, _path(scope))
+    scope[REFUSED] = error.code
     headers = {}
     if "retryAfter" in document or document["status"] == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = str(document.get("retryAfter", 5))
@@ -243,25 +265,32 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         misnamed = misnamed_customer(request.scope)
         if misnamed is not None:
             return error_response(misnamed, request.scope)
+    return http_error_response(error, request.scope)
+
+
+def http_error_response(error: HTTPException, scope: Scope) -> Response:
+    """The framework's error as a problem."""
     phrase = HTTPStatus(error.status_code).phrase
     document = problem(
         status=error.status_code,
         code=phrase.lower().replace(" ", "_"),
         title=phrase,
-        detail=_detail(error, request),
-        instance=_path(request.scope),
+        detail=_detail(error, scope),
+        instance=_path(scope),
     )
     return problem_response(document, error.headers)
 
 
-def _detail(error: HTTPException, request: Request) -> str:
-    path = shown(_path(request.scope))
+def _detail(error: HTTPException, scope: Scope) -> str:
+    path = shown(_path(scope))
     match error.status_code:
         case 404:
             return f"There is nothing at {path}. The calls are listed at /docs."
         case 405:
             allowed = (error.headers or {}).get("Allow", "")
-            return f"{request.method} is not allowed at {path}" + (f", but {allowed} is." if allowed else ".")
+            return f"{scope['method']} is not allowed at {path}" + (
+                f", but {allowed} is." if allowed else "."
+            )
     return error.detail
 
 

@@ -7,20 +7,22 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Header, Path, Query, Request
 from starlette.responses import Response
 
+from avatarforge import rest_messages
 from avatarforge.domain import errors
 from avatarforge.domain.customers import GRAMMAR, checked_customer_id
 from avatarforge.domain.errors import InvalidCustomerId, InvalidRequest
 from avatarforge.domain.identifiers import is_job_id
-from avatarforge.ingress import schemas, sse
+from avatarforge.ingress import sse
 from avatarforge.ingress.answers import json_answer, service_of
 from avatarforge.ingress.documentation import IMAGE, UPLOAD, told
-from avatarforge.ingress.images import image_response
+from avatarforge.ingress.images import image_response, square_response
 from avatarforge.ingress.news import LiveJob
 from avatarforge.ingress.schemas import status_message
 from avatarforge.ingress.service import ImageKind, Page, Stored
 from avatarforge.ingress.submissions import MAX_KEY, number
-from avatarforge.ingress.uploads import receive_upload
+from avatarforge.ingress.uploads import receive_upload, upload_place
 from avatarforge.messages import ProfilePhotoJobStatus, photo_url
+from avatarforge.telemetry import traces
 
 router = APIRouter()
 
@@ -39,6 +41,12 @@ JobId = Annotated[
         alias="jobId",
         description="The job's id, as the upload's answer tells it.",
         examples=["019a0f3c-7d5e-7c3a-9b1e-0d6f5a4b3c2d"],
+    ),
+]
+Redirect = Annotated[
+    bool,
+    Query(
+        description="Whether to send the client on where storage signs URLs; else the bytes come from here."
     ),
 ]
 Limit = Annotated[int, Query(ge=1, le=200, description="Most entries of a page.")]
@@ -130,6 +138,9 @@ async def photo_status(request: Request) -> Response:
         errors.PhotoDimensions,
         errors.IdempotencyKeyReused,
         errors.IdempotencyKeyInFlight,
+        errors.BacklogFull,
+        errors.CustomerBacklogFull,
+        errors.TooManyUploads,
         errors.DatabaseUnavailable,
         errors.StorageUnavailable,
         errors.StorageFull,
@@ -146,20 +157,25 @@ async def submit_photo(request: Request) -> Response:
     photos, customer_id = service_of(request), request.path_params["customerId"]
     # Before the body is read: nobody should upload 20 MB to hear that the address is wrong.
     checked_customer_id(customer_id)
-    async with receive_upload(
-        request.stream(),
-        request.headers.get("content-type", ""),
-        photos.settings.upload,
-        photos.upload_folder,
-        _content_length(request),
-    ) as upload:
-        submitted = await photos.submit(
-            customer_id,
-            upload.photo,
-            upload.filename,
-            upload.fields,
-            request.headers.get("idempotency-key"),
-        )
+    body, length = request.stream(), _content_length(request)
+    with traces.upload(request.headers.get("traceparent")):
+        async with (
+            upload_place(photos.uploads, body, length),
+            receive_upload(
+                body,
+                request.headers.get("content-type", ""),
+                photos.settings.upload,
+                photos.upload_folder,
+                length,
+            ) as upload,
+        ):
+            submitted = await photos.submit(
+                customer_id,
+                upload.photo,
+                upload.filename,
+                upload.fields,
+                request.headers.get("idempotency-key"),
+            )
     headers = {"Idempotent-Replayed": "true"} if submitted.replayed else {}
     return accepted(submitted.live, headers)
 
@@ -170,7 +186,13 @@ async def submit_photo(request: Request) -> Response:
     responses={
         200: {"description": "The stream.", "content": {sse.MEDIA_TYPE: {"schema": {"type": "string"}}}},
         204: {"description": "The job has ended, and the client has heard of it."},
-        **told(errors.InvalidCustomerId, errors.JobNotFound, errors.InvalidRequest, errors.Unavailable),
+        **told(
+            errors.InvalidCustomerId,
+            errors.JobNotFound,
+            errors.InvalidRequest,
+            errors.TooManyStreams,
+            errors.Unavailable,
+        ),
     },
     tags=["photos"],
 )
@@ -206,7 +228,7 @@ async def stream_photos(
         _seq(name, text),
         quiet_seconds=photos.settings.ingress.heartbeat_seconds,
     )
-    return await sse.event_stream(items, previews=previews)
+    return await sse.event_stream(items, previews=previews, life=photos.clients.following("sse"))
 
 
 @router.get(
@@ -215,9 +237,20 @@ async def stream_photos(
     responses={**IMAGE, **told(*_NO_IMAGE)},
     tags=["images"],
 )
-async def original_image(request: Request, customer_id: CustomerId, job_id: JobId) -> Response:
+async def original_image(
+    request: Request,
+    customer_id: CustomerId,
+    job_id: JobId,
+    redirect: Redirect = True,
+    square: Annotated[
+        bool, Query(description="Only the square that the avatar is made from, as a JPEG; no redirect.")
+    ] = False,
+) -> Response:
     """The photo as it was uploaded, without its metadata."""
-    return await image_response(request, service_of(request), customer_id, job_id, ImageKind.ORIGINAL)
+    photos = service_of(request)
+    if square:
+        return await square_response(request, photos, customer_id, job_id)
+    return await image_response(request, photos, customer_id, job_id, ImageKind.ORIGINAL, redirect=redirect)
 
 
 @router.get(
@@ -226,14 +259,17 @@ async def original_image(request: Request, customer_id: CustomerId, job_id: JobI
     responses={**IMAGE, **told(*_NO_IMAGE)},
     tags=["images"],
 )
-async def generated_image(request: Request, customer_id: CustomerId, job_id: JobId) -> Response:
+async def generated_image(
+    request: Request, customer_id: CustomerId, job_id: JobId, redirect: Redirect = True
+) -> Response:
     """The avatar, once the job is DONE."""
-    return await image_response(request, service_of(request), customer_id, job_id, ImageKind.GENERATED)
+    photos = service_of(request)
+    return await image_response(request, photos, customer_id, job_id, ImageKind.GENERATED, redirect=redirect)
 
 
 @router.get(
     "/customers/{customerId}/photos",
-    response_model=schemas.PhotoPage,
+    response_model=rest_messages.PhotoPage,
     responses=told(
         errors.InvalidCustomerId, errors.CustomerNotFound, errors.InvalidRequest, errors.DatabaseUnavailable
     ),
@@ -252,13 +288,13 @@ async def list_photos(
         raise InvalidRequest("cursor", cursor, "the id of a job, as the path in `next` has it")
     page = await service_of(request).photos(customer_id, cursor, limit)
     return json_answer(
-        schemas.PhotoPage(photos=_statuses(page), next=_next_photos(customer_id, page, limit)),
+        rest_messages.PhotoPage(photos=_statuses(page), next=_next_photos(customer_id, page, limit)),
     )
 
 
 @router.get(
     "/customers",
-    response_model=schemas.CustomerPage,
+    response_model=rest_messages.CustomerPage,
     responses=told(errors.InvalidRequest, errors.DatabaseUnavailable),
     tags=["customers"],
 )
@@ -276,12 +312,12 @@ async def list_customers(
     customers = tuple(_customer(stored) for stored in found[:limit])
     more = len(found) > limit
     following = _link("/customers", after=customers[-1].customer_id, limit=limit) if more else None
-    return json_answer(schemas.CustomerPage(customers=customers, next=following))
+    return json_answer(rest_messages.CustomerPage(customers=customers, next=following))
 
 
 @router.get(
     "/customers/{customerId}",
-    response_model=schemas.CustomerWithPhotos,
+    response_model=rest_messages.CustomerWithPhotos,
     responses=told(errors.InvalidCustomerId, errors.CustomerNotFound, errors.DatabaseUnavailable),
     tags=["customers"],
 )
@@ -292,7 +328,7 @@ async def show_customer(request: Request, customer_id: CustomerId) -> Response:
     page = await photos.photos(customer_id, None, PHOTOS_OF_CUSTOMER)
     summary = stored.summary
     return json_answer(
-        schemas.CustomerWithPhotos(
+        rest_messages.CustomerWithPhotos(
             customer_id=summary.customer_id,
             created_at=summary.created_at,
             photo_count=summary.jobs,
@@ -335,8 +371,8 @@ def _statuses(page: Page) -> tuple[ProfilePhotoJobStatus, ...]:
     return tuple(status_message(live) for live in page.jobs)
 
 
-def _customer(stored: Stored) -> schemas.Customer:
-    return schemas.Customer(
+def _customer(stored: Stored) -> rest_messages.Customer:
+    return rest_messages.Customer(
         customer_id=stored.summary.customer_id,
         created_at=stored.summary.created_at,
         photo_count=stored.summary.jobs,

@@ -1,105 +1,26 @@
-"""The messages of the REST interface, beside the one of a job that every channel tells."""
+"""What only the server knows of its messages: how they are made, and those about its own health.
+
+Those that clients read are in `messages` and `rest_messages`.
+"""
 
 from pydantic import ConfigDict
 
 from avatarforge.diffusion.catalogue import Manifest
-from avatarforge.domain.deliveries import DeliveryReport, DeliveryState
+from avatarforge.domain.deliveries import DeliveryReport
+from avatarforge.domain.replicas import ReplicaReport
 from avatarforge.ingress.health import Readiness
 from avatarforge.ingress.news import LiveJob
-from avatarforge.messages import Message, ProfilePhotoJobStatus, Time, job_message
-
-
-class PhotoPage(Message):
-    photos: tuple[ProfilePhotoJobStatus, ...]
-    """Newest first."""
-    next: str | None
-    """Path of the next page; null on the last."""
-
-
-class Customer(Message):
-    customer_id: str
-    created_at: Time
-    photo_count: int
-    latest_photo: ProfilePhotoJobStatus | None
-
-
-class CustomerPage(Message):
-    customers: tuple[Customer, ...]
-    """In the order of their ids, byte by byte."""
-    next: str | None
-    """Path of the next page; null on the last."""
-
-
-class CustomerWithPhotos(Customer):
-    photos: tuple[ProfilePhotoJobStatus, ...]
-    """The newest photos, newest first."""
-    next: str | None
-    """Path of the rest of the photos; null when these are all."""
-
-
-class DeliveryAttemptMessage(Message):
-    at: Time
-    seconds: float
-    """How long the call took."""
-    status: int | None
-    """The receiver's HTTP status; null where no answer came."""
-    answer: str
-    """The beginning of the answer's body, or what went wrong."""
-
-
-class DeliveryMessage(Message):
-    delivery_id: str
-    """Also the `webhook-id` of every call."""
-    seq: int
-    """The number of the event that is told."""
-    url: str
-    state: DeliveryState
-    created_at: Time
-    next_at: Time | None
-    """When it is called next; null unless PENDING."""
-    attempts: tuple[DeliveryAttemptMessage, ...]
-    """Calls, oldest first."""
-
-
-class DeliveryList(Message):
-    deliveries: tuple[DeliveryMessage, ...]
-
-
-class StyleMessage(Message):
-    name: str
-    """What the field `style` of an upload takes."""
-    title: str
-    prompt: str
-    """The template; `{prompt}` stands for the client's words."""
-
-
-class DefaultsMessage(Message):
-    steps: int
-    strength: float
-    guidance: float
-    prompt: str
-    """For an upload with neither prompt nor style."""
-    negative_prompt: str
-
-
-class ModelMessage(Message):
-    name: str
-    title: str
-    family: str
-    licence: str
-    size: int
-    """Side of the square avatars, in pixels."""
-    defaults: DefaultsMessage
-    styles: tuple[StyleMessage, ...]
-
-
-class ModelList(Message):
-    models: tuple[ModelMessage, ...]
-
-
-class StyleList(Message):
-    model: str
-    styles: tuple[StyleMessage, ...]
+from avatarforge.messages import Message, ProfilePhotoJobStatus, job_message
+from avatarforge.rest_messages import (
+    DefaultsMessage,
+    DeliveryAttemptMessage,
+    DeliveryMessage,
+    ModelFailureMessage,
+    ModelMessage,
+    ReplicaMessage,
+    ServedModelMessage,
+    StyleMessage,
+)
 
 
 class PartMessage(Message):
@@ -169,6 +90,38 @@ def model_message(manifest: Manifest) -> ModelMessage:
         size=manifest.size,
         defaults=DefaultsMessage(**manifest.defaults.model_dump()),
         styles=style_messages(manifest),
+    )
+
+
+def replica_message(report: ReplicaReport) -> ReplicaMessage:
+    model, failure = report.model, report.failure
+    return ReplicaMessage(
+        replica_id=report.replica_id,
+        backend=report.backend,
+        state=report.state.value,
+        reported_at=report.at,
+        wish=report.wish,
+        model=model
+        and ServedModelMessage(
+            name=model.name,
+            fingerprint=model.fingerprint,
+            since=model.since,
+            load_seconds=model.load_seconds,
+            dtype=model.dtype,
+        ),
+        failure=failure and ModelFailureMessage(model=failure.model, reason=failure.reason, at=failure.at),
+        device=report.device,
+        limit=report.limit,
+        active=report.active,
+        waiting=report.waiting,
+        step_seconds={str(images): seconds for images, seconds in report.step_seconds.items()},
+        mean_images=report.mean_images,
+        steps_by_images={str(images): times for images, times in sorted(report.steps_by_images.items())},
+        pictures=report.pictures,
+        busy_seconds=report.busy_seconds,
+        memory_bytes=report.memory,
+        cached_embeddings=report.cached_embeddings,
+        circuit=report.circuit,
     )
 
 

@@ -1,17 +1,20 @@
 """What AvatarForge does for its clients, without HTTP or gRPC in it: both only carry it."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
 import structlog
 
 from avatarforge.diffusion.catalogue import Catalogue, Manifest
+from avatarforge.diffusion.squares import cut
 from avatarforge.domain.changes import LogBounds, LoggedChange
 from avatarforge.domain.customers import CustomerSummary, checked_customer_id, shard_of
 from avatarforge.domain.deliveries import DeliveryReport, WebhookDelivery
@@ -22,18 +25,25 @@ from avatarforge.domain.errors import (
     ModelUnusable,
     NotFinished,
     ObjectNotFound,
+    TooManyUploads,
 )
 from avatarforge.domain.idempotency import KnownKey
 from avatarforge.domain.identifiers import is_job_id
 from avatarforge.domain.jobs import ProfilePhotoJob, StoredImage
-from avatarforge.ingress import acceptance
+from avatarforge.domain.replicas import ReplicaReport
+from avatarforge.ingress import acceptance, scrapes
 from avatarforge.ingress.acceptance import Acceptance
 from avatarforge.ingress.health import HealthChecks
 from avatarforge.ingress.news import LiveJob
+from avatarforge.ingress.places import Places
+from avatarforge.ingress.scrapes import Clients, Scrapes
 from avatarforge.ingress.streams import JobStreams, LiveNews, StreamItem
 from avatarforge.ingress.submissions import Submission, checked_key, read_submission
 from avatarforge.settings import Settings
 from avatarforge.storage.interface import ObjectStorage
+from avatarforge.storage.pictures import load_upright
+from avatarforge.telemetry import metrics
+from avatarforge.telemetry.figures import Figures
 from avatarforge.webhooks.addresses import check_callback_url
 
 log = structlog.get_logger(__name__)
@@ -74,7 +84,7 @@ class Deliveries(Protocol):
     def of_job(self, customer_id: str, job_id: str) -> list[DeliveryReport]: ...
 
 
-class Trackers(acceptance.Trackers, Protocol):
+class Trackers(acceptance.Trackers, scrapes.Trackers, Protocol):
     """Who changes jobs; `tracker.client.JobTrackers` keeps it."""
 
     @property
@@ -94,6 +104,12 @@ class LiveView(LiveNews, Protocol):
 
     @property
     def lag(self) -> float: ...
+
+    @property
+    def waiting(self) -> int: ...
+
+    @property
+    def replicas(self) -> tuple[ReplicaReport, ...]: ...
 
     def get(self, customer_id: str, job_id: str) -> LiveJob | None: ...
 
@@ -138,6 +154,10 @@ class ProfilePhotos:
 
     MANIFEST_AGE = 30.0
     """Seconds after which the model's manifest is read again."""
+    SQUARE_SIDE = 1024
+    """Pixels of a side that `square` makes at most."""
+    SQUARES = 2
+    """Squares that are cut at a time: each needs memory for the photo's pixels. More wait."""
     RECHECK = 1.0
     """Seconds until a job that the view does not know yet is looked up again by one who waits for it."""
 
@@ -151,16 +171,26 @@ class ProfilePhotos:
         catalogue: Catalogue,
         deliveries: Deliveries,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        figures: Figures | None = None,
     ) -> None:
+        """`figures` are what this replica counts."""
         self.settings = settings
+        self.figures = figures or Figures()
+        self.figures.watch(metrics.SUBSCRIBERS, lambda: live.waiting, "long_poll")
+        self.figures.watch(metrics.FEED_LAG, lambda: live.lag)
+        self.clients = Clients(self.figures)
+        self.scrapes = Scrapes(self.figures, trackers)
         self.upload_folder: Path = settings.data_dir.resolve() / "uploads"
         """Where uploads lie while they are read."""
         self.health = HealthChecks(
             {"database": records.ping, "storage": storage.check}, feed_lag=lambda: live.lag
         )
+        self.uploads = Places(settings.ingress.max_uploads, TooManyUploads)
+        """Places for uploads that are read and stored."""
         self._catalogue = catalogue
         self._model = settings.diffusion.model
         self._manifest: Manifest | None = None
+        self._read_model = self._model
         self._manifest_read_at = 0.0
         self._records = records
         self._storage = storage
@@ -169,6 +199,7 @@ class ProfilePhotos:
         self._deliveries = deliveries
         self._acceptance = Acceptance(storage, trackers, settings.upload, now)
         self._streams = JobStreams(live, _Events(self, records, trackers.shards), settings.ingress)
+        self._cutting = asyncio.Semaphore(self.SQUARES)
         self._reads = ThreadPoolExecutor(settings.database.pool_size, thread_name_prefix="read")
 
     async def close(self) -> None:
@@ -189,13 +220,13 @@ class ProfilePhotos:
         """Keep the photo and have a job accepted for it: when this returns, both are durable.
 
         Raises `InvalidRequest` for a wrong field, the errors of `examine` for a photo that is none,
-        `IdempotencyKeyReused` and `IdempotencyKeyInFlight`, and `Unavailable` errors when the promise
-        cannot be given; then nothing is kept.
+        `IdempotencyKeyReused` and `IdempotencyKeyInFlight`, `BacklogFull`, and `Unavailable` errors when
+        the promise cannot be given; then nothing is kept.
         """
         checked_customer_id(customer_id)
         submission = await self._checked(fields)
         if idempotency_key is None:
-            return self._admitted(await self._acceptance.accept(customer_id, submission, photo, filename))
+            return await self._timed(self._acceptance.accept(customer_id, submission, photo, filename))
         key = checked_key(idempotency_key)
         accepted = await self._acceptance.accept_once(customer_id, submission, photo, filename, fields, key)
         if isinstance(accepted, KnownKey):
@@ -206,7 +237,7 @@ class ProfilePhotos:
         self, customer_id: str, submission: Submission, photo: BinaryIO, filename: str
     ) -> LiveJob:
         """As `submit`, for wishes that `read_submission` has checked."""
-        return self._admitted(await self._acceptance.accept(customer_id, submission, photo, filename)).live
+        return (await self._timed(self._acceptance.accept(customer_id, submission, photo, filename))).live
 
     async def retry(self, customer_id: str, job_id: str) -> LiveJob:
         """A new job with the photo and the wishes of one that has ended.
@@ -227,7 +258,14 @@ class ProfilePhotos:
             await check_callback_url(submission.callback_url, self.settings.webhook)
         return submission
 
+    async def _timed(self, accepting: Awaitable[ProfilePhotoJob]) -> Submitted:
+        begun = time.perf_counter()
+        job = await accepting
+        self.figures.observe(metrics.ACCEPT_SECONDS, time.perf_counter() - begun)
+        return self._admitted(job)
+
     def _admitted(self, job: ProfilePhotoJob) -> Submitted:
+        self.figures.count(metrics.ACCEPTED_BYTES, by=job.original.size)
         self._live.admit(job)
         return Submitted(live=self._live.get(job.customer_id, job.job_id) or LiveJob(job=job))
 
@@ -344,13 +382,29 @@ class ProfilePhotos:
             return None
         return await self.read(self._storage.signed_url, image.key, storage.signed_url_seconds)
 
-    async def chunks(self, job_id: str, kind: ImageKind, image: StoredImage) -> Iterator[bytes]:
+    async def chunks(self, job_id: str, kind: ImageKind, image: StoredImage) -> Generator[bytes]:
         """The image's bytes; a blocking iterator. Raises `ImageNotFound` when storage has lost them."""
         try:
             return await self.read(self._storage.stream, image.key)
         except ObjectNotFound as error:
             log.error("object of a recorded image is missing", key=image.key, job_id=job_id)
             raise ImageNotFound(job_id, kind) from error
+
+    async def square(self, customer_id: str, job_id: str) -> bytes:
+        """The part of the photo that the avatar is made from, as a JPEG. Raises as `image` and `chunks`."""
+        job = (await self.status(customer_id, job_id)).job
+        try:
+            async with self._cutting:
+                return await self.read(self._cut, job)
+        except ObjectNotFound as error:
+            raise ImageNotFound(job_id, ImageKind.ORIGINAL) from error
+
+    def _cut(self, job: ProfilePhotoJob) -> bytes:
+        photo = load_upright(self._storage.get(job.original.key))
+        picture = cut(photo, min(self.SQUARE_SIDE, *photo.size), cut_face=job.parameters.cut_face)[0]
+        content = BytesIO()
+        picture.save(content, "JPEG", quality=90)
+        return content.getvalue()
 
     # --- models ------------------------------------------------------------------------------------------
 
@@ -360,19 +414,27 @@ class ProfilePhotos:
         self._manifest_read_at = float("-inf")
 
     async def model(self) -> Manifest:
-        """The configured model's manifest, some seconds old at most.
+        """The manifest of the model that serves, some seconds old at most; of the one that is to serve, while
+        none does.
 
         Raises `ModelUnusable` if it never could be read; later it stays as it was while it is broken.
         """
         time = asyncio.get_running_loop().time()
-        if self._manifest is None or time - self._manifest_read_at >= self.MANIFEST_AGE:
-            self._manifest = await self._read_manifest()
-            self._manifest_read_at = time
+        name = serving_model(self._model, self.replicas)
+        is_old = time - self._manifest_read_at >= self.MANIFEST_AGE
+        if self._manifest is None or is_old or self._read_model != name:
+            self._manifest = await self._read_manifest(name)
+            self._manifest_read_at, self._read_model = time, name
         return self._manifest
 
-    async def _read_manifest(self) -> Manifest:
+    @property
+    def replicas(self) -> tuple[ReplicaReport, ...]:
+        """What the replicas told of themselves last."""
+        return self._live.replicas
+
+    async def _read_manifest(self, name: str) -> Manifest:
         try:
-            return await self.read(self._catalogue.manifest, self._model)
+            return await self.read(self._catalogue.manifest, name)
         except ModelUnusable as error:
             if self._manifest is None:
                 raise
@@ -411,6 +473,15 @@ class ProfilePhotos:
     async def read(self, call: Callable[..., T], *arguments: Any) -> T:
         """What a blocking call returns, made in one of the threads for reads."""
         return await asyncio.get_running_loop().run_in_executor(self._reads, call, *arguments)
+
+
+def serving_model(wish: str, replicas: Sequence[ReplicaReport]) -> str:
+    """The model whose styles and defaults count: the wish as soon as a replica serves it; until then, the one
+    that serves."""
+    served = [report.model for report in replicas if report.backend == "local" and report.model is not None]
+    if not served or any(model.name == wish for model in served):
+        return wish
+    return max(served, key=lambda model: model.since).name
 
 
 class _Events:

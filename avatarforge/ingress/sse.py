@@ -7,7 +7,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -36,16 +36,22 @@ _HEADERS = {
 _HEARTBEAT = format_sse_event(comment="")
 
 
-async def event_stream(items: AsyncGenerator[StreamItem | None, None], *, previews: bool = False) -> Response:
+async def event_stream(
+    items: AsyncGenerator[StreamItem | None, None],
+    *,
+    previews: bool = False,
+    life: AbstractContextManager[None] | None = None,
+) -> Response:
     """The items as a response, or 204 if nothing is to come: browsers then do not ask again.
 
-    Raises what the first item raises, so that it can still be answered as a problem.
+    `life` is open as long as the stream is. Raises what the first item raises, so that it can still be
+    answered as a problem.
     """
     try:
         first = await anext(items)
     except StopAsyncIteration:
         return Response(status_code=204, headers={"Cache-Control": "no-store"})
-    return _EventStream(_written(first, items, previews), headers=_HEADERS)
+    return _EventStream(_written(first, items, previews, life or nullcontext()), headers=_HEADERS)
 
 
 class _EventStream(StreamingResponse):
@@ -67,12 +73,16 @@ class _EventStream(StreamingResponse):
 
 
 async def _written(
-    first: StreamItem | None, items: AsyncGenerator[StreamItem | None, None], previews: bool
+    first: StreamItem | None,
+    items: AsyncGenerator[StreamItem | None, None],
+    previews: bool,
+    life: AbstractContextManager[None],
 ) -> AsyncGenerator[bytes, None]:
-    async with aclosing(items):
-        yield format_sse_event(retry=RECONNECT_MS) + _event(first, previews)
-        async for item in items:
-            yield _event(item, previews)
+    with life:
+        async with aclosing(items):
+            yield format_sse_event(retry=RECONNECT_MS) + _event(first, previews)
+            async for item in items:
+                yield _event(item, previews)
 
 
 def _event(item: StreamItem | None, previews: bool) -> bytes:

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from avatarforge.domain.customers import checked_customer_id
 from avatarforge.domain.errors import InvalidRequest, JobNotFound
 from avatarforge.domain.events import EventKind
 from avatarforge.ingress.news import Changed, Erased, LiveJob, Overflowed, Progressed, Subscription
+from avatarforge.ingress.places import StreamPlaces
 from avatarforge.settings import IngressSettings
 
 
@@ -73,6 +74,7 @@ class JobStreams:
         self._live = live
         self._events = events
         self._settings = settings
+        self._places = StreamPlaces(settings.max_streams, settings.max_streams_per_customer)
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
 
     async def follow(
@@ -84,9 +86,17 @@ class JobStreams:
         the terminal event or the erasure of the one job that was asked for, after an overflow, and after
         `max_stream_seconds`.
         Raises at its first item `InvalidCustomerId`, `JobNotFound`, `InvalidRequest` for an `after` that no
-        event has reached, and `Unavailable`.
+        event has reached, `TooManyStreams` and `Unavailable`.
         """
         checked_customer_id(customer_id)
+        with self._places.one(customer_id):
+            async with aclosing(self._followed(customer_id, job_id, after, quiet_seconds)) as items:
+                async for item in items:
+                    yield item
+
+    async def _followed(
+        self, customer_id: str, job_id: str | None, after: int | None, quiet_seconds: float
+    ) -> AsyncGenerator[StreamItem | None, None]:
         await self._live.heard(customer_id)
         # Less by chance, so that the clients of a replica do not all come back in one moment.
         end = self._clock() + self._settings.max_stream_seconds * random.uniform(0.9, 1)

@@ -20,6 +20,8 @@ MAX_KEY = 255
 MAX_STEPS = 150
 MAX_GUIDANCE = 30
 MAX_SEED = 2**63 - 1
+MAX_TIMEOUT = 7 * 86_400
+"""Seconds: a week."""
 MAX_PRIORITY = 10
 """Priorities go from minus this to this."""
 
@@ -35,6 +37,9 @@ FIELDS = (
     "format",
     "priority",
     "allowRemote",
+    "timeoutSeconds",
+    "startTimeoutSeconds",
+    "cutFace",
 )
 """The form fields that may stand beside `photo`."""
 
@@ -70,6 +75,15 @@ def read_submission(
         guidance=given.number("guidance", _is_guidance, f"a number from 0 to {MAX_GUIDANCE}"),
         format=ImageFormat(given.choice("format", list(ImageFormat)) or ImageFormat.PNG),
         allow_remote=given.truth("allowRemote", default=True),
+        timeout_seconds=given.number("timeoutSeconds", _is_timeout, _A_TIMEOUT),
+        start_timeout_seconds=given.number("startTimeoutSeconds", _is_timeout, _A_TIMEOUT),
+        cut_face=given.truth("cutFace", default=True),
+    )
+    manifest.capabilities.refuse(
+        manifest.name,
+        strength=fields.get("strength"),
+        guidance=fields.get("guidance"),
+        negative_prompt=fields.get("negativePrompt"),
     )
     _refuse_idle(parameters, manifest)
     return Submission(
@@ -157,8 +171,17 @@ def _is_guidance(value: float) -> bool:
     return 0 <= value <= MAX_GUIDANCE
 
 
+def _is_timeout(value: float) -> bool:
+    return 1 <= value <= MAX_TIMEOUT
+
+
+_A_TIMEOUT = f"a number of seconds from 1 to {MAX_TIMEOUT}"
+
+
 def _refuse_idle(parameters: GenerationParameters, manifest: Manifest) -> None:
     """With few steps and little strength no step is left, and the photo would come back as it went."""
+    if not manifest.capabilities.strength:
+        return
     defaults = manifest.defaults
     steps = defaults.steps if parameters.steps is None else parameters.steps
     strength = defaults.strength if parameters.strength is None else parameters.strength

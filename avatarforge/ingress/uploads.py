@@ -8,7 +8,7 @@ import difflib
 import errno
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -25,8 +25,10 @@ from avatarforge.domain.errors import (
     PhotoTooLarge,
     StorageFull,
     StorageUnavailable,
+    TooManyUploads,
     UnsupportedMediaType,
 )
+from avatarforge.ingress.places import Places
 from avatarforge.ingress.submissions import FIELDS
 from avatarforge.settings import UploadSettings
 
@@ -82,6 +84,23 @@ async def receive_upload(
             await drain(stream, content_length)
             raise
         yield upload
+
+
+@asynccontextmanager
+async def upload_place(
+    places: Places, stream: AsyncIterator[bytes], content_length: int | None
+) -> AsyncIterator[None]:
+    """A place for an upload that is about to be read.
+
+    Raises `TooManyUploads`, after what the client sends was read as by `receive_upload`.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(places.one())
+        except TooManyUploads:
+            await drain(stream, content_length)
+            raise
+        yield
 
 
 def _kept(folder: Path) -> BinaryIO:

@@ -16,8 +16,10 @@ from avatarforge.domain.errors import TrackerUnavailable
 from avatarforge.domain.events import EventKind, JobEvent
 from avatarforge.domain.generations import GenerationProgress
 from avatarforge.domain.jobs import ProfilePhotoJob
+from avatarforge.domain.replicas import ReplicaReport
 from avatarforge.domain.status import ProcessingStatus
 from avatarforge.ingress.news import Changed, Erased, LiveJob, Progressed, Subscription
+from avatarforge.tracker.estimates import Forecast
 from avatarforge.tracker.feed import FeedBatch, FeedCursor
 
 log = structlog.get_logger(__name__)
@@ -54,7 +56,7 @@ class LiveJobs:
     def __init__(self, source: FeedSource, clock: Callable[[], float] = time.monotonic) -> None:
         self._source = source
         self._clock = clock
-        self._shards = [_Shard(self.KEEP_FINISHED, self.KEEP_CHANGES) for _ in range(source.shards)]
+        self._shards = [_Shard(self.KEEP_FINISHED, self.KEEP_CHANGES, clock) for _ in range(source.shards)]
         self._subscriptions: dict[str, set[Subscription]] = {}
         self._waiters: dict[str, set[asyncio.Future[None]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -76,6 +78,16 @@ class LiveJobs:
         """Seconds since the most silent tracker answered; infinite before its first answer."""
         now = self._clock()
         return max(now - shard.heard_at for shard in self._shards)
+
+    @property
+    def replicas(self) -> tuple[ReplicaReport, ...]:
+        """The newest report of every replica, in the order of their ids."""
+        newest: dict[str, ReplicaReport] = {}
+        for report in (report for shard in self._shards for report in shard.reports):
+            known = newest.get(report.replica_id)
+            if known is None or known.at < report.at:
+                newest[report.replica_id] = report
+        return tuple(newest[replica_id] for replica_id in sorted(newest))
 
     def get(self, customer_id: str, job_id: str) -> LiveJob | None:
         """The job as told last; `None` when the view does not know it and the database has to be asked."""
@@ -160,6 +172,11 @@ class LiveJobs:
         """Clients that listen now."""
         return sum(len(listeners) for listeners in self._subscriptions.values())
 
+    @property
+    def waiting(self) -> int:
+        """Clients that wait for a change of one job."""
+        return sum(len(waiters) for waiters in self._waiters.values())
+
     async def _changed(self, job_id: str, seconds: float) -> None:
         """Wait until the feed tells of the job, at most `seconds`."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -234,7 +251,8 @@ class LiveJobs:
 class _Shard:
     """What one tracker has told."""
 
-    def __init__(self, keep_finished: int, keep_changes: int) -> None:
+    def __init__(self, keep_finished: int, keep_changes: int, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self._keep_finished = keep_finished
         self._keep_changes = keep_changes
         self.heard_at = float("-inf")
@@ -245,8 +263,10 @@ class _Shard:
         self.finished: OrderedDict[str, ProfilePhotoJob] = OrderedDict()
         self.progress: dict[str, GenerationProgress] = {}
         self.positions: dict[str, int] = {}
-        self.seconds_per_job: float | None = None
-        self.running = 0
+        self.forecast = Forecast()
+        self.forecast_at = float("-inf")
+        self.reports: tuple[ReplicaReport, ...] = ()
+        """Of all replicas, as they told this tracker."""
         self._changes: dict[str, deque[LoggedChange]] = {}
         """Kept changes by customer."""
         self._change_order: deque[str] = deque()
@@ -269,9 +289,11 @@ class _Shard:
         self.progress.update(
             (job_id, news) for job_id, news in batch.progress.items() if job_id in self.unfinished
         )
-        if batch.order is not None:
-            self.positions = {job_id: place for place, job_id in enumerate(batch.order, start=1)}
-        self.seconds_per_job, self.running = batch.seconds_per_job, batch.running
+        if batch.forecast is not None:
+            self.forecast, self.forecast_at = batch.forecast, self._clock()
+            self.positions = {job_id: place for place, job_id in enumerate(batch.forecast.order, start=1)}
+        if batch.reports is not None:
+            self.reports = batch.reports
         self.seq = max(self.seq, batch.cursor.seq)
         while len(self.finished) > self._keep_finished:
             self.finished.popitem(last=False)
@@ -295,7 +317,7 @@ class _Shard:
             job=job,
             progress=self.progress.get(job.job_id),
             queue_position=position,
-            eta_seconds=self.eta(job, position),
+            eta_seconds=self.eta(job),
         )
 
     def news_of(self, change: LoggedChange) -> Changed | Erased | None:
@@ -344,18 +366,15 @@ class _Shard:
         self.finished.pop(job_id, None)
         self.progress.pop(job_id, None)
 
-    def eta(self, job: ProfilePhotoJob, position: int | None) -> float | None:
-        """Seconds by the pace of the last jobs: those that run and those that stand before it come first."""
-        if self.seconds_per_job is None or job.status.is_terminal:
+    def eta(self, job: ProfilePhotoJob) -> float | None:
+        """Seconds until the job is done, as forecast, less those that have passed since.
+
+        A waiting job that was not forecast by itself stands at the line's end, or near it.
+        """
+        if job.status.is_terminal:
             return None
-        if job.status is ProcessingStatus.PENDING:
-            if position is None:
-                return None
-            return round(self.seconds_per_job * (self.running + position), 1)
-        progress = self.progress.get(job.job_id)
-        if progress is None or progress.total_steps == 0:
-            return round(self.seconds_per_job * max(1, self.running), 1)
-        return round(self.seconds_per_job * (1 - progress.step / progress.total_steps), 1)
+        seconds = self.forecast.seconds.get(job.job_id, self.forecast.line_seconds)
+        return None if seconds is None else round(max(0.0, seconds - (self._clock() - self.forecast_at)), 1)
 
     def _forget(self, event: JobEvent) -> None:
         """Drop what is known of an erased job, as the database does."""

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,9 +14,13 @@ from sqlalchemy.exc import TimeoutError as NoFreeConnection
 
 from avatarforge.domain.errors import DatabaseUnavailable
 from avatarforge.settings import DatabaseSettings, SettingsError
+from avatarforge.telemetry import metrics
+from avatarforge.telemetry.figures import Figures
 
 _WRITES = "avatarforge_writes"
 """Execution option of a connection whose transaction writes."""
+_METER = "avatarforge_meter"
+"""Execution option of an engine whose transactions are counted: the figures, and whose they are."""
 
 _compact_json = partial(json.dumps, ensure_ascii=False, separators=(",", ":"))
 
@@ -48,6 +53,11 @@ def is_sqlite(url: URL) -> bool:
     return url.get_backend_name() == "sqlite"
 
 
+def meter_engine(engine: Engine, figures: Figures, component: str) -> None:
+    """Count and time the engine's transactions from now on; `component` says whose they are."""
+    engine.update_execution_options(**{_METER: (figures, component)})
+
+
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
     """A transaction that writes: committed at the end of the block, rolled back by an exception.
@@ -56,6 +66,7 @@ def writing(engine: Engine) -> Iterator[Connection]:
     Raises as `answering`; when the commit itself is not answered its outcome is unknown.
     """
     with (
+        _metered(engine, "write"),
         answering(),
         engine.connect() as connection,
         connection.execution_options(**{_WRITES: True}).begin(),
@@ -66,8 +77,27 @@ def writing(engine: Engine) -> Iterator[Connection]:
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """A transaction that only reads. Raises as `answering`."""
-    with answering(), engine.connect() as connection:
+    with _metered(engine, "read"), answering(), engine.connect() as connection:
         yield connection
+
+
+@contextmanager
+def _metered(engine: Engine, kind: str) -> Iterator[None]:
+    meter = engine.get_execution_options().get(_METER)
+    if meter is None:
+        yield
+        return
+    figures, component = meter
+    begun, outcome = time.perf_counter(), "error"
+    try:
+        yield
+        outcome = "ok"
+    except DatabaseUnavailable:
+        outcome = "unavailable"
+        raise
+    finally:
+        seconds = time.perf_counter() - begun
+        figures.observe(metrics.DATABASE_CALLS, seconds, component, kind, outcome)
 
 
 @contextmanager

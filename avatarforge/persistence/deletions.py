@@ -5,8 +5,9 @@ from datetime import datetime
 
 from sqlalchemy import Engine, func, select
 
-from avatarforge.domain.changes import ObjectDeletion
+from avatarforge.domain.changes import Fence, ObjectDeletion
 from avatarforge.persistence.database import reading, writing
+from avatarforge.persistence.group import show_fence
 from avatarforge.persistence.tables import object_deletions
 
 
@@ -14,7 +15,7 @@ class DeletionRecords:
     """Objects to delete: `JobRecords.commit` writes them down with the erasure that wants them gone.
 
     Calls block; any thread may make them. Every method raises `DatabaseUnavailable` when the database does
-    not answer, and can simply be repeated.
+    not answer, and can simply be repeated. A write whose fence has fallen raises `Overtaken`.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -35,20 +36,22 @@ class DeletionRecords:
         with reading(self._engine) as connection:
             return [ObjectDeletion(**row) for row in connection.execute(wanted).mappings()]
 
-    def done(self, deletion_ids: Collection[int]) -> None:
+    def done(self, deletion_ids: Collection[int], fence: Fence) -> None:
         """Forget the deletions. Ids that are not on record (any more) are passed over."""
         if not deletion_ids:
             return
         with writing(self._engine) as connection:
+            show_fence(connection, fence)
             connection.execute(
                 object_deletions.delete().where(object_deletions.c.deletion_id.in_(deletion_ids))
             )
 
-    def postpone(self, deletion_ids: Collection[int], due_at: datetime) -> None:
+    def postpone(self, deletion_ids: Collection[int], due_at: datetime, fence: Fence) -> None:
         """Let the deletions become due later. Ids that are not on record are passed over."""
         if not deletion_ids:
             return
         with writing(self._engine) as connection:
+            show_fence(connection, fence)
             connection.execute(
                 object_deletions.update()
                 .where(object_deletions.c.deletion_id.in_(deletion_ids))

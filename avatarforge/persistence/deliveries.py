@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, func, insert, select, update
 
+from avatarforge.domain.changes import Fence
 from avatarforge.domain.deliveries import (
     DeliveryAttempt,
     DeliveryReport,
@@ -15,6 +16,7 @@ from avatarforge.domain.deliveries import (
     WebhookDelivery,
 )
 from avatarforge.persistence.database import reading, writing
+from avatarforge.persistence.group import show_fence
 from avatarforge.persistence.rows import (
     Row,
     attempt_from_row,
@@ -30,7 +32,7 @@ class DeliveryRecords:
 
     Calls block; any thread may make them. Every method raises `DatabaseUnavailable` when the database does
     not answer; the outcome of a write is then unknown. Reads and `again` can simply be repeated; `record`
-    repeated may keep its attempt twice.
+    repeated may keep its attempt twice. A write whose fence has fallen raises `Overtaken` and keeps nothing.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -38,19 +40,22 @@ class DeliveryRecords:
 
     # --- writing -----------------------------------------------------------------------------------
 
-    def record(self, delivery: WebhookDelivery, attempt: DeliveryAttempt) -> bool:
+    def record(self, delivery: WebhookDelivery, attempt: DeliveryAttempt, fence: Fence) -> bool:
         """Keep one more call of the receiver, and the delivery's state, tries and next time as given.
 
         False, and nothing is kept, when the delivery has been erased meanwhile.
         """
         with writing(self._engine) as connection:
+            show_fence(connection, fence)
             if not _changed(connection, _by_id(delivery.delivery_id), delivery_progress_row(delivery)):
                 return False
             number = _attempts_of(connection, delivery.delivery_id) + 1
             connection.execute(insert(webhook_attempts), attempt_row(delivery.delivery_id, number, attempt))
             return True
 
-    def again(self, customer_id: str, job_id: str, delivery_id: str, at: datetime) -> WebhookDelivery | None:
+    def again(
+        self, customer_id: str, job_id: str, delivery_id: str, at: datetime, fence: Fence
+    ) -> WebhookDelivery | None:
         """The delivery, due at `at` and with all its tries before it, whatever became of it; kept so.
 
         `None` where this customer's job has no such delivery. The calls made so far stay on record.
@@ -58,6 +63,7 @@ class DeliveryRecords:
         wanted = _by_id(delivery_id) & _of_job(customer_id, job_id)
         waiting = {"state": DeliveryState.PENDING.value, "tries": 0, "next_at": at}
         with writing(self._engine) as connection:
+            show_fence(connection, fence)
             if not _changed(connection, wanted, waiting):
                 return None
             return _first(connection, wanted)

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Insert, bindparam, insert, select, update
 from sqlalchemy.dialects.mysql import insert as mariadb_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from avatarforge.domain.changes import JobChange
+from avatarforge.domain.changes import Fence, JobChange
 from avatarforge.domain.deliveries import WebhookDelivery, delivery_id_of
 from avatarforge.domain.errors import JobNotFound, Overtaken
 from avatarforge.domain.events import EventKind
@@ -40,6 +40,16 @@ def hold_shard(connection: Connection, shard: int, epoch: int) -> None:
     current = connection.scalar(held)
     if current != epoch:
         raise Overtaken(shard, epoch, current or 0)
+
+
+def show_fence(connection: Connection, fence: Fence) -> None:
+    """Keep the shard's epoch as it is until the transaction ends, beside others that do the same. A group's
+    commit waits for them, as they do for it. Raises `Overtaken` unless the fence's epoch is current."""
+    shards = tracker_shards.c
+    held = select(shards.epoch).where(shards.shard == fence.shard).with_for_update(read=True)
+    current = connection.scalar(held)
+    if current != fence.epoch:
+        raise Overtaken(fence.shard, fence.epoch, current or 0)
 
 
 def write_group(connection: Connection, shard: int, changes: Sequence[JobChange]) -> list[int]:

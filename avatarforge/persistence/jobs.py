@@ -1,6 +1,6 @@
 """The record of all jobs and their event log, as the trackers and the reads of the ingress ask for it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -8,10 +8,11 @@ from sqlalchemy import Engine, Insert, Select, exists, func, select
 from sqlalchemy.dialects.mysql import insert as mariadb_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from avatarforge.domain.changes import JobChange, LogBounds, LoggedChange
+from avatarforge.domain.changes import JobChange, KeptObjects, LogBounds, LoggedChange
 from avatarforge.domain.customers import CustomerSummary
 from avatarforge.domain.events import JobEvent
 from avatarforge.domain.idempotency import LIFETIME, KnownKey
+from avatarforge.domain.identifiers import first_job_id
 from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.domain.status import ProcessingStatus
 from avatarforge.persistence.database import reading, writing
@@ -33,6 +34,7 @@ from avatarforge.persistence.tables import (
     tracker_shards,
 )
 
+_TERMINAL = [status.value for status in ProcessingStatus if status.is_terminal]
 _UNFINISHED = [status.value for status in ProcessingStatus if not status.is_terminal]
 
 
@@ -119,7 +121,19 @@ class JobRecords:
             prune_keys(connection, shard, before, limit)
             return prune_log(connection, shard, before, limit)
 
+    def keep_model(self, shard: int, epoch: int, model: str) -> None:
+        """Put the model on record that served last as it was wished. Raises `Overtaken` as `commit`."""
+        kept = tracker_shards.update().where(tracker_shards.c.shard == shard).values(model=model)
+        with writing(self._engine) as connection:
+            hold_shard(connection, shard, epoch)
+            connection.execute(kept)
+
     # --- reading -----------------------------------------------------------------------------------
+
+    def last_model(self, shard: int) -> str | None:
+        """The model that `keep_model` put on record; `None` before the first."""
+        wanted = select(tracker_shards.c.model).where(tracker_shards.c.shard == shard)
+        return next((row["model"] for row in self._rows(wanted)), None)
 
     def unfinished(self, shard: int) -> list[ProfilePhotoJob]:
         """The shard's jobs that are PENDING or PROCESSING, oldest first."""
@@ -147,6 +161,23 @@ class JobRecords:
             wanted = wanted.where(profile_photo_jobs.c.job_id < before)
         newest_first = wanted.order_by(profile_photo_jobs.c.job_id.desc()).limit(limit)
         return [job_from_row(row) for row in self._rows(newest_first)]
+
+    def outlived(self, shard: int, before: datetime, limit: int) -> list[ProfilePhotoJob]:
+        """At most `limit` jobs of the shard's customers that have ended and were made before that time, the
+        oldest first."""
+        jobs = profile_photo_jobs.c
+        ours = select(customers.c.customer_id).where(customers.c.shard == shard)
+        wanted = (
+            _JOBS.where(
+                jobs.customer_id.in_(ours),
+                jobs.status.in_(_TERMINAL),
+                # Ids sort by time, and there is an index of them.
+                jobs.job_id < first_job_id(before),
+            )
+            .order_by(jobs.job_id)
+            .limit(limit)
+        )
+        return [job_from_row(row) for row in self._rows(wanted)]
 
     def customers(self, after: str | None, limit: int) -> list[CustomerSummary]:
         """At most `limit` customers by the bytes of their ids, from the one next to `after`."""
@@ -189,6 +220,24 @@ class JobRecords:
             # A job's revisions rise with its numbers, and there is an index of them.
             wanted = wanted.where(job_events.c.job_id == job_id).order_by(job_events.c.revision)
         return [logged_change_from_row(row) for row in self._rows(wanted)]
+
+    def objects_of(self, job_ids: Collection[str]) -> dict[str, KeptObjects]:
+        """Which objects the jobs name, by id; jobs that are not on record are left out."""
+        jobs, photos = profile_photo_jobs.c, profile_photos.c
+        wanted = (
+            select(jobs.job_id, jobs.status, photos.object_key)
+            .outerjoin_from(profile_photo_jobs, profile_photos, photos.job_id == jobs.job_id)
+            .where(jobs.job_id.in_(job_ids))
+        )
+        statuses: dict[str, ProcessingStatus] = {}
+        keys: dict[str, set[str]] = {}
+        for row in self._rows(wanted):
+            statuses[row["job_id"]] = ProcessingStatus(row["status"])
+            keys.setdefault(row["job_id"], set()).add(row["object_key"])
+        return {
+            job_id: KeptObjects(is_terminal=status.is_terminal, keys=frozenset(keys[job_id]))
+            for job_id, status in statuses.items()
+        }
 
     def log_bounds(self, shard: int) -> LogBounds:
         """What the shard's log holds at this moment."""

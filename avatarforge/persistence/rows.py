@@ -293,6 +293,9 @@ def _parameters(parameters: GenerationParameters) -> dict[str, Any]:
         "format": parameters.format.value,
         "allow_remote": parameters.allow_remote,
         "cut_face": parameters.cut_face,
+        "timeout_seconds": parameters.timeout_seconds,
+        "start_timeout_seconds": parameters.start_timeout_seconds,
+        **({} if parameters.traceparent is None else {"traceparent": parameters.traceparent}),
     }
 
 

@@ -7,6 +7,7 @@ from sqlalchemy import (
     CHAR,
     JSON,
     BigInteger,
+    Boolean,
     Column,
     DateTime,
     Dialect,
@@ -164,6 +165,8 @@ tracker_shards = Table(
     Column("epoch", _long(), nullable=False),
     # The log's events up to this number were removed for their age.
     Column("pruned_seq", _long(), nullable=False, server_default=text("0")),
+    # The model that served last as it was wished; only the first shard's row has it.
+    Column("model", String(255)),
     **_OPTIONS,
 )
 
@@ -222,5 +225,32 @@ object_deletions = Table(
     Index(None, "shard", "due_at"),
     # Whoever says late that a deletion is done must not mean a newer one.
     sqlite_autoincrement=True,
+    **_OPTIONS,
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("key_id", String(32), primary_key=True),
+    Column("name", String(128), nullable=False),
+    Column("secret_hash", CHAR(64), nullable=False),
+    # Ids, and beginnings of ids with a star behind them.
+    Column("customers", _json(), nullable=False),
+    Column("administers", Boolean, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+    Column("last_used_at", UtcDateTime),
+    **_OPTIONS,
+)
+
+access_tickets = Table(
+    "access_tickets",
+    metadata,
+    Column("ticket_hash", CHAR(64), primary_key=True),
+    Column("key_id", String(32), nullable=False),
+    Column("customer_id", String(64), nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Index(None, "expires_at"),
     **_OPTIONS,
 )

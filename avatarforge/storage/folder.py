@@ -3,7 +3,7 @@
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,7 +53,7 @@ class FolderStorage:
         with _translated(key):
             return path.read_bytes()
 
-    def stream(self, key: str, chunk_size: int = _CHUNK) -> Iterator[bytes]:
+    def stream(self, key: str, chunk_size: int = _CHUNK) -> Generator[bytes]:
         path = self._path(key)
         with _translated(key):
             chunks = _chunks(path.open("rb", buffering=0), chunk_size)
@@ -179,7 +179,7 @@ def _sync(folder: str | Path) -> None:
         os.close(descriptor)
 
 
-def _chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
+def _chunks(file: BinaryIO, size: int) -> Generator[bytes]:
     with file:
         yield b""
         while True:

@@ -1,6 +1,6 @@
 """What the rest of AvatarForge asks of object storage."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import BinaryIO, Protocol
@@ -29,8 +29,11 @@ class ObjectStorage(Protocol):
     def get(self, key: str) -> bytes:
         """The whole object. Raises `ObjectNotFound`."""
 
-    def stream(self, key: str, chunk_size: int = 256 * 1024) -> Iterator[bytes]:
-        """The object in chunks. Raises `ObjectNotFound` at the call, before the first chunk."""
+    def stream(self, key: str, chunk_size: int = 256 * 1024) -> Generator[bytes]:
+        """The object in chunks; close it when it is not read to its end.
+
+        Raises `ObjectNotFound` at the call, before the first chunk.
+        """
 
     def delete(self, key: str) -> None:
         """Remove the object; an absent one is no error."""

@@ -3,7 +3,7 @@
 import io
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from shutil import copyfileobj
 from typing import TYPE_CHECKING, BinaryIO, cast
@@ -59,7 +59,7 @@ class S3Storage:
         with _translated(key), closing(self._open(key)) as body:
             return body.read()
 
-    def stream(self, key: str, chunk_size: int = 256 * 1024) -> Iterator[bytes]:
+    def stream(self, key: str, chunk_size: int = 256 * 1024) -> Generator[bytes]:
         checked_key(key)
         with _translated(key):
             chunks = _chunks(self._open(key), chunk_size)
@@ -155,7 +155,7 @@ def _translated(key: str | None = None) -> Iterator[None]:
         raise StorageUnavailable(str(error)) from error
 
 
-def _chunks(body: "StreamingBody", size: int) -> Iterator[bytes]:
+def _chunks(body: "StreamingBody", size: int) -> Generator[bytes]:
     with closing(body):
         yield b""
         with _translated():

@@ -5,11 +5,15 @@ Our own code logs through structlog, libraries through `logging`; both come out 
 
 import logging
 import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TextIO
 
 import structlog
 from structlog.typing import Processor
 
 from avatarforge.settings import LogSettings
+from avatarforge.telemetry.masking import masked
 
 _MARK = "_avatarforge"
 """Set on our handler, so that configuring again replaces it."""
@@ -27,8 +31,14 @@ _COMMON: list[Processor] = [
 ]
 
 
-def configure(settings: LogSettings) -> None:
-    """Send every log event of this process to stderr. Call it as often as you like: the last call holds."""
+def about(**identity: str | int) -> AbstractContextManager[Any]:
+    """Inside, every line of this task, and of those that it starts, carries the identity."""
+    return structlog.contextvars.bound_contextvars(**identity)
+
+
+def configure(settings: LogSettings, secrets: Sequence[str] = ()) -> None:
+    """Send every log event of this process to stderr, without the secrets. Call it as often as you like: the
+    last call holds."""
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -43,29 +53,50 @@ def configure(settings: LogSettings) -> None:
     root = logging.getLogger()
     for old in [handler for handler in root.handlers if hasattr(handler, _MARK)]:
         root.removeHandler(old)
-    root.addHandler(_handler(settings))
+    root.addHandler(_handler(settings, secrets))
     root.setLevel(settings.level)
     # SQLAlchemy's `echo` would add a second handler of its own here.
     if not (sql := logging.getLogger("sqlalchemy.engine.Engine")).handlers:
         sql.addHandler(logging.NullHandler())
+    for name in ("ray", "ray.serve"):
+        _take_over(name)
     quiet = logging.DEBUG if settings.level == "DEBUG" else logging.WARNING
     for name in _LIBRARIES:
         logging.getLogger(name).setLevel(quiet)
 
 
-def _handler(settings: LogSettings) -> logging.Handler:
-    handler = logging.StreamHandler(sys.stderr)
+def _handler(settings: LogSettings, secrets: Sequence[str]) -> logging.Handler:
+    handler = logging.StreamHandler(_stderr())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=_COMMON,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 *_renderers(settings),
+                # Last of all: tracebacks are text by then, too.
+                lambda logger, method, line: masked(str(line), secrets),
             ],
         )
     )
     setattr(handler, _MARK, True)
     return handler
+
+
+def _stderr() -> TextIO:
+    """The process's own. In its place Serve's replicas have an object that wraps every line into one of
+    Serve's own, and in their fast setting keeps the last thousand of them to itself."""
+    stream: TextIO = getattr(sys.stderr, "_original_object", sys.stderr)
+    return stream
+
+
+def _take_over(name: str) -> None:
+    """Let the library's lines that it would write to stderr come out as ours do."""
+    library = logging.getLogger(name)
+    for handler in list(library.handlers):
+        # Handlers of files are streams too.
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            library.removeHandler(handler)
+            library.propagate = True
 
 
 def _renderers(settings: LogSettings) -> list[Processor]:

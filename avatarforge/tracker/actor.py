@@ -5,22 +5,26 @@ import os
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
-import ray
 import structlog
-from ray.actor import ActorHandle
 
+from avatarforge.actors import APPLICATION, DEPLOYMENT, REMOTE_DEPLOYMENT
 from avatarforge.domain.changes import NewJob
 from avatarforge.domain.deliveries import WebhookDelivery
 from avatarforge.domain.errors import AvatarForgeError
 from avatarforge.domain.idempotency import KnownKey
 from avatarforge.domain.jobs import ProfilePhotoJob
-from avatarforge.persistence.database import open_engine
+from avatarforge.domain.replicas import ReplicaReport
+from avatarforge.persistence.database import meter_engine, open_engine
 from avatarforge.persistence.deletions import DeletionRecords
 from avatarforge.persistence.deliveries import DeliveryRecords
 from avatarforge.persistence.jobs import JobRecords
-from avatarforge.settings import Settings, load_settings
+from avatarforge.settings import ScalingSettings, Settings, load_settings
 from avatarforge.storage import open_storage
-from avatarforge.telemetry.logs import configure
+from avatarforge.storage.metered import MeteredStorage
+from avatarforge.telemetry.beginning import begin
+from avatarforge.telemetry.exposition import TrackerFigures
+from avatarforge.telemetry.figures import Figures
+from avatarforge.telemetry.reports import Report
 from avatarforge.tracker.backends import Remote
 from avatarforge.tracker.feed import FeedBatch, FeedCursor
 from avatarforge.tracker.serve_replicas import ServeReplicas
@@ -31,35 +35,33 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-NAMESPACE = "avatarforge"
-APPLICATION = "avatarforge"
-"""Name of the Serve application whose replicas generate."""
-DEPLOYMENT = "StableDiffusion"
-REMOTE_DEPLOYMENT = "RemoteStableDiffusion"
 PAUSE_BEFORE_RESTART = 2.0
 """Seconds, so that a fault that stays does not keep a core busy."""
-MANY = 10_000
-"""Calls that one tracker answers at a time: they wait, they do not work."""
 
 
 class JobTrackerActor:
     """Starts by itself, also when Ray starts it again after a crash."""
 
     def __init__(self, arguments: dict[str, Any], shard: int) -> None:
+        self._arguments = arguments
         settings = load_settings(arguments)
-        configure(settings.log)
+        begin(settings, "tracker")
+        self._scaling = settings.scaling
         engine = open_engine(settings.database, settings.database_url)
         records, deliveries = JobRecords(engine), DeliveryRecords(engine)
+        figures = Figures()
+        meter_engine(engine, figures, "tracker")
         self._tracker = JobTracker(
             shard,
             records,
             ServeReplicas(DEPLOYMENT, APPLICATION),
             settings.tracker,
-            storage=open_storage(settings),
+            storage=MeteredStorage(open_storage(settings), figures, "tracker"),
             deletions=DeletionRecords(engine),
             deliveries=deliveries,
             remote=_remote(settings),
-            webhooks=WebhookSender(deliveries, records.job, settings.webhook, shard),
+            webhooks=WebhookSender(deliveries, records.job, settings.webhook, shard, figures=figures),
+            figures=figures,
             on_broken=self._give_up,
         )
         self._starting = asyncio.get_running_loop().create_task(self._start(), name="start")
@@ -90,6 +92,9 @@ class JobTrackerActor:
     async def free_key(self, customer_id: str, key: str) -> None:
         await self._tracker.free_key(customer_id, key)
 
+    async def disown(self, customer_id: str, job_id: str) -> AvatarForgeError | None:
+        return await _answered(self._tracker.disown(customer_id, job_id))
+
     async def cancel(self, customer_id: str, job_id: str) -> ProfilePhotoJob | AvatarForgeError:
         return await _answered(self._tracker.cancel(customer_id, job_id))
 
@@ -107,8 +112,28 @@ class JobTrackerActor:
     async def feed(self, cursor: FeedCursor, wait: float) -> FeedBatch:
         return await self._tracker.feed(cursor, wait)
 
-    async def describe(self) -> dict[str, int]:
-        return self._tracker.describe()
+    async def report(self, report: Report) -> None:
+        await self._tracker.report(report)
+
+    async def figures(self) -> TrackerFigures:
+        return await self._tracker.figures()
+
+    async def describe(self) -> dict[str, Any]:
+        return {**self._tracker.describe(), "scaling": self._scaling.told()}
+
+    async def aim(self, scaling: ScalingSettings) -> None:
+        """The targets of autoscaling from now on."""
+        self._scaling = scaling
+
+    async def report_replica(self, report: ReplicaReport) -> str | None:
+        return await self._tracker.report_replica(report)
+
+    async def reports(self) -> tuple[ReplicaReport, ...]:
+        return self._tracker.reports()
+
+    async def was_started_with(self, arguments: dict[str, Any]) -> bool:
+        """Whether a tracker that these arguments started would be no other."""
+        return arguments == self._arguments
 
     async def stop(self) -> None:
         """Finish the commit under way; the actor may then be killed without losing anything."""
@@ -126,19 +151,3 @@ async def _answered(call: Awaitable[T]) -> T | AvatarForgeError:
         return await call
     except AvatarForgeError as error:
         return error
-
-
-def tracker_actor(arguments: dict[str, Any], shard: int) -> "ActorHandle[JobTrackerActor]":
-    """The shard's tracker, started if it is not running."""
-    actor: Any = ray.remote(JobTrackerActor)
-    handle: ActorHandle[JobTrackerActor] = actor.options(
-        name=f"JobTracker:{shard}",
-        namespace=NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        max_restarts=-1,
-        max_task_retries=0,
-        max_concurrency=MANY,
-        num_cpus=0,
-    ).remote(arguments, shard)
-    return handle

@@ -14,6 +14,7 @@ from avatarforge.domain.generations import (
     GenerationUpdate,
 )
 from avatarforge.domain.jobs import JobError, ProfilePhotoJob
+from avatarforge.telemetry import traces
 from avatarforge.tracker.replicas import Reservation
 
 log = structlog.get_logger(__name__)
@@ -33,7 +34,13 @@ def task_of(job: ProfilePhotoJob) -> GenerationTask:
         attempt=job.attempt,
         original=job.original,
         parameters=job.parameters,
+        traceparent=traces.traceparent(),
     )
+
+
+def identity_of(job: ProfilePhotoJob) -> dict[str, str | int]:
+    """What names the attempt in logs and traces."""
+    return {"job_id": job.job_id, "customer_id": job.customer_id, "attempt": job.attempt}
 
 
 async def follow(
@@ -48,10 +55,11 @@ async def follow(
     Every item of the stream renews the lease; when it runs out the generation is stopped.
     """
     try:
-        async with aclosing(reservation.generate(task_of(job))) as updates:
-            return await _last_of(updates, lease_seconds, on_progress)
+        with traces.span("attempt", job.parameters.traceparent, "client", identity_of(job)):
+            async with aclosing(reservation.generate(task_of(job))) as updates:
+                return await _last_of(updates, lease_seconds, on_progress)
     except TimeoutError:
-        log.warning("replica fell silent", job_id=job.job_id, attempt=job.attempt, seconds=lease_seconds)
+        log.warning("replica fell silent", seconds=lease_seconds, **identity_of(job))
         return _lost(LEASE_EXPIRED, f"The worker was silent for {lease_seconds:g} seconds.")
     except asyncio.CancelledError:
         if (task := asyncio.current_task()) is not None and task.cancelling():
@@ -61,7 +69,7 @@ async def follow(
     except Exception as error:
         # The edge of a job: whatever breaks the stream (a dead actor, a dead node, a cut connection) loses
         # this attempt and nothing else.
-        log.warning("worker lost", job_id=job.job_id, attempt=job.attempt, exc_info=error)
+        log.warning("worker lost", exc_info=error, **identity_of(job))
         return _lost(WORKER_LOST, f"The worker was lost ({type(error).__name__}).")
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.settings import RemoteSettings
+from avatarforge.telemetry import metrics
+from avatarforge.telemetry.figures import Figures
 from avatarforge.tracker.pace import Pace
 from avatarforge.tracker.replicas import Replicas, Reservation
 
@@ -30,6 +32,8 @@ class Backend:
         self.news = asyncio.Event()
         """Set when a job has come that it may take, or that begins the line."""
         self.running = 0
+        self.finished = 0
+        """Generations that have made their avatar, since the tracker started."""
         self._replicas = replicas
         self._clock = clock
         self._pace = Pace()
@@ -49,6 +53,12 @@ class Backend:
                 self._asking_since = None
             yield reservation
 
+    def watch(self, figures: Figures) -> None:
+        """Let the figures tell how it stands."""
+        figures.watch(metrics.ATTEMPTS_RUNNING, lambda: self.running, self.name)
+        figures.watch(metrics.BACKEND_AVAILABLE, lambda: not self.is_away, self.name)
+        figures.watch(metrics.BACKEND_WITHOUT_SLOT, lambda: self.seconds_without_slot, self.name)
+
     def started(self) -> None:
         """A generation begins."""
         self.running += 1
@@ -59,6 +69,7 @@ class Backend:
         self.running -= 1
         self._ended_at = self._clock()
         if finished:
+            self.finished += 1
             self._pace.finished(self._ended_at, self.running)
         else:
             self._pace.stopped(self.running)
@@ -91,9 +102,17 @@ class Backends:
     """
 
     def __init__(
-        self, local: Replicas, remote: Remote | None, waiting: Callable[[], int], clock: Clock
+        self,
+        local: Replicas,
+        remote: Remote | None,
+        waiting: Callable[[], int],
+        clock: Clock,
+        *,
+        local_is_empty: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`waiting` tells how many jobs stand in line."""
+        """`waiting` tells how many jobs stand in line, `local_is_empty` whether no replica of our own has a
+        model."""
+        self._local_is_empty = local_is_empty
         self._settings = RemoteSettings() if remote is None else remote.settings
         self._waiting = waiting
         self._local = Backend("local", local, clock)
@@ -109,6 +128,8 @@ class Backends:
 
     def takes(self, backend: Backend, job: ProfilePhotoJob) -> bool:
         """Whether the backend may have the job now."""
+        if backend is self._local and self._local_is_empty():
+            return False
         if self._remote is None:
             return True
         if backend.is_away or not self._may(backend, job):
@@ -150,6 +171,8 @@ class Backends:
         )
 
     def _is_gone(self, backend: Backend) -> bool:
+        if backend is self._local and self._local_is_empty():
+            return True
         return backend.seconds_without_slot > self._settings.wait_seconds
 
     def _overflows(self) -> bool:

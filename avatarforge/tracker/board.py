@@ -8,6 +8,7 @@ from weakref import WeakValueDictionary
 from avatarforge.domain.changes import JobChange, NewJob
 from avatarforge.domain.events import EventKind
 from avatarforge.domain.jobs import ProfilePhotoJob
+from avatarforge.telemetry import traces
 from avatarforge.tracker.committer import Committer
 
 
@@ -52,6 +53,12 @@ class Board:
 
     async def accept(self, new: NewJob) -> ProfilePhotoJob:
         """Commit a submission. Raises `DatabaseUnavailable`; then nothing of it stays."""
+        job = new.job
+        identity = {"job_id": job.job_id, "customer_id": job.customer_id}
+        with traces.span("commit", job.parameters.traceparent, attributes=identity):
+            return await self._accept(new)
+
+    async def _accept(self, new: NewJob) -> ProfilePhotoJob:
         job = new.job
         change = JobChange(
             job=job,

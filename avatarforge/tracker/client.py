@@ -13,6 +13,10 @@ from avatarforge.domain.deliveries import WebhookDelivery
 from avatarforge.domain.errors import AvatarForgeError, TrackerUnavailable
 from avatarforge.domain.idempotency import KnownKey
 from avatarforge.domain.jobs import ProfilePhotoJob
+from avatarforge.settings import ScalingSettings
+from avatarforge.telemetry.exposition import TrackerFigures
+from avatarforge.telemetry.reports import Report
+from avatarforge.tracker.disowned import Disowned
 from avatarforge.tracker.feed import FeedBatch, FeedCursor
 
 log = structlog.get_logger(__name__)
@@ -27,18 +31,43 @@ class JobTrackers:
     """Seconds between two questions to a tracker that is starting again."""
     SILENCE = 10.0
     """Seconds beyond what it was asked to wait after which a tracker counts as away."""
+    FIGURES = 3.0
+    """Seconds that a tracker has to take or tell figures: Prometheus waits for ten."""
 
-    def __init__(self, actors: Sequence[Any], *, patience: float) -> None:
-        """`actors` are the handles of all shards' `JobTrackerActor`s, in order."""
+    def __init__(
+        self,
+        actors: Sequence[Any],
+        *,
+        patience: float,
+        successor: Callable[[int], Any | None] = lambda _: None,
+    ) -> None:
+        """`actors` are the handles of all shards' `JobTrackerActor`s, in order. `successor` finds that of
+        the tracker that a shard has now, if it has one; it blocks."""
         self.shards = len(actors)
         self._patience = patience
         """Seconds that an answer lost with its tracker is looked for in the tracker's next life."""
-        self._actors = actors
+        self._actors = list(actors)
+        self._successor = successor
+        self._disowned = Disowned(self._disown)
         self._gatherers = [Gatherer(self._submitting(shard)) for shard in range(self.shards)]
 
     async def submit(self, new: NewJob) -> ProfilePhotoJob:
         """Have the job accepted: committed, with its `seq`. Raises `Unavailable`; then it was not kept."""
         return await self._gatherers[shard_of(new.job.customer_id, self.shards)].submit(new)
+
+    def disown(self, customer_id: str, job_id: str) -> None:
+        """Have the job erased, whose client was told that it is not kept, should it be on record after all.
+
+        Returns at once; a tracker that is away is asked again, until `close`.
+        """
+        self._disowned.add(customer_id, job_id)
+
+    async def close(self) -> None:
+        """End what goes on by itself."""
+        await self._disowned.close()
+
+    async def _disown(self, customer_id: str, job_id: str) -> None:
+        await self._asked("disown", customer_id, job_id)
 
     async def hold_key(self, customer_id: str, key: str) -> KnownKey | None:
         """See `JobTracker.hold_key`."""
@@ -73,24 +102,72 @@ class JobTrackers:
             async with asyncio.timeout(wait + self.SILENCE):
                 batch: FeedBatch = await self._actors[shard].feed.remote(cursor, wait)
         except RayError as error:
+            await self._follow(shard)
             raise TrackerUnavailable(str(error)) from error
         except TimeoutError as error:
             raise TrackerUnavailable(f"it was silent for {wait + self.SILENCE:g} seconds") from error
         return batch
 
-    async def _asked(self, method: str, customer_id: str, *arguments: str) -> Any:
-        """The answer of the customer's tracker. Raises the errors that it tells, and `TrackerUnavailable`;
-        what was asked may then have been done, and can be asked again."""
-        actor = self._actors[shard_of(customer_id, self.shards)]
+    async def report(self, report: Report) -> None:
+        """Tell what a process has counted. The first shard's tracker adds up for the whole application.
+
+        Raises `TrackerUnavailable`; it may then have been counted all the same, and can be told again.
+        """
+        await self._answered(0, "report", report)
+
+    async def figures(self) -> dict[int, TrackerFigures | None]:
+        """What each shard's tracker has counted; `None` of one that does not answer."""
+        answers = await asyncio.gather(
+            *(self._answered(shard, "figures") for shard in range(self.shards)), return_exceptions=True
+        )
+        told: dict[int, TrackerFigures | None] = {}
+        for shard, answer in enumerate(answers):
+            if isinstance(answer, BaseException) and not isinstance(answer, TrackerUnavailable):
+                raise answer
+            told[shard] = answer if isinstance(answer, TrackerFigures) else None
+        return told
+
+    async def aim(self, scaling: ScalingSettings) -> None:
+        """Tell all trackers the targets of autoscaling. Raises `TrackerUnavailable`; it can be told again."""
+        await asyncio.gather(*(self._answered(shard, "aim", scaling) for shard in range(self.shards)))
+
+    async def _answered(self, shard: int, method: str, *arguments: object) -> Any:
+        """A tracker's answer, soon. Raises `TrackerUnavailable`."""
         try:
-            answer = await getattr(actor, method).remote(customer_id, *arguments)
+            async with asyncio.timeout(self.FIGURES):
+                return await getattr(self._actors[shard], method).remote(*arguments)
         except RayTaskError:
             raise  # A fault of ours, not an outage.
         except RayError as error:
             raise TrackerUnavailable(str(error)) from error
+        except TimeoutError as error:
+            raise TrackerUnavailable(f"it was silent for {self.FIGURES:g} seconds") from error
+
+    async def _asked(self, method: str, customer_id: str, *arguments: str) -> Any:
+        """The answer of the customer's tracker. Raises the errors that it tells, and `TrackerUnavailable`;
+        what was asked may then have been done, and can be asked again."""
+        shard = shard_of(customer_id, self.shards)
+        try:
+            answer = await getattr(self._actors[shard], method).remote(customer_id, *arguments)
+        except RayTaskError:
+            raise  # A fault of ours, not an outage.
+        except RayError as error:
+            await self._follow(shard)
+            raise TrackerUnavailable(str(error)) from error
         if isinstance(answer, AvatarForgeError):
             raise answer
         return answer
+
+    async def _follow(self, shard: int) -> None:
+        """Turn to the tracker that has taken the shard over, where the last one has ended for good."""
+        try:
+            async with asyncio.timeout(self.FIGURES):
+                successor = await asyncio.to_thread(self._successor, shard)
+        except (RayError, TimeoutError) as error:
+            log.info("no successor of a tracker is known", shard=shard, reason=str(error))
+            return
+        if successor is not None:
+            self._actors[shard] = successor
 
     def _submitting(self, shard: int) -> SubmitMany:
         async def submit(jobs: list[NewJob]) -> list[ProfilePhotoJob | AvatarForgeError]:
@@ -109,17 +186,19 @@ class JobTrackers:
 
     async def _read_back(self, shard: int, new: NewJob) -> ProfilePhotoJob | AvatarForgeError:
         """The tracker died with its answer: ask its next life whether the job was kept, submit it if not."""
-        actor, job = self._actors[shard], new.job
+        job = new.job
         answer: ProfilePhotoJob | AvatarForgeError
         try:
             async with asyncio.timeout(self._patience):
                 while True:
+                    actor = self._actors[shard]
                     try:
                         kept: ProfilePhotoJob | None = await actor.find.remote(job.customer_id, job.job_id)
                         if kept is not None:
                             return kept
                         [answer] = await actor.submit.remote([new])
                     except RayActorError:
+                        await self._follow(shard)
                         await asyncio.sleep(self.RETRY)
                     else:
                         return answer

@@ -4,6 +4,7 @@ There is one writer a shard and one transaction at a time, so that commit order 
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from typing import Protocol, TypeVar
 
 import structlog
 
-from avatarforge.domain.changes import JobChange
+from avatarforge.domain.changes import Fence, JobChange
 from avatarforge.domain.errors import DatabaseUnavailable, Overtaken
+from avatarforge.telemetry import metrics
+from avatarforge.telemetry.figures import Figures
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +61,7 @@ class Committer:
         on_committed: Callable[[JobChange], None],
         on_disowned: Callable[[JobChange], None],
         on_broken: Callable[[Exception], None],
+        figures: Figures | None = None,
     ) -> None:
         """`on_committed` hears of every change in the order of the numbers, before whoever asked for it: of
         callers that wait in different ways the later may wake first. `on_broken` hears of an error after
@@ -72,16 +76,26 @@ class Committer:
         self._epoch = 0
         self._queue: asyncio.Queue[_Pending | None] = asyncio.Queue()
         """Unbounded here: its callers wait for what they put in. `None` ends the writer."""
+        self._under_way: list[_Pending] = []
+        """What is being written. It stays what it was once the writer has broken: its outcome is unknown."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._task: asyncio.Task[None] | None = None
         self.outage: DatabaseUnavailable | None = None
         """Why the database does not answer at present."""
+        self._figures = figures or Figures()
+        self._figures.watch(metrics.DATABASE_AWAY, lambda: self.outage is not None)
+        self._figures.watch(metrics.TRACKER_EPOCH, lambda: self._epoch)
 
     async def start(self) -> int:
         """Take the shard's epoch, waiting for the database as long as it takes, and begin to write."""
         self._epoch = await self._persistently(lambda: self._records.claim_shard(self._shard))
         self._task = asyncio.create_task(self._write_forever(), name="committer")
         return self._epoch
+
+    @property
+    def fence(self) -> Fence:
+        """What others that write for the shard have to show: it is checked in each of their transactions."""
+        return Fence(self._shard, self._epoch)
 
     async def stop(self) -> None:
         """Write what waits, unless the database is away: then it is refused."""
@@ -111,6 +125,11 @@ class Committer:
             pending.disowned = True
             raise DatabaseUnavailable(f"no commit within {self._accept_timeout} seconds") from None
 
+    def check_settled(self, job_id: str) -> None:
+        """Raise `DatabaseUnavailable` while nobody can know whether the job's submission is committed."""
+        if any(pending.change.job.job_id == job_id for pending in self._under_way):
+            raise DatabaseUnavailable("the outcome of the job's commit is not known yet")
+
     async def beside(self, call: Callable[[int], T]) -> T:
         """What the call returns, made with the epoch between two groups. Raises what it raises."""
         return await self._in_thread(lambda: call(self._epoch))
@@ -126,7 +145,9 @@ class Committer:
         group: list[_Pending] = []
         try:
             while group := await self._next_group():
-                await self._settle([pending for pending in group if not pending.disowned])
+                self._under_way = [pending for pending in group if not pending.disowned]
+                await self._settle(self._under_way)
+                self._under_way = []
         except Exception as error:
             # The writer's end: whoever waits must hear of it, and the owner must not go on without one.
             for pending in group:
@@ -198,7 +219,11 @@ class Committer:
         if not group:
             return []
         changes = [pending.change for pending in group]
-        return list(zip(group, self._records.commit(self._shard, self._epoch, changes), strict=True))
+        begun = time.perf_counter()
+        seqs = self._records.commit(self._shard, self._epoch, changes)
+        self._figures.observe(metrics.COMMIT_SECONDS, time.perf_counter() - begun)
+        self._figures.observe(metrics.COMMIT_CHANGES, len(group))
+        return list(zip(group, seqs, strict=True))
 
     def _confirm(self, pending: _Pending, seq: int) -> None:
         numbered = pending.change.numbered(seq)

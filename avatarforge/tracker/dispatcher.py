@@ -1,12 +1,10 @@
 """The dispatcher: gives waiting jobs to free slots, follows their generations, and records how they end."""
 
 import asyncio
-import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from typing import Protocol
 
 import structlog
 
@@ -16,21 +14,19 @@ from avatarforge.domain.generations import GenerationFinished, GenerationProgres
 from avatarforge.domain.jobs import JobError, ProfilePhotoJob, StoredImage
 from avatarforge.domain.status import ProcessingStatus
 from avatarforge.settings import TrackerSettings
-from avatarforge.tracker.attempts import LOST, AttemptEnd, follow
+from avatarforge.telemetry import metrics, traces
+from avatarforge.telemetry.figures import Figures
+from avatarforge.tracker.attempts import LOST, AttemptEnd, follow, identity_of
 from avatarforge.tracker.backends import Backend, Backends, Remote
 from avatarforge.tracker.board import Board, Gone
+from avatarforge.tracker.clocks import steady
 from avatarforge.tracker.committer import Committer
 from avatarforge.tracker.line import WaitingLine
+from avatarforge.tracker.own import Own
 from avatarforge.tracker.pace import Pace
 from avatarforge.tracker.replicas import Replicas, Reservation
 
 log = structlog.get_logger(__name__)
-
-
-class Own(Protocol):
-    """Runs work beside the rest, until the tracker stops."""
-
-    def __call__(self, work: Coroutine[None, None, None], name: str) -> None: ...
 
 
 class Dispatcher:
@@ -39,12 +35,13 @@ class Dispatcher:
 
     HOLD = 2.0
     """Seconds that a reserved slot is held while its job's start is committed. A slot that is held by a
-    tracker that dies is lost to its replica, so none is held through an outage."""
+    tracker that dies is lost to its replica for a while, so none is held through an outage."""
     RETRY_PAUSE = 10.0
     """Seconds that a job waits after a worker has given it back, doubled with each time: the same worker,
     free at once, would take it again."""
     RECHECK = 0.25
-    """Seconds until a backend that may have none of the waiting jobs is thought of again."""
+    """Seconds until a backend that may have none of the waiting jobs is thought of again, and a job that a
+    stopping worker has given back."""
     BACKENDS_OWN = frozenset({"model_unusable", "remote_refused"})
     """Codes of errors that lie with the backend, so that the other one may do better."""
     MOST_MESSAGE = 1000
@@ -60,19 +57,30 @@ class Dispatcher:
         own: Own,
         on_progress: Callable[[str, GenerationProgress], None],
         on_unpublished: Callable[[StoredImage], None],
+        figures: Figures | None = None,
+        local_is_empty: Callable[[], bool] = lambda: False,
+        is_held: Callable[[], bool] = lambda: False,
         now: Callable[[], datetime],
     ) -> None:
-        """`on_unpublished` hears of avatars whose job had ended before they were made."""
+        """Nothing is dispatched while it `is_held`. `on_unpublished` hears of avatars whose job had ended
+        before they were made; `local_is_empty` tells whether none of our own replicas has a model, so that
+        jobs wait."""
         self._board = board
         self._settings = settings
         self._own = own
         self._on_progress = on_progress
         self._on_unpublished = on_unpublished
+        self._is_held = is_held
         self._now = now
         self._line = WaitingLine()
         self._pace = Pace()
-        self._backends = Backends(replicas, remote, lambda: len(self._line), time.monotonic)
+        self._backends = Backends(
+            replicas, remote, lambda: len(self._line), steady, local_is_empty=local_is_empty
+        )
         self._generations: dict[str, asyncio.Task[AttemptEnd]] = {}
+        self._makers: dict[str, str] = {}
+        self._figures = figures or Figures()
+        self._watch()
 
     def start(self) -> None:
         """Begin to dispatch."""
@@ -101,9 +109,30 @@ class Dispatcher:
         return self._line.in_order(most)
 
     @property
+    def local(self) -> Backend:
+        """Our own replicas."""
+        return self._backends.all[0]
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs stand in line."""
+        return len(self._line)
+
+    @property
+    def running(self) -> dict[str, str]:
+        """Ids of the jobs that a replica has, each with the backend's name, oldest dispatch first."""
+        return dict(self._makers)
+
+    @property
     def figures(self) -> tuple[float | None, int]:
         """Seconds from one finished job to the next, and how many are being generated."""
         return self._pace.interval, len(self._generations)
+
+    def _watch(self) -> None:
+        watch = self._figures.watch
+        watch(metrics.BACKLOG_JOBS, lambda: len(self._line))
+        for backend in self._backends.all:
+            backend.watch(self._figures)
 
     # --- slots ----------------------------------------------------------------------------------------
 
@@ -122,7 +151,7 @@ class Dispatcher:
     async def _until_wanted(self, backend: Backend) -> None:
         """Wait for a job that the backend may have. What it may have changes with time, too."""
         fits = partial(self._backends.takes, backend)
-        while not self._line.has(fits):
+        while self._is_held() or not self._line.has(fits):
             backend.news.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.RECHECK if self._line else None):
@@ -133,7 +162,8 @@ class Dispatcher:
         job: ProfilePhotoJob | None = None
         try:
             async with backend.slot() as reservation:
-                job = self._line.pop(partial(self._backends.takes, backend))
+                if not self._is_held():
+                    job = self._line.pop(partial(self._backends.takes, backend))
                 reserved.set_result(None)
                 if job is None:
                     return
@@ -167,6 +197,9 @@ class Dispatcher:
     async def _generate(self, backend: Backend, job: ProfilePhotoJob, reservation: Reservation) -> None:
         if self._board.get(job.job_id) != job:
             return  # Cancelled or erased right after its start.
+        if job.attempt == 1 and job.started_at is not None:
+            waited = job.created_at.timestamp(), job.started_at.timestamp()
+            traces.record("wait", job.parameters.traceparent, *waited, identity_of(job))
         self._pace.started(asyncio.get_running_loop().time())
         backend.started()
         generation = asyncio.create_task(
@@ -179,15 +212,17 @@ class Dispatcher:
             name="generation",
         )
         self._generations[job.job_id] = generation
+        self._makers[job.job_id] = backend.name
         finished = False
         try:
             await asyncio.wait({generation})
             finished = not generation.cancelled() and isinstance(generation.result(), GenerationFinished)
         finally:
-            del self._generations[job.job_id]
+            del self._generations[job.job_id], self._makers[job.job_id]
             backend.ended(finished=finished)
             generation.cancel()
             await asyncio.wait({generation})
+        self._figures.count(metrics.ATTEMPTS_ENDED, backend.name, _outcome_of(generation))
         if generation.cancelled():
             self._pace.stopped(len(self._generations))
             raise Gone(job.job_id)
@@ -200,6 +235,10 @@ class Dispatcher:
             await self._publish(job, end)
             return
         self._pace.stopped(len(self._generations))
+        if not end.is_held_against_job:
+            # Not at once: for a moment Serve may still choose the replica that is being stopped.
+            self._own(self._retry(await self._take_back(job, lost=False), self.RECHECK), "retry")
+            return
         if end.away_seconds is not None:
             backend.leave_alone(end.away_seconds)
         elsewhere = self._backends.failed(backend, job)
@@ -218,9 +257,10 @@ class Dispatcher:
 
     async def _publish(self, job: ProfilePhotoJob, end: GenerationFinished) -> None:
         try:
-            await self._board.change(
-                job.job_id, lambda current: current.done(end.outcome, self._now()), EventKind.DONE
-            )
+            with traces.span("publish", job.parameters.traceparent, attributes=identity_of(job)):
+                await self._board.change(
+                    job.job_id, lambda current: current.done(end.outcome, self._now()), EventKind.DONE
+                )
         except Gone:
             self._on_unpublished(end.outcome.avatar)
             raise
@@ -246,3 +286,11 @@ class Dispatcher:
     async def _fail(self, job_id: str, error: JobError) -> None:
         short = JobError(code=error.code, message=error.message[: self.MOST_MESSAGE])
         await self._board.change(job_id, lambda current: current.failed(short, self._now()), EventKind.FAILED)
+
+
+def _outcome_of(generation: "asyncio.Task[AttemptEnd]") -> str:
+    """How an attempt ended, in a word."""
+    if generation.cancelled():
+        return "cancelled"
+    end = generation.result()
+    return "finished" if isinstance(end, GenerationFinished) else end.error.code

@@ -4,11 +4,17 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import Generic, TypeVar
 
 from avatarforge.domain.changes import JobChange, LoggedChange
 from avatarforge.domain.generations import GenerationProgress
 from avatarforge.domain.jobs import ProfilePhotoJob
+from avatarforge.domain.replicas import ReplicaReport
 from avatarforge.domain.status import ProcessingStatus
+from avatarforge.tracker.estimates import Forecast
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,7 +25,7 @@ class FeedCursor:
     """Which start of the tracker `tick` belongs to; empty for a subscriber that knows nothing yet."""
     seq: int = 0
     tick: int = 0
-    """Counts live news (progress, order), which have no `seq`."""
+    """Counts live news (progress, forecasts, reports), which have no `seq`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,10 +36,10 @@ class FeedBatch:
     snapshot: tuple[ProfilePhotoJob, ...] | None = None
     changes: tuple[LoggedChange, ...] = ()
     progress: Mapping[str, GenerationProgress] = field(default_factory=dict)
-    order: tuple[str, ...] | None = None
-    """Ids of the first waiting jobs, next one first, when it has changed."""
-    seconds_per_job: float | None = None
-    running: int = 0
+    forecast: Forecast | None = None
+    """The line and when jobs are expected to be done, when it has been reckoned anew."""
+    reports: tuple[ReplicaReport, ...] | None = None
+    """All replicas' newest reports, when there are new ones."""
 
 
 LoadChanges = Callable[[int], Awaitable[Sequence[LoggedChange]]]
@@ -43,8 +49,14 @@ LoadChanges = Callable[[int], Awaitable[Sequence[LoggedChange]]]
 class Feed:
     """Keeps recent news and hands them out. One `read` of a replica serves all of its clients."""
 
-    ORDER_INTERVAL = 0.25
-    """Seconds between two reckonings of the order, at least."""
+    FORECAST_INTERVAL = 0.25
+    """Seconds between two forecasts, at least."""
+    FORECAST_AGE = 1.0
+    """Seconds after which a forecast is made anew though no job has changed: those that run go on."""
+    FORECAST_SHARE = 0.05
+    """Of the tracker's time that forecasts may take: with a very long line they are made less often."""
+    REPORTS_INTERVAL = 1.0
+    """Seconds between two answers that tell the replicas' reports, at least."""
 
     def __init__(
         self,
@@ -54,8 +66,8 @@ class Feed:
         recent: int,
         load_changes: LoadChanges,
         jobs: Callable[[], Sequence[ProfilePhotoJob]],
-        order: Callable[[], tuple[str, ...]],
-        figures: Callable[[], tuple[float | None, int]],
+        forecast: Callable[[], Forecast],
+        reports: Callable[[], tuple[ReplicaReport, ...]],
     ) -> None:
         self._tracker = tracker
         self._recent: deque[LoggedChange] = deque(maxlen=recent)
@@ -65,12 +77,9 @@ class Feed:
         self._tick = 0
         self._load_changes = load_changes
         self._jobs = jobs
-        self._order = order
-        self._figures = figures
+        self._forecast = _Aged(forecast, self.FORECAST_SHARE)
+        self._reports = _Aged(reports, self.FORECAST_SHARE)
         self._progress: dict[str, tuple[int, GenerationProgress]] = {}
-        self._ordered: tuple[str, ...] = ()
-        self._ordered_tick = 0
-        self._ordered_at = float("-inf")
         self._order_is_old = True
         self._news: asyncio.Event = asyncio.Event()
         self.answers = 0
@@ -97,6 +106,11 @@ class Feed:
         self._progress[job_id] = (self._tick, progress)
         self._wake()
 
+    def progress_of(self, job_id: str) -> GenerationProgress | None:
+        """The last step of a running job that was told."""
+        told = self._progress.get(job_id)
+        return None if told is None else told[1]
+
     # --- what subscribers ask --------------------------------------------------------------------------
 
     async def read(self, cursor: FeedCursor, wait: float) -> FeedBatch:
@@ -107,8 +121,7 @@ class Feed:
         changes = await self._changes_after(cursor.seq) if cursor.tracker else ()
         # No await from here on: the batch and its cursor belong together.
         snapshot = None if known else tuple(self._jobs())
-        seconds_per_job, running = self._figures()
-        order = self._current_order()
+        self._reckon()
         tick = cursor.tick if known else 0
         self.answers += 1
         return FeedBatch(
@@ -120,9 +133,8 @@ class Feed:
             snapshot=snapshot,
             changes=changes,
             progress={job_id: news for job_id, (at, news) in self._progress.items() if at > tick},
-            order=order if self._ordered_tick > tick or not known else None,
-            seconds_per_job=seconds_per_job,
-            running=running,
+            forecast=self._forecast.told_after(tick, known=known),
+            reports=self._reports.told_after(tick, known=known),
         )
 
     def _has_news(self, cursor: FeedCursor) -> bool:
@@ -154,14 +166,15 @@ class Feed:
             newer.append(change)
         return tuple(reversed(newer))
 
-    def _current_order(self) -> tuple[str, ...]:
-        """The order, reckoned anew when it has changed and some time has passed."""
+    def _reckon(self) -> None:
+        """Make forecast and reports anew where they are old."""
         now = asyncio.get_running_loop().time()
-        if self._order_is_old and now - self._ordered_at >= self.ORDER_INTERVAL:
-            self._ordered, self._ordered_at, self._order_is_old = self._order(), now, False
+        interval = self.FORECAST_INTERVAL if self._order_is_old else self.FORECAST_AGE
+        if self._forecast.renewed(now, interval, self._tick + 1):
             self._tick += 1
-            self._ordered_tick = self._tick
-        return self._ordered
+            self._order_is_old = False
+        if self._reports.renewed(now, self.REPORTS_INTERVAL, self._tick + 1):
+            self._tick += 1
 
     def _forget(self, job_id: str) -> None:
         """Drop an erased job's earlier values, as the database does."""
@@ -172,3 +185,32 @@ class Feed:
     def _wake(self) -> None:
         self._news.set()
         self._news = asyncio.Event()
+
+
+class _Aged(Generic[T]):
+    """A value that is reckoned anew when it is old, and told to those who have not seen it."""
+
+    def __init__(self, make: Callable[[], T], share: float) -> None:
+        """Making it takes at most about this share of the time."""
+        self._make = make
+        self._share = share
+        self._value: T | None = None
+        self._tick = 0
+        self._next_at = float("-inf")
+        self._made_at = float("-inf")
+
+    def renewed(self, now: float, interval: float, tick: int) -> bool:
+        """Reckon it anew if `interval` seconds have passed; whether it has become another, under `tick`."""
+        if now < max(self._made_at + interval, self._next_at):
+            return False
+        begun = perf_counter()
+        value = self._make()
+        self._made_at, self._next_at = now, now + (perf_counter() - begun) / self._share
+        if value == self._value:
+            return False
+        self._value, self._tick = value, tick
+        return True
+
+    def told_after(self, tick: int, *, known: bool) -> T | None:
+        """The value, for a subscriber that has seen all up to `tick`, or does not know anything."""
+        return self._value if self._tick > tick or not known else None

@@ -1,15 +1,18 @@
 """The janitor: removes from storage what was erased, and from the log what has grown old."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
 
 import structlog
 
-from avatarforge.domain.changes import ObjectDeletion
+from avatarforge.domain.changes import Fence, ObjectDeletion
 from avatarforge.domain.errors import DatabaseUnavailable, StorageUnavailable
+from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.storage.interface import ObjectStorage
+from avatarforge.storage.keys import job_prefix
+from avatarforge.tracker.clocks import steady
 
 log = structlog.get_logger(__name__)
 
@@ -19,9 +22,9 @@ class Deletions(Protocol):
 
     def due(self, shard: int, now: datetime, limit: int) -> list[ObjectDeletion]: ...
 
-    def done(self, deletion_ids: Sequence[int]) -> None: ...
+    def done(self, deletion_ids: Sequence[int], fence: Fence) -> None: ...
 
-    def postpone(self, deletion_ids: Sequence[int], due_at: datetime) -> None: ...
+    def postpone(self, deletion_ids: Sequence[int], due_at: datetime, fence: Fence) -> None: ...
 
 
 class Janitor:
@@ -34,7 +37,8 @@ class Janitor:
     """Deletions read at a time."""
     PAUSE = 30.0
     """Seconds between two looks at what has become due."""
-    PRUNE_EVERY = timedelta(minutes=10)
+    PRUNE_EVERY = 600.0
+    """Seconds between two looks at what has grown old."""
     POSTPONED = timedelta(minutes=10)
     """Until objects that storage did not let go are deleted again."""
     MOST_FAILURES = 3
@@ -46,16 +50,18 @@ class Janitor:
         deletions: Deletions,
         storage: ObjectStorage,
         *,
+        fence: Callable[[], Fence],
         prune: Callable[[], Awaitable[None]],
         now: Callable[[], datetime],
     ) -> None:
-        """`prune` removes old entries of the log."""
+        """`fence` is the tracker's; `prune` removes old entries of the log."""
         self._shard = shard
         self._deletions = deletions
         self._storage = storage
+        self._fence = fence
         self._prune = prune
         self._now = now
-        self._prune_at = now()
+        self._pruned_at = float("-inf")
         self._wanted = asyncio.Event()
         self._waiting: list[asyncio.Future[None]] = []
 
@@ -92,13 +98,26 @@ class Janitor:
         except StorageUnavailable as error:
             log.warning("orphaned object was left", key=key, reason=error.reason)
 
+    async def discard_stale(self, job: ProfilePhotoJob) -> None:
+        """Remove what earlier attempts at a job that has ended have stored, if storage answers."""
+        kept = {job.original.key} | ({job.outcome.avatar.key} if job.outcome is not None else set())
+        try:
+            await asyncio.to_thread(self._delete_but, job_prefix(job.customer_id, job.job_id), kept)
+        except StorageUnavailable as error:
+            log.warning("stale objects were left to the sweeper", job_id=job.job_id, reason=error.reason)
+
+    def _delete_but(self, prefix: str, kept: Collection[str]) -> None:
+        for stored in list(self._storage.list(prefix)):
+            if stored.key not in kept:
+                self._storage.delete(stored.key)
+
     async def _delete_due(self) -> None:
         while due := await asyncio.to_thread(self._deletions.due, self._shard, self._now(), self.PAGE):
             await asyncio.to_thread(self._delete, due)
 
     async def _prune_old(self) -> None:
-        if self._now() >= self._prune_at:
-            self._prune_at = self._now() + self.PRUNE_EVERY
+        if steady() - self._pruned_at >= self.PRUNE_EVERY:
+            self._pruned_at = steady()
             await self._prune()
 
     def _delete(self, due: Sequence[ObjectDeletion]) -> None:
@@ -118,5 +137,5 @@ class Janitor:
                 if not done and len(kept) >= min(self.MOST_FAILURES, len(due)):
                     raise
                 log.warning("objects were left", prefix=deletion.prefix, reason=error.reason)
-        self._deletions.done(done)
-        self._deletions.postpone(kept, self._now() + self.POSTPONED)
+        self._deletions.done(done, self._fence())
+        self._deletions.postpone(kept, self._now() + self.POSTPONED, self._fence())

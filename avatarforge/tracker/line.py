@@ -1,9 +1,8 @@
 """The waiting line: which job goes next."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
-from itertools import islice
+from itertools import chain, islice
 
 from avatarforge.domain.jobs import ProfilePhotoJob
 
@@ -18,16 +17,16 @@ def _any(job: ProfilePhotoJob) -> bool:
 class WaitingLine:
     """Jobs in the order in which they go: by priority, then fair between customers, then oldest first.
 
-    Fair means in turns: within a priority each customer with waiting jobs gives one, then the next
-    customer does. Job ids sort by the time they were made (UUIDv7), so that a job that comes back into
-    the line stands before its customer's younger ones.
+    Fair means in turns: within a priority each customer with waiting jobs gives one, then the next customer
+    does; whoever comes into the line stands before those who had a turn in this round. So one customer's many
+    jobs delay another's single one by no more than those that run already. Job ids sort by the time they were
+    made (UUIDv7), so that a job that comes back into the line stands before its customer's younger ones.
     """
 
     def __init__(self) -> None:
         self._jobs: dict[str, ProfilePhotoJob] = {}
-        self._turns: dict[int, OrderedDict[str, list[str]]] = {}
-        """Priority to customers, in the order of their turns, to a heap of job ids. Ids whose job has left
-        the line stay in their heap until they come up."""
+        self._turns: dict[int, _Turns] = {}
+        """By priority. Ids whose job has left the line stay in their heap until they come up."""
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -40,8 +39,7 @@ class WaitingLine:
         if job.job_id in self._jobs:
             return
         self._jobs[job.job_id] = job
-        customers = self._turns.setdefault(job.priority, OrderedDict())
-        heappush(customers.setdefault(job.customer_id, []), job.job_id)
+        heappush(self._turns.setdefault(job.priority, _Turns()).heap_of(job.customer_id), job.job_id)
 
     def remove(self, job_id: str) -> ProfilePhotoJob | None:
         """Leave the line."""
@@ -53,14 +51,14 @@ class WaitingLine:
         One that does not fit keeps its place, and costs its customer no turn.
         """
         for priority in sorted(self._turns, reverse=True):
-            customers = self._turns[priority]
-            job, emptied = self._taken(customers, fits)
+            turns = self._turns[priority]
+            job, emptied = self._taken(turns, fits)
             if job is not None:
                 del self._jobs[job.job_id]
-                customers.move_to_end(job.customer_id)
+                turns.had(job.customer_id)
             for customer_id in emptied:
-                del customers[customer_id]
-            if not customers:
+                turns.remove(customer_id)
+            if not turns:
                 del self._turns[priority]
             if job is not None:
                 return job
@@ -70,12 +68,10 @@ class WaitingLine:
         """Whether a job that fits waits."""
         return any(fits(job) for job in self._jobs.values())
 
-    def _taken(
-        self, customers: OrderedDict[str, list[str]], fits: Fits
-    ) -> tuple[ProfilePhotoJob | None, list[str]]:
+    def _taken(self, turns: "_Turns", fits: Fits) -> tuple[ProfilePhotoJob | None, list[str]]:
         """The first job that fits, taken from its heap; and the customers whose heaps were found empty."""
         emptied = []
-        for customer_id, heap in customers.items():
+        for customer_id, heap in turns.in_order():
             while heap and heap[0] not in self._jobs:
                 heappop(heap)
             job = self._first(heap, fits)
@@ -99,10 +95,7 @@ class WaitingLine:
 
     def _ordered(self) -> Iterator[str]:
         for priority in sorted(self._turns, reverse=True):
-            queues = [
-                iter(sorted(job_id for job_id in heap if job_id in self._jobs))
-                for heap in self._turns[priority].values()
-            ]
+            queues = [self._oldest_first(heap) for _, heap in self._turns[priority].in_order()]
             while queues:
                 left = []
                 for queue in queues:
@@ -110,6 +103,58 @@ class WaitingLine:
                         yield job_id
                         left.append(queue)
                 queues = left
+
+    def _oldest_first(self, heap: list[str]) -> Iterator[str]:
+        """Only what is asked for is put in order: of a long line the first ones are."""
+        left = heap.copy()
+        while left:
+            if (job_id := heappop(left)) in self._jobs:
+                yield job_id
+
+
+class _Turns:
+    """Customers in the order of their turns, each with a heap of job ids."""
+
+    def __init__(self) -> None:
+        self._now: dict[str, list[str]] = {}
+        """Whose turn is still to come in this round."""
+        self._fresh: dict[str, list[str]] = {}
+        """Who has come into the line since the round began: first in the next one."""
+        self._had: dict[str, list[str]] = {}
+        """Who has had a turn in this round."""
+        self._served: set[str] = set()
+        """The same, and those who left the line with it: who comes again stands behind the others."""
+
+    def __len__(self) -> int:
+        return sum(map(len, self._groups))
+
+    @property
+    def _groups(self) -> tuple[dict[str, list[str]], ...]:
+        return self._now, self._fresh, self._had
+
+    def heap_of(self, customer_id: str) -> list[str]:
+        for group in self._groups:
+            if customer_id in group:
+                return group[customer_id]
+        group = self._had if customer_id in self._served else self._fresh
+        return group.setdefault(customer_id, [])
+
+    def in_order(self) -> Iterator[tuple[str, list[str]]]:
+        return chain.from_iterable(group.items() for group in self._groups)
+
+    def had(self, customer_id: str) -> None:
+        """The customer has had a turn."""
+        if not self._now:
+            # Only now: whoever came in since the last turn stands before those who had one.
+            self._now, self._fresh, self._had = self._fresh | self._had, {}, {}
+            self._served.clear()
+        self._had[customer_id] = self.remove(customer_id)
+        self._served.add(customer_id)
+
+    def remove(self, customer_id: str) -> list[str]:
+        """The customer's heap, out of the turns."""
+        group = next(group for group in self._groups if customer_id in group)
+        return group.pop(customer_id)
 
 
 def _take(heap: list[str], job_id: str) -> None:

@@ -12,6 +12,7 @@ import httpcore
 from avatarforge import __version__
 from avatarforge.domain.deliveries import DeliveryAttempt, WebhookDelivery
 from avatarforge.settings import WebhookSettings
+from avatarforge.telemetry import traces
 from avatarforge.webhooks.connections import Connections
 from avatarforge.webhooks.dialling import CheckedBackend
 from avatarforge.webhooks.names import Names
@@ -131,6 +132,7 @@ class Caller:
                 ("content-type", "application/json"),
                 ("content-length", str(len(body))),
                 *self._signer.headers(delivery_id, timestamp, body),
+                *_trace_headers(),
             ],
             content=body,
             extensions={
@@ -144,6 +146,12 @@ class Caller:
                 },
             },
         )
+
+
+def _trace_headers() -> list[tuple[str, str]]:
+    """The call's place in a trace, for a receiver that goes on with it."""
+    traceparent = traces.traceparent()
+    return [] if traceparent is None else [("traceparent", traceparent)]
 
 
 def _header(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str | None:

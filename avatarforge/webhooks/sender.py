@@ -13,13 +13,17 @@ from typing import Protocol, TypeVar
 
 import structlog
 
+from avatarforge.domain.changes import Fence
 from avatarforge.domain.deliveries import DeliveryAttempt, DeliveryState, WebhookDelivery
-from avatarforge.domain.errors import DatabaseUnavailable
+from avatarforge.domain.errors import DatabaseUnavailable, Overtaken
 from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.messages import job_message
 from avatarforge.settings import WebhookSettings
+from avatarforge.telemetry import metrics, traces
+from avatarforge.telemetry.figures import Figures
+from avatarforge.telemetry.logs import about
 from avatarforge.webhooks import schedule
-from avatarforge.webhooks.calling import Caller
+from avatarforge.webhooks.calling import Caller, CallOutcome
 from avatarforge.webhooks.names import Names
 from avatarforge.webhooks.signing import Signer
 from avatarforge.webhooks.turns import Turn, Turns
@@ -29,6 +33,13 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
+_OUTCOMES = {
+    DeliveryState.DELIVERED: "delivered",
+    DeliveryState.GIVEN_UP: "given_up",
+    DeliveryState.PENDING: "failed",
+}
+"""What a call that left its delivery so is called."""
+
 
 class Deliveries(Protocol):
     """What the sender needs of the database; `persistence.deliveries.DeliveryRecords` keeps it. Blocks."""
@@ -37,7 +48,7 @@ class Deliveries(Protocol):
 
     def delivery(self, delivery_id: str) -> WebhookDelivery | None: ...
 
-    def record(self, delivery: WebhookDelivery, attempt: DeliveryAttempt) -> bool: ...
+    def record(self, delivery: WebhookDelivery, attempt: DeliveryAttempt, fence: Fence) -> bool: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +94,8 @@ class WebhookSender:
     """Seconds between two attempts to reach the database."""
     LOOK = 1.0
     """Seconds after which the clock is read again at the latest, since clocks are put right now and then."""
+    LEAST_JUMP = 1.0
+    """Seconds that the clock is put back at once before that is allowed for."""
     GRACE = 2.0
     """Seconds that calls under way have to end when the sender is stopped."""
     MOVED_AT_ONCE = 500
@@ -101,6 +114,7 @@ class WebhookSender:
         jitter: Callable[[], float] = schedule.jittered,
         names: Names | None = None,
         ssl_context: ssl.SSLContext | None = None,
+        figures: Figures | None = None,
     ) -> None:
         """`load_job` takes the ids of customer and job, and blocks. Raises `SettingsError` for a secret that
         is none. Without any secret nothing is called, and pending deliveries stay as they are."""
@@ -115,6 +129,7 @@ class WebhookSender:
         self._ssl_context = ssl_context
         self._signer = Signer(settings.signing_secrets())
         self._caller: Caller | None = None
+        self._fence = Fence(shard, 0)
         self._threads = ThreadPoolExecutor(self.THREADS, thread_name_prefix="webhooks")
         self._waiting: dict[str, _Waiting] = {}
         self._later: list[tuple[float, int, _Waiting]] = []
@@ -124,21 +139,28 @@ class WebhookSender:
         self._calls: dict[str, asyncio.Task[_CallEnd]] = {}
         self._asked_again: dict[str, WebhookDelivery] = {}
         """Deliveries that are to be called once more after the call under way."""
+        self._ahead = float("-inf")
+        """Seconds from the steady clock to the time of day, when that was last read."""
         self._is_open = False
         self._timer: asyncio.TimerHandle | None = None
         self._is_away = False
         """Whether the database did not answer when it was last asked."""
+        self._figures = figures or Figures()
+        self._figures.watch(metrics.WEBHOOKS_WAITING, lambda: self.status.waiting)
+        self._figures.watch(metrics.WEBHOOKS_RUNNING, lambda: self.status.in_flight)
 
     # --- starting and stopping ----------------------------------------------------------------------
 
-    async def start(self) -> None:
+    async def start(self, fence: Fence) -> None:
         """Take up what is pending, waiting for the database as long as it takes, and begin to deliver.
 
+        What comes of a call is kept only while the fence stands: an overtaken sender's calls are made again.
         Nothing may be committed for this shard meanwhile, or it could be called twice.
         """
         if not self._signer.can_sign:
             log.info("no webhooks: no secret is set", shard=self._shard)
             return
+        self._fence = fence
         self._caller = Caller(self._settings, self._signer, self._names, self._ssl_context)
         pending = await self._persistently(lambda: self._records.pending(self._shard))
         for number, delivery in enumerate(pending, 1):
@@ -207,6 +229,7 @@ class WebhookSender:
         if not self._is_open:
             return
         now = self._now().timestamp()
+        self._allow_for_clock(now)
         for _ in range(self.MOVED_AT_ONCE):
             if not self._later or self._later[0][0] > now:
                 break
@@ -221,6 +244,15 @@ class WebhookSender:
         if self._later:
             pause = min(max(self._later[0][0] - now, 0.0), self.LOOK)
             self._timer = asyncio.get_running_loop().call_later(pause, self._advance)
+
+    def _allow_for_clock(self, now: float) -> None:
+        """Where the time of day was put back, what waits is due as much earlier: pauses stay as they were."""
+        ahead = now - asyncio.get_running_loop().time()
+        if ahead < self._ahead - self.LEAST_JUMP:
+            back = self._ahead - ahead
+            log.warning("clock was put back", shard=self._shard, seconds=round(back, 1))
+            self._later = [(due - back, number, waiting) for due, number, waiting in self._later]
+        self._ahead = ahead
 
     def _begin(self, turn: Turn[_Waiting]) -> None:
         delivery = turn.item.delivery
@@ -244,36 +276,52 @@ class WebhookSender:
     # --- calling --------------------------------------------------------------------------------------
 
     async def _deliver(self, delivery: WebhookDelivery) -> _CallEnd:
-        """Call the receiver once and keep what came of it."""
+        """Call the receiver once and keep what came of it. Every line of the log names the delivery."""
+        with about(
+            job_id=delivery.job_id, customer_id=delivery.customer_id, delivery_id=delivery.delivery_id
+        ):
+            return await self._delivered(delivery)
+
+    async def _delivered(self, delivery: WebhookDelivery) -> _CallEnd:
         answered: bool | None = None
         try:
-            body = await self._persistently(lambda: self._body(delivery))
-            if body is None:
+            job = await self._persistently(lambda: self._load_job(delivery.customer_id, delivery.job_id))
+            if job is None:
                 return _CallEnd()
-            assert self._caller is not None, "set before anything is delivered"
-            outcome = await self._caller.call(delivery, body, self._now())
+            outcome = await self._called(delivery, job)
             answered = outcome.attempt.status is not None
             after = schedule.after(delivery, outcome.attempt, outcome.patience, self._jitter, self._pauses)
             # Asked for once more during the call: that must stay on record.
             after = self._asked_again.get(delivery.job_id, after)
             is_kept = await self._keep(after, outcome.attempt)
+        except Overtaken:
+            log.info("webhook left to the shard's new tracker")
+            return _CallEnd(answered=answered)
         except Exception as error:
             # The edge of a delivery. It goes on with the schedule, so that what is broken here cannot make
             # us call a receiver without end; the row stays as it is.
-            log.error("webhook broke", delivery_id=delivery.delivery_id, exc_info=error)
+            log.error("webhook broke", exc_info=error)
             reason = f"It could not be sent ({type(error).__name__})."
             broken = DeliveryAttempt(at=self._now(), seconds=0, status=None, answer=reason)
             after = schedule.after(delivery, broken, jitter=self._jitter, pauses=self._pauses)
             is_kept = True
         else:
-            _tell(after, outcome.attempt)
+            self._tell(after, outcome.attempt)
         is_wanted = is_kept and after.state is DeliveryState.PENDING
         return _CallEnd(next=after if is_wanted else None, answered=answered)
 
-    def _body(self, delivery: WebhookDelivery) -> bytes | None:
-        """The message: always the same, since a job that has ended does not change. `None` once erased."""
-        job = self._load_job(delivery.customer_id, delivery.job_id)
-        return None if job is None else job_message(job).json_bytes()
+    async def _called(self, delivery: WebhookDelivery, job: ProfilePhotoJob) -> CallOutcome:
+        """Send the message: always the same, since a job that has ended does not change."""
+        assert self._caller is not None, "set before anything is delivered"
+        identity: dict[str, str | int] = {
+            "job_id": job.job_id,
+            "customer_id": job.customer_id,
+            "tries": delivery.tries + 1,
+        }
+        with traces.span("webhook", job.parameters.traceparent, "client", identity):
+            outcome = await self._caller.call(delivery, job_message(job).json_bytes(), self._now())
+            traces.note({"status": outcome.attempt.status or 0})
+        return outcome
 
     async def _keep(self, after: WebhookDelivery, attempt: DeliveryAttempt) -> bool:
         """Record the call, once. False when the delivery is erased."""
@@ -285,9 +333,27 @@ class WebhookSender:
             if is_repeated and self._records.delivery(after.delivery_id) == after:
                 return True
             is_repeated = True
-            return self._records.record(after, attempt)
+            return self._records.record(after, attempt, self._fence)
 
         return await self._persistently(keep)
+
+    def _tell(self, delivery: WebhookDelivery, attempt: DeliveryAttempt) -> None:
+        """Count and log what came of a call. The address stays out of it: queries of URLs hold secrets."""
+        outcome = _OUTCOMES[delivery.state]
+        self._figures.count(metrics.WEBHOOK_CALLS, outcome)
+        self._figures.observe(metrics.WEBHOOK_SECONDS, attempt.seconds)
+        event = f"webhook {outcome.replace('_', ' ')}"
+        if delivery.state is DeliveryState.DELIVERED:
+            log.debug(event, tries=delivery.tries)
+            return
+        tell = log.warning if delivery.state is DeliveryState.GIVEN_UP else log.info
+        tell(
+            event,
+            tries=delivery.tries,
+            status=attempt.status,
+            reason=attempt.answer if attempt.status is None else None,
+            next_at=delivery.next_at.isoformat() if delivery.next_at else None,
+        )
 
     # --- outages --------------------------------------------------------------------------------------
 
@@ -314,19 +380,3 @@ def _origin(url: str) -> str:
     except UnusableUrl:
         # It was checked when it was accepted; should the grammar have become stricter, the call says so.
         return ""
-
-
-def _tell(delivery: WebhookDelivery, attempt: DeliveryAttempt) -> None:
-    """Log what came of a call. The address stays out of it: queries of URLs hold secrets."""
-    if delivery.state is DeliveryState.DELIVERED:
-        log.debug("webhook delivered", delivery_id=delivery.delivery_id, tries=delivery.tries)
-        return
-    tell = log.warning if delivery.state is DeliveryState.GIVEN_UP else log.info
-    tell(
-        "webhook given up" if delivery.state is DeliveryState.GIVEN_UP else "webhook failed",
-        delivery_id=delivery.delivery_id,
-        tries=delivery.tries,
-        status=attempt.status,
-        reason=attempt.answer if attempt.status is None else None,
-        next_at=delivery.next_at.isoformat() if delivery.next_at else None,
-    )

@@ -1,7 +1,6 @@
 """Signatures of webhooks, as https://github.com/standard-webhooks/standard-webhooks (1.0.0) has them."""
 
 import base64
-import binascii
 import hmac
 import secrets
 from collections.abc import Sequence
@@ -27,12 +26,11 @@ class Signer:
 
     def headers(self, delivery_id: str, timestamp: int, body: bytes) -> list[tuple[str, str]]:
         """The headers that sign a call. `timestamp`: of this call, in seconds since 1970."""
-        signed = f"{delivery_id}.{timestamp}.".encode() + body
-        digests = [base64.b64encode(hmac.digest(key, signed, "sha256")).decode() for key in self._keys]
+        signatures = [signature(key, delivery_id, timestamp, body) for key in self._keys]
         return [
             ("webhook-id", delivery_id),
             ("webhook-timestamp", str(timestamp)),
-            ("webhook-signature", " ".join(f"v1,{digest}" for digest in digests)),
+            ("webhook-signature", " ".join(signatures)),
         ]
 
 
@@ -41,16 +39,32 @@ def new_secret() -> str:
     return _PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
-def _key(text: str, which: str) -> bytes:
-    place = f"The setting webhook.secrets (AVATARFORGE_WEBHOOK_SECRETS): secret {which}"
-    if not text.startswith(_PREFIX):
-        raise SettingsError(f"{place} does not begin with {_PREFIX!r}.")
+def signature(key: bytes, delivery_id: str, timestamp: int, body: bytes) -> str:
+    """The signature (version 1) of one call. `timestamp`: seconds since 1970."""
+    signed = f"{delivery_id}.{timestamp}.".encode() + body
+    return "v1," + base64.b64encode(hmac.digest(key, signed, "sha256")).decode()
+
+
+def key_of(secret: str) -> bytes:
+    """The bytes that a secret (`whsec_…`) stands for.
+
+    Raises `ValueError` for a text that is none; its own text says why and does not show the secret.
+    """
+    if not secret.startswith(_PREFIX):
+        raise ValueError(f"The secret does not begin with {_PREFIX!r}.")
     try:
-        key = base64.b64decode(text.removeprefix(_PREFIX), validate=True)
-    except binascii.Error:
-        raise SettingsError(f"{place} is not base64 after {_PREFIX!r}.") from None
+        key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
+    except ValueError:  # binascii.Error, or other letters than ASCII
+        raise ValueError(f"The secret is not base64 after {_PREFIX!r}.") from None
     if not _LEAST <= len(key) <= _MOST:
-        raise SettingsError(
-            f"{place} has {len(key)} bytes, but it must have {_LEAST} to {_MOST} (base64 after {_PREFIX!r})."
-        )
+        expected = f"{_LEAST} to {_MOST} (base64 after {_PREFIX!r})"
+        raise ValueError(f"The secret has {len(key)} bytes, but it must have {expected}.")
     return key
+
+
+def _key(text: str, which: str) -> bytes:
+    try:
+        return key_of(text)
+    except ValueError as error:
+        place = f"The setting webhook.secrets (AVATARFORGE_WEBHOOK_SECRETS): secret {which}"
+        raise SettingsError(f"{place}: {error}") from None

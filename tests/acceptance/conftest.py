@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from avatarforge.client import Client
 from avatarforge.persistence import JobRecords, open_engine
 from avatarforge.settings import DatabaseSettings
 from avatarforge.storage.interface import ObjectStorage
@@ -59,6 +60,13 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
 def client(installation: Installation) -> Iterator[httpx.Client]:
     with installation.service.client() as client:
         yield client
+
+
+@pytest.fixture
+def forge(installation: Installation) -> Iterator[Client]:
+    """Our own client. Tests of the wire itself use `client`."""
+    with Client(installation.service.url, timeout=90, patience=90) as forge:
+        yield forge
 
 
 @pytest.fixture(scope="session")

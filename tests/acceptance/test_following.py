@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import httpx
 
+from avatarforge.client import Changed, Client, Progressed
 from tests.acceptance.conftest import Installation
 from tests.acceptance.test_upload import submitted
 from tests.events import Event, EventReader
@@ -42,3 +43,21 @@ def test_a_client_that_is_cut_misses_nothing_over_the_death_of_the_tracker(
     kinds = [entry.event.kind.value for entry in log]
     assert kinds == ["submitted", "started", "requeued", "started", "done"]
     assert heard[-1].data == client.get(f"/customers/follower/photos/{accepted['jobId']}/status").json()
+
+
+def test_a_watching_client_goes_on_by_itself_over_the_death_of_tracker_and_ingress(
+    installation: Installation, forge: Client, portrait: bytes
+) -> None:
+    accepted = forge.submit("watcher", portrait, steps=30)
+    heard: list[Changed] = []
+    victims = ["ray::JobTrackerActor", "ray::ServeReplica:avatarforge:Ingress"]
+    for news in forge.watch(accepted, after=accepted.seq - 1):
+        if isinstance(news, Changed):
+            heard.append(news)
+        elif isinstance(news, Progressed) and victims:
+            [victim] = installation.service.processes(victims.pop())
+            victim.kill()
+    log = installation.records.events_of("watcher", accepted.job_id, 0, 100)
+    assert [news.seq for news in heard] == [entry.event.seq for entry in log]
+    assert heard[-1].job == forge.status(accepted)
+    assert heard[-1].job.status == "DONE"

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
@@ -12,6 +11,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from avatarforge.client import Client, JobName
 from avatarforge.grpc_generated import profile_photo_job_pb2 as pb
 from avatarforge.grpc_generated.profile_photo_job_pb2_grpc import ProfilePhotoJobServiceStub
 from tests.acceptance.conftest import Installation
@@ -37,7 +37,7 @@ def submitted(
 
 
 def test_a_photo_is_followed_to_its_avatar(
-    jobs: ProfilePhotoJobServiceStub, client: httpx.Client, portrait: bytes
+    jobs: ProfilePhotoJobServiceStub, forge: Client, portrait: bytes
 ) -> None:
     accepted = submitted(jobs, "grace", portrait, style="watercolor", steps=10, seed=7, format="webp")
     named = {"customer_id": "grace", "job_id": accepted.job_id}
@@ -47,8 +47,7 @@ def test_a_photo_is_followed_to_its_avatar(
     assert [message.seq for message in told] == sorted(message.seq for message in told)
     assert {message.job_id for message in told} == {accepted.job_id}
     assert jobs.GetStatus(pb.JobStatusRequest(**named, wait_seconds=60), timeout=90) == last
-    picture = client.get(last.generated_url, follow_redirects=True)
-    assert picture.headers["content-type"] == "image/webp"
+    assert forge.download(JobName("grace", last.job_id)).media_type == "image/webp"
 
     # What was missed is told again, event by event.
     again = list(jobs.StreamStatus(pb.StatusStreamRequest(**named, after_seq=accepted.seq), timeout=60))

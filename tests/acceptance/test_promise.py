@@ -3,11 +3,11 @@
 import time
 from pathlib import Path
 
-import httpx
+import pytest
 
+from avatarforge.client import Client, ProfilePhotoJobStatus, TryLater
 from avatarforge.domain.events import EventKind
 from tests.acceptance.conftest import Installation
-from tests.acceptance.test_upload import ended, submitted
 from tests.servers.avatarforge import AvatarForgeServer
 
 
@@ -19,64 +19,59 @@ def stories(installation: Installation) -> dict[str, list[EventKind]]:
     return told
 
 
-def await_processing(client: httpx.Client, accepted: list[httpx.Response]) -> None:
+def await_processing(forge: Client, accepted: list[ProfilePhotoJobStatus]) -> None:
     """Return while one of the jobs is being worked on."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        for answer in accepted:
-            if client.get(answer.headers["location"]).json()["status"] == "PROCESSING":
-                return
+        if any(forge.status(job).status == "PROCESSING" for job in accepted):
+            return
     raise AssertionError("none of the jobs was started in time")
 
 
 def test_a_killed_tracker_loses_no_job_and_publishes_each_once(
-    installation: Installation, client: httpx.Client, portrait: bytes
+    installation: Installation, forge: Client, portrait: bytes
 ) -> None:
-    accepted = [submitted(client, f"crowd-{number % 4}", portrait, steps="8") for number in range(20)]
-    await_processing(client, accepted)
+    accepted = [forge.submit(f"crowd-{number % 4}", portrait, steps=8) for number in range(20)]
+    await_processing(forge, accepted)
     [tracker] = installation.service.processes("ray::JobTrackerActor")
     tracker.kill()
-    ends = [ended(client, answer) for answer in accepted]
-    assert [end["status"] for end in ends] == ["DONE"] * 20
+    # Waiting ends with a job that is DONE, or raises.
+    ends = [forge.wait(job, seconds=90) for job in accepted]
     told = stories(installation)
-    for answer in accepted:
-        story = told[answer.json()["jobId"]]
+    for job in accepted:
+        story = told[job.job_id]
         assert (story[0], story[-1]) == (EventKind.SUBMITTED, EventKind.DONE)
         assert story.count(EventKind.DONE) == 1
-    assert max(int(str(end["attempt"])) for end in ends) >= 2
+    assert max(end.attempt for end in ends) >= 2
     [again] = installation.service.processes("ray::JobTrackerActor")
     assert again.pid != tracker.pid
 
 
-def test_a_killed_replica_loses_no_job(
-    installation: Installation, client: httpx.Client, portrait: bytes
-) -> None:
-    accepted = [submitted(client, "replica", portrait, steps="20") for _ in range(4)]
-    await_processing(client, accepted)
+def test_a_killed_replica_loses_no_job(installation: Installation, forge: Client, portrait: bytes) -> None:
+    accepted = [forge.submit("replica", portrait, steps=20) for _ in range(4)]
+    await_processing(forge, accepted)
     [replica] = installation.service.processes("ray::ServeReplica:avatarforge:StableDiffusion")
     replica.kill()
-    ends = [ended(client, answer) for answer in accepted]
-    assert [end["status"] for end in ends] == ["DONE"] * 4
-    assert max(int(str(end["attempt"])) for end in ends) >= 2
+    assert max(forge.wait(job, seconds=90).attempt for job in accepted) >= 2
 
 
 def test_a_database_that_is_down_is_answered_503_and_nothing_is_left(
-    installation: Installation, client: httpx.Client, portrait: bytes
+    installation: Installation, forge: Client, portrait: bytes
 ) -> None:
     before = [entry.key for entry in installation.storage.list("")]
     installation.mariadb.stop()
     try:
-        refused = submitted(client, "unlucky", portrait)
+        with (
+            Client(installation.service.url, timeout=90, patience=0) as impatient,
+            pytest.raises(TryLater) as refused,
+        ):
+            impatient.submit("unlucky", portrait)
     finally:
         installation.mariadb.start()
-    assert (refused.status_code, refused.json()["code"]) == (503, "database_unavailable")
-    assert int(refused.headers["retry-after"]) > 0
+    assert (refused.value.status, refused.value.code) == (503, "database_unavailable")
+    assert refused.value.retry_after
     assert [entry.key for entry in installation.storage.list("")] == before
-    deadline = time.monotonic() + 30
-    while (again := submitted(client, "lucky", portrait, steps="4")).status_code == 503:
-        assert time.monotonic() < deadline, again.text
-        time.sleep(0.2)
-    assert ended(client, again)["status"] == "DONE"
+    forge.wait(forge.submit("lucky", portrait, steps=4), seconds=90)
 
 
 def test_a_machine_that_loses_power_finishes_its_jobs_after_the_next_start(
@@ -84,8 +79,9 @@ def test_a_machine_that_loses_power_finishes_its_jobs_after_the_next_start(
 ) -> None:
     """The embedded default: SQLite and a folder."""
     service = AvatarForgeServer(tmp_path / "data")
-    with service, service.client() as client:
-        accepted = [submitted(client, "survivor", portrait, steps="8") for _ in range(4)]
+    with service, Client(service.url, timeout=90) as forge:
+        accepted = [forge.submit("survivor", portrait, steps=8) for _ in range(4)]
         service.kill()
         service.start()
-        assert [ended(client, answer)["status"] for answer in accepted] == ["DONE"] * 4
+        for job in accepted:
+            forge.wait(job, seconds=90)

@@ -19,6 +19,12 @@ NEEDED = (
     "avatarforge/_carried/models/avatar-mini/manifest.yaml",
     "avatarforge/_carried/proto/profile_photo_job.proto",
     "avatarforge/_carried/serve_config.yaml",
+    "avatarforge/ingress/studio/figtree.LICENSE.txt",
+    "avatarforge/ingress/studio/figtree.woff2",
+    "avatarforge/ingress/studio/index.html",
+    "avatarforge/ingress/studio/main.js",
+    "avatarforge/ingress/studio/studio.css",
+    "avatarforge/ingress/studio/styles/neon.svg",
     "avatarforge/samples/portrait.png",
     "avatarforge/py.typed",
 )

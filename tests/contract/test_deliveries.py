@@ -16,13 +16,14 @@ from avatarforge.domain.deliveries import (
     WebhookDelivery,
     delivery_id_of,
 )
-from avatarforge.domain.errors import DatabaseUnavailable
+from avatarforge.domain.errors import DatabaseUnavailable, Overtaken
 from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.persistence import DeliveryRecords, JobRecords, open_engine
 from avatarforge.persistence.rows import delivery_row
 from avatarforge.persistence.tables import webhook_deliveries
 from avatarforge.settings import DatabaseSettings
 from tests.jobs import (
+    FENCE,
     a_detailed_job,
     a_followed_job,
     a_job,
@@ -140,9 +141,9 @@ def test_every_field_of_an_attempt_and_the_deliverys_new_state_come_back(
     waiting = replace(delivery, tries=1, next_at=later(8))
     arrived = replace(delivery, state=DeliveryState.DELIVERED, tries=2, next_at=None)
 
-    assert deliveries.record(waiting, attempts[0])
+    assert deliveries.record(waiting, attempts[0], FENCE)
     assert deliveries.pending(0) == [waiting]
-    assert deliveries.record(arrived, attempts[1])
+    assert deliveries.record(arrived, attempts[1], FENCE)
 
     assert deliveries.of_job("ana", delivery.job_id) == [
         DeliveryReport(delivery=arrived, attempts=tuple(attempts))
@@ -154,7 +155,7 @@ def test_attempts_are_told_in_the_order_in_which_they_were_recorded(
     deliveries: DeliveryRecords, delivery: WebhookDelivery
 ) -> None:
     for number in range(12):
-        deliveries.record(delivery, an_attempt(answer=str(number), at=later(-number)))
+        deliveries.record(delivery, an_attempt(answer=str(number), at=later(-number)), FENCE)
 
     [report] = deliveries.of_job("ana", delivery.job_id)
     assert [attempt.answer for attempt in report.attempts] == [str(number) for number in range(12)]
@@ -165,16 +166,28 @@ def test_attempts_that_are_recorded_at_the_same_time_are_all_kept(
 ) -> None:
     attempts = [an_attempt(answer=str(number)) for number in range(20)]
     with ThreadPoolExecutor(4) as threads:
-        assert all(threads.map(deliveries.record, [delivery] * 20, attempts))
+        assert all(threads.map(deliveries.record, [delivery] * 20, attempts, [FENCE] * 20))
 
     [report] = deliveries.of_job("ana", delivery.job_id)
     assert {attempt.answer for attempt in report.attempts} == {str(number) for number in range(20)}
 
 
+def test_an_overtaken_tracker_records_nothing_and_asks_for_nothing_again(
+    records: JobRecords, deliveries: DeliveryRecords, delivery: WebhookDelivery
+) -> None:
+    records.claim_shard(0)
+    with pytest.raises(Overtaken):
+        deliveries.record(replace(delivery, state=DeliveryState.DELIVERED, next_at=None), an_attempt(), FENCE)
+    with pytest.raises(Overtaken):
+        deliveries.again("ana", delivery.job_id, delivery.delivery_id, later(60), FENCE)
+
+    assert deliveries.of_job("ana", delivery.job_id) == [DeliveryReport(delivery=delivery, attempts=())]
+
+
 def test_a_delivery_that_nobody_made_is_not_recorded(
     deliveries: DeliveryRecords, delivery: WebhookDelivery
 ) -> None:
-    assert not deliveries.record(replace(delivery, delivery_id="msg_other_1"), an_attempt())
+    assert not deliveries.record(replace(delivery, delivery_id="msg_other_1"), an_attempt(), FENCE)
 
 
 # --- what is pending ----------------------------------------------------------------------------------
@@ -187,10 +200,10 @@ def test_pending_deliveries_come_in_the_order_in_which_they_are_due(
     records.commit(0, epoch, [*map(submission, jobs), *map(cancellation, jobs)])
     made = deliveries.pending(0)
     assert [delivery.job_id for delivery in made] == [job.job_id for job in jobs]
-    deliveries.record(replace(made[0], next_at=later(40)), an_attempt())
-    deliveries.record(replace(made[1], next_at=later(30)), an_attempt())
-    deliveries.record(replace(made[2], state=DeliveryState.DELIVERED, next_at=None), an_attempt())
-    deliveries.record(replace(made[3], state=DeliveryState.GIVEN_UP, next_at=None), an_attempt())
+    deliveries.record(replace(made[0], next_at=later(40)), an_attempt(), FENCE)
+    deliveries.record(replace(made[1], next_at=later(30)), an_attempt(), FENCE)
+    deliveries.record(replace(made[2], state=DeliveryState.DELIVERED, next_at=None), an_attempt(), FENCE)
+    deliveries.record(replace(made[3], state=DeliveryState.GIVEN_UP, next_at=None), an_attempt(), FENCE)
 
     assert [delivery.customer_id for delivery in deliveries.pending(0)] == [
         "customer-4",
@@ -215,9 +228,9 @@ def test_a_delivery_is_asked_for_again_whatever_became_of_it(
     deliveries: DeliveryRecords, delivery: WebhookDelivery, state: DeliveryState
 ) -> None:
     next_at = later(500) if state is DeliveryState.PENDING else None
-    deliveries.record(replace(delivery, state=state, tries=10, next_at=next_at), an_attempt())
+    deliveries.record(replace(delivery, state=state, tries=10, next_at=next_at), an_attempt(), FENCE)
 
-    due = deliveries.again("ana", delivery.job_id, delivery.delivery_id, later(60))
+    due = deliveries.again("ana", delivery.job_id, delivery.delivery_id, later(60), FENCE)
 
     assert due == replace(delivery, state=DeliveryState.PENDING, tries=0, next_at=later(60))
     assert deliveries.pending(0) == [due]
@@ -231,9 +244,9 @@ def test_only_a_delivery_of_this_customers_job_is_asked_for_again(
 ) -> None:
     job_id, delivery_id = delivery.job_id, delivery.delivery_id
 
-    assert deliveries.again("ben", job_id, delivery_id, later(60)) is None
-    assert deliveries.again("ana", a_job().job_id, delivery_id, later(60)) is None
-    assert deliveries.again("ana", job_id, delivery_id_of(job_id, 0), later(60)) is None
+    assert deliveries.again("ben", job_id, delivery_id, later(60), FENCE) is None
+    assert deliveries.again("ana", a_job().job_id, delivery_id, later(60), FENCE) is None
+    assert deliveries.again("ana", job_id, delivery_id_of(job_id, 0), later(60), FENCE) is None
 
     assert deliveries.pending(0) == [delivery]
 
@@ -248,8 +261,8 @@ def test_the_deliveries_of_a_job_come_oldest_first_each_with_its_own_attempts(
     elder = replace(delivery, delivery_id=delivery_id_of(delivery.job_id, 1), seq=1)
     with engine.begin() as connection:
         connection.execute(insert(webhook_deliveries), delivery_row(0, elder))
-    deliveries.record(delivery, an_attempt(answer="second"))
-    deliveries.record(elder, an_attempt(answer="first"))
+    deliveries.record(delivery, an_attempt(answer="second"), FENCE)
+    deliveries.record(elder, an_attempt(answer="first"), FENCE)
 
     assert deliveries.of_job("ana", delivery.job_id) == [
         DeliveryReport(delivery=elder, attempts=(an_attempt(answer="first"),)),

@@ -18,6 +18,7 @@ from avatarforge.persistence.tables import job_events, metadata, profile_photos
 from avatarforge.storage.keys import avatar_key, job_prefix, original_key
 from tests.factories import NOON
 from tests.jobs import (
+    FENCE,
     a_detailed_job,
     a_followed_job,
     a_job,
@@ -64,10 +65,11 @@ def test_only_events_and_the_deletion_of_objects_name_an_erased_job(
     done = finish(start(job).job)
     records.commit(0, epoch, [*group, done, finish(start(kept).job)])
     for delivery in deliveries.pending(0):
-        assert deliveries.record(delivery, an_attempt())
+        assert deliveries.record(delivery, an_attempt(), FENCE)
     everywhere = _tables_that_name(engine, kept)
     assert _tables_that_name(engine, job) == everywhere
-    assert len(everywhere) == len(metadata.tables) - 3  # customers, shards and, still, deletions
+    # But for customers, shards, keys, tickets and, still, deletions.
+    assert len(everywhere) == len(metadata.tables) - 5
 
     records.commit(0, epoch, [erasure(done.job)])
 
@@ -119,8 +121,8 @@ def test_an_erased_delivery_can_neither_be_recorded_nor_asked_for_again(
 
     records.commit(0, epoch, [erasure(failed.job)])
 
-    assert not deliveries.record(delivery, an_attempt())
-    assert deliveries.again("ana", job.job_id, delivery.delivery_id, later(60)) is None
+    assert not deliveries.record(delivery, an_attempt(), FENCE)
+    assert deliveries.again("ana", job.job_id, delivery.delivery_id, later(60), FENCE) is None
     assert deliveries.delivery(delivery.delivery_id) is None
     assert deliveries.of_job("ana", job.job_id) == []
 
@@ -134,7 +136,7 @@ def test_erasing_while_calls_are_recorded_leaves_none_of_them(
     pending = deliveries.pending(0)
 
     def record_until_erased(delivery: WebhookDelivery) -> None:
-        while deliveries.record(delivery, an_attempt()):
+        while deliveries.record(delivery, an_attempt(), FENCE):
             pass
 
     with ThreadPoolExecutor(len(pending)) as threads:
@@ -254,8 +256,8 @@ def test_a_deletion_that_is_done_does_not_come_again(
     records.commit(0, epoch, [submission(job), erasure(job)])
     [now] = deletions.due(0, ERASED_AT, 10)
 
-    deletions.done([now.deletion_id])
-    deletions.done([now.deletion_id])
+    deletions.done([now.deletion_id], FENCE)
+    deletions.done([now.deletion_id], FENCE)
 
     assert deletions.due(0, ERASED_AT, 10) == []
     assert deletions.next_due(0) == ERASED_AT + STRAGGLER_PAUSE
@@ -267,7 +269,7 @@ def test_a_deletions_number_is_not_used_again(
     first, second = a_job(), a_job()
     records.commit(0, epoch, [submission(first), erasure(first)])
     numbers = {each.deletion_id for each in deletions.due(0, later(10**6), 10)}
-    deletions.done(numbers)
+    deletions.done(numbers, FENCE)
 
     records.commit(0, epoch, [submission(second), erasure(second)])
 
@@ -342,7 +344,7 @@ def test_a_deletion_that_is_postponed_is_met_again_later(
     due = deletions.due(0, ERASED_AT, 10)
     [of_kept] = [each.deletion_id for each in due if each.prefix == job_prefix("ana", kept.job_id)]
 
-    deletions.postpone([of_kept], ERASED_AT + timedelta(minutes=1))
+    deletions.postpone([of_kept], ERASED_AT + timedelta(minutes=1), FENCE)
 
     assert _prefixes(deletions, ERASED_AT) == [job_prefix("ana", gone.job_id)]
     assert len(_prefixes(deletions, ERASED_AT + timedelta(minutes=1))) == 2
@@ -366,3 +368,18 @@ def _tables_that_name(engine: Engine, job: ProfilePhotoJob) -> set[str]:
             for table in metadata.sorted_tables
             if any(job.job_id in str(tuple(row)) for row in connection.execute(select(table)))
         }
+
+
+def test_an_overtaken_tracker_neither_forgets_a_deletion_nor_puts_it_off(
+    records: JobRecords, deletions: DeletionRecords, epoch: int
+) -> None:
+    job = a_job()
+    records.commit(0, epoch, [submission(job), erasure(job)])
+    [deletion] = deletions.due(0, ERASED_AT, 10)
+    records.claim_shard(0)
+    with pytest.raises(Overtaken):
+        deletions.done([deletion.deletion_id], FENCE)
+    with pytest.raises(Overtaken):
+        deletions.postpone([deletion.deletion_id], later(10**6), FENCE)
+
+    assert deletions.due(0, ERASED_AT, 10) == [deletion]

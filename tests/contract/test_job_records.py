@@ -462,3 +462,22 @@ def _somebody_waits(engine: Engine) -> bool:
             "WHERE db = database() AND info LIKE 'SELECT job_events%LOCK IN SHARE MODE'"
         )
         return connection.execute(running).scalar_one() > 0
+
+
+# --- the last good model ------------------------------------------------------------------------------
+
+
+def test_the_last_good_model_is_kept_through_the_next_epoch(records: JobRecords, epoch: int) -> None:
+    assert records.last_model(0) is None
+    records.keep_model(0, epoch, "first")
+    records.keep_model(0, epoch, "second")
+    records.claim_shard(0)
+    assert records.last_model(0) == "second"
+    assert records.last_model(1) is None
+
+
+def test_an_overtaken_tracker_keeps_no_model(records: JobRecords, epoch: int) -> None:
+    records.claim_shard(0)
+    with pytest.raises(Overtaken):
+        records.keep_model(0, epoch, "stale")
+    assert records.last_model(0) is None

@@ -1,8 +1,10 @@
 """The engine on a CUDA device."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -11,7 +13,9 @@ from avatarforge.diffusion.batching import BatchingEngine
 from avatarforge.diffusion.catalogue import Catalogue
 from avatarforge.diffusion.engine import Engine, EngineRequest, EngineResult
 from avatarforge.diffusion.loading import ModelLoader
+from avatarforge.diffusion.sequential import SequentialEngine
 from avatarforge.settings import DiffusionSettings
+from tests.checkpoints import CHECKPOINT, loaded, write_manifest
 
 torch = pytest.importorskip("torch")
 
@@ -53,12 +57,39 @@ async def test_a_picture_is_made_on_the_gpu(engine: Engine) -> None:
 
 
 async def test_the_automatic_choice_takes_a_gpu_that_was_set_aside() -> None:
-    model = await ModelLoader(DiffusionSettings(num_gpus=1)).load("avatar-mini")
+    model = await loaded(ModelLoader(DiffusionSettings(num_gpus=1)), "avatar-mini")
     with model.engine:
         assert (model.engine.device, model.dtype in {"bfloat16", "float16"}) == ("cuda:0", True)
 
 
 async def test_without_a_gpu_set_aside_the_cpu_is_taken() -> None:
-    model = await ModelLoader(DiffusionSettings(num_gpus=0)).load("avatar-mini")
+    model = await loaded(ModelLoader(DiffusionSettings(num_gpus=0)), "avatar-mini")
     with model.engine:
         assert model.engine.device == "cpu"
+
+
+@pytest.mark.parametrize("offload", ["model", "sequential"])
+async def test_weights_that_lie_in_the_machines_memory_make_the_same_picture(
+    tmp_path: Path, offload: str
+) -> None:
+    path = write_manifest(tmp_path, "m", folder=str(CHECKPOINT), pipeline="StableDiffusionImg2ImgPipeline")
+    here = await loaded(ModelLoader(DiffusionSettings(models_dir=tmp_path, num_gpus=1)), "m")
+    path.write_text(f"{path.read_text()}offload: {offload}\n")
+    away = await loaded(ModelLoader(DiffusionSettings(models_dir=tmp_path, num_gpus=1)), "m")
+    with here.engine, away.engine:
+        assert isinstance(away.engine, SequentialEngine)
+        assert away.engine.device.startswith("cuda")
+        expected, made = await result_of(here.engine, REQUEST), await result_of(away.engine, REQUEST)
+    difference = np.abs(np.asarray(expected.image, float) - np.asarray(made.image, float))
+    assert difference.mean() < 4
+
+
+async def test_a_model_that_the_free_memory_does_not_hold_is_loaded_after_the_old_one_has_gone() -> None:
+    loader = ModelLoader(DiffusionSettings(num_gpus=1))
+    manifest = await loader.manifest("avatar-mini")
+    assert await loader.holds_beside(manifest)
+    free, _ = torch.cuda.mem_get_info()
+    taken = torch.empty(free - (512 << 20), dtype=torch.uint8, device="cuda")
+    assert not await loader.holds_beside(manifest)
+    del taken
+    assert await loader.holds_beside(manifest)

@@ -16,12 +16,14 @@ import httpx
 from fastapi import FastAPI
 from PIL import Image
 
+from avatarforge.access.gate import Gate
 from avatarforge.diffusion.catalogue import Catalogue
 from avatarforge.domain.changes import JobChange, NewJob
 from avatarforge.domain.errors import AvatarForgeError, StorageFull
 from avatarforge.domain.events import EventKind
 from avatarforge.domain.generations import GenerationProgress
 from avatarforge.domain.jobs import ProfilePhotoJob
+from avatarforge.domain.replicas import ReplicaReport
 from avatarforge.ingress.api import create_api
 from avatarforge.ingress.service import ProfilePhotos
 from avatarforge.ingress.view import LiveJobs
@@ -31,8 +33,12 @@ from avatarforge.persistence.upgrade import upgrade
 from avatarforge.settings import Settings, load_settings
 from avatarforge.storage.folder import FolderStorage
 from avatarforge.storage.keys import avatar_key
+from avatarforge.telemetry.exposition import TrackerFigures
+from avatarforge.telemetry.reports import Report
+from avatarforge.tracker.estimates import Forecast
 from avatarforge.tracker.feed import Feed, FeedBatch, FeedCursor
 from tests.factories import an_image, an_outcome
+from tests.keys import a_gate
 from tests.waiting import wait_until
 
 A_SECRET = "whsec_" + base64.b64encode(bytes(range(24))).decode()
@@ -48,6 +54,7 @@ class TrackerTwin:
         self._records = records
         self._epoch = records.claim_shard(0)
         self._jobs: dict[str, ProfilePhotoJob] = {}
+        self.reports: tuple[ReplicaReport, ...] = ()
         self.refusal: AvatarForgeError | None = None
         """Raised for what is submitted."""
         self.news = Feed(
@@ -56,17 +63,30 @@ class TrackerTwin:
             recent=1000,
             load_changes=self._no_older,
             jobs=lambda: list(self._jobs.values()),
-            order=lambda: tuple(self._jobs),
-            figures=lambda: (2.0, 0),
+            forecast=self._forecast,
+            reports=lambda: self.reports,
         )
+
+    def _forecast(self) -> Forecast:
+        order = tuple(self._jobs)
+        return Forecast(order=order, seconds={job_id: 2.0 * place for place, job_id in enumerate(order, 1)})
 
     async def submit(self, new: NewJob) -> ProfilePhotoJob:
         if self.refusal is not None:
             raise self.refusal
         return self.commit(new.job, EventKind.SUBMITTED)
 
+    def disown(self, customer_id: str, job_id: str) -> None:
+        """Nothing is kept that was refused."""
+
     async def feed(self, shard: int, cursor: FeedCursor, wait: float) -> FeedBatch:
         return await self.news.read(cursor, wait)
+
+    async def report(self, report: Report) -> None:
+        """Nothing is added up here."""
+
+    async def figures(self) -> dict[int, TrackerFigures | None]:
+        return {0: None}
 
     def commit(self, job: ProfilePhotoJob, kind: EventKind) -> ProfilePhotoJob:
         change = JobChange(job=job, event=job.event(kind, job.finished_at or job.created_at))
@@ -104,6 +124,7 @@ class Rest:
     tracker: TrackerTwin
     live: LiveJobs
     photos: ProfilePhotos
+    gate: Gate
 
     async def submitted(self, customer_id: str, photo: bytes, **fields: str) -> ProfilePhotoJob:
         """A job that was accepted."""
@@ -150,7 +171,8 @@ async def running_rest(folder: Path, **arguments: Any) -> AsyncIterator[Rest]:
     live.start()
     deliveries = DeliveryRecords(open_engine(settings.database, settings.database_url))
     photos = ProfilePhotos(settings, records, storage, tracker, live, Catalogue(), deliveries)
-    api = create_api(photos)
+    gate = a_gate(settings)
+    api = create_api(photos, gate)
     try:
         await wait_until(lambda: live.lag < 10)
         async with httpx.AsyncClient(
@@ -165,6 +187,7 @@ async def running_rest(folder: Path, **arguments: Any) -> AsyncIterator[Rest]:
                 tracker=tracker,
                 live=live,
                 photos=photos,
+                gate=gate,
             )
     finally:
         await photos.close()

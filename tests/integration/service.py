@@ -18,6 +18,7 @@ import uvicorn
 from PIL import Image
 from ray.exceptions import RayActorError
 
+from avatarforge.access.gate import Gate
 from avatarforge.diffusion.catalogue import Catalogue
 from avatarforge.domain.errors import AvatarForgeError, StorageUnavailable
 from avatarforge.domain.generations import (
@@ -32,10 +33,13 @@ from avatarforge.ingress.api import create_api
 from avatarforge.ingress.service import ProfilePhotos
 from avatarforge.ingress.view import LiveJobs
 from avatarforge.persistence import DeletionRecords, DeliveryRecords, JobRecords, open_engine
+from avatarforge.persistence.database import meter_engine
 from avatarforge.settings import Settings, load_settings
 from avatarforge.storage.folder import FolderStorage
 from avatarforge.storage.interface import StoredObject
 from avatarforge.storage.keys import avatar_key
+from avatarforge.storage.metered import MeteredStorage
+from avatarforge.telemetry.figures import Figures
 from avatarforge.tracker.backends import Remote
 from avatarforge.tracker.client import JobTrackers
 from avatarforge.tracker.tracker import JobTracker
@@ -43,6 +47,7 @@ from avatarforge.webhooks.sender import WebhookSender
 from tests.events import Event, EventReader
 from tests.factories import an_image, an_outcome
 from tests.integration.rest import A_SECRET, a_jpeg, empty_database
+from tests.keys import a_gate
 from tests.twins import Script, ScriptedReplicas
 from tests.waiting import wait_until
 
@@ -101,10 +106,12 @@ class Generations:
 
     def __init__(self, storage: FolderStorage) -> None:
         self._storage = storage
+        self.avatar = lambda task: b"\x89PNG avatar of " + task.job_id.encode()
+        """The bytes of a task's avatar: no picture, unless a test puts one in its place."""
 
     def publish(self, task: GenerationTask) -> GenerationFinished:
         """The end of a generation that went well, its avatar in storage."""
-        avatar = b"\x89PNG avatar of " + task.job_id.encode()
+        avatar = self.avatar(task)
         key = avatar_key(task.customer_id, task.job_id, task.attempt, task.parameters.format)
         self._storage.put(key, io.BytesIO(avatar), "image/png")
         image = an_image(
@@ -257,6 +264,7 @@ class Replica:
     client: httpx.AsyncClient
     live: LiveJobs
     photos: ProfilePhotos
+    gate: Gate
 
     @property
     def url(self) -> str:
@@ -369,9 +377,9 @@ class Service(Replica, Parts):
             await actor.start()
 
     @asynccontextmanager
-    async def fresh_replica(self) -> AsyncIterator[Replica]:
+    async def fresh_replica(self, port: int = 0) -> AsyncIterator[Replica]:
         """Another ingress replica, which has seen nothing of what went before."""
-        async with _ingress(self) as replica:
+        async with _ingress(self, port) as replica:
             yield replica
 
 
@@ -391,16 +399,21 @@ async def running_service(
     broken: list[Exception] = []
 
     def tracker(shard: int) -> JobTracker:
+        figures = Figures()
+        meter_engine(engine, figures, "tracker")
         return JobTracker(
             shard,
             records,
             replicas,
             settings.tracker,
-            storage=storage,
+            storage=MeteredStorage(storage, figures, "tracker"),
             deletions=DeletionRecords(engine),
             deliveries=deliveries,
             remote=remote,
-            webhooks=WebhookSender(deliveries, records.job, settings.webhook, shard, now=clock),
+            webhooks=WebhookSender(
+                deliveries, records.job, settings.webhook, shard, now=clock, figures=figures
+            ),
+            figures=figures,
             on_broken=broken.append,
             now=clock,
         )
@@ -422,6 +435,7 @@ async def running_service(
                 **vars(replica), **vars(parts), replicas=replicas, generations=generations, actors=actors
             )
     finally:
+        await parts.trackers.close()
         for actor in actors:
             await actor.kill()
         records.close()
@@ -429,31 +443,35 @@ async def running_service(
 
 
 @asynccontextmanager
-async def _ingress(parts: Parts) -> AsyncIterator[Replica]:
-    live = LiveJobs(parts.trackers)
+async def _ingress(parts: Parts, port: int = 0) -> AsyncIterator[Replica]:
+    live, figures = LiveJobs(parts.trackers), Figures()
     photos = ProfilePhotos(
         parts.settings,
         parts.records,
-        parts.storage,
+        MeteredStorage(parts.storage, figures, "ingress"),
         parts.trackers,
         live,
         Catalogue(),
         parts.deliveries,
         parts.clock,
+        figures,
     )
+    gate = a_gate(parts.settings, parts.clock)
     config = uvicorn.Config(
-        create_api(photos), port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=1
+        create_api(photos, gate), port=port, log_config=None, lifespan="off", timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(config)
     live.start()
+    photos.scrapes.start()
     serving = asyncio.create_task(server.serve())
     try:
         await wait_until(lambda: server.started and live.lag < SECONDS)
         port = server.servers[0].sockets[0].getsockname()[1]
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            yield Replica(client=client, live=live, photos=photos)
+            yield Replica(client=client, live=live, photos=photos, gate=gate)
     finally:
         server.should_exit = True
         await serving
         await photos.close()
+        await photos.scrapes.stop()
         await live.stop()

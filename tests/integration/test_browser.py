@@ -41,7 +41,7 @@ async def page(service: Service) -> AsyncIterator[Page]:
         # Chromium refuses its sandbox to root.
         browser = await playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = await browser.new_page()
-        await page.goto(f"{service.url}/healthz")
+        await page.goto(f"{service.url}/docs")
         yield page
         await browser.close()
 

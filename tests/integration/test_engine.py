@@ -29,7 +29,7 @@ from avatarforge.domain.errors import (
 )
 from avatarforge.domain.jobs import Stage
 from avatarforge.settings import DiffusionSettings
-from tests.checkpoints import CHECKPOINT, avatar_mini, load, write_manifest
+from tests.checkpoints import CHECKPOINT, avatar_mini, load, loaded, write_manifest
 from tests.single_file import single_file
 from tests.waiting import wait_until
 
@@ -376,7 +376,7 @@ async def test_a_pipeline_that_needs_more_than_a_photo_and_a_prompt_is_unusable(
     described(tmp_path, folder=str(CHECKPOINT), pipeline="StableDiffusionInpaintPipeline")
     loader = ModelLoader(DiffusionSettings(models_dir=tmp_path, threads=1))
     with pytest.raises(ModelUnusable, match="makes no picture"):
-        await loader.load("m")
+        await loaded(loader, "m")
 
 
 async def test_weights_that_are_no_numbers_are_refused_at_the_first_picture(
@@ -389,7 +389,7 @@ async def test_weights_that_are_no_numbers_are_refused_at_the_first_picture(
     save_file({key: value * np.nan for key, value in load_file(weights).items()}, weights, {"format": "pt"})
     described(tmp_path, folder="c")
     with pytest.raises(ModelUnusable, match="no numbers"):
-        await ModelLoader(DiffusionSettings(models_dir=tmp_path, threads=1)).load("m")
+        await loaded(ModelLoader(DiffusionSettings(models_dir=tmp_path, threads=1)), "m")
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,19 @@ async def test_warming_up_measures_steps_by_the_number_of_images(engine: Batchin
     assert (report.active, report.waiting, report.memory) == (0, 0, None)
 
 
+async def test_steps_are_counted_by_the_images_that_shared_them(engine: BatchingEngine) -> None:
+    alone = engine.planned_steps(SHORT.steps, SHORT.strength)
+    await picture_of(engine, SHORT)
+    assert (engine.report().steps_by_images, engine.report().pictures) == ({1: alone}, 1)
+    requests = [replace(SHORT, seed=seed, steps=20) for seed in range(3)]
+    await asyncio.gather(*(picture_of(engine, request) for request in requests))
+    report = engine.report()
+    together = 3 * engine.planned_steps(20, SHORT.strength)
+    assert sum(images * times for images, times in report.steps_by_images.items()) == alone + together
+    assert report.steps_by_images[3] > 0
+    assert report.pictures == 4
+
+
 async def test_a_picture_in_the_making_is_shown_at_most_four_times_a_second() -> None:
     request = replace(LONG, image=photo(1).resize((128, 128)), steps=60, strength=0.9)
     with engine_of(avatar_mini()) as engine:

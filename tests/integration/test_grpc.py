@@ -20,16 +20,14 @@ from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.grpc_generated import profile_photo_job_pb2 as pb
 from avatarforge.grpc_generated.profile_photo_job_pb2_grpc import (
     ProfilePhotoJobServiceStub,
-    add_ProfilePhotoJobServiceServicer_to_server,
 )
 from avatarforge.ingress.grpc import HealthMethods, JobMethods, jobs
 from avatarforge.ingress.grpc.messages import job_status
+from avatarforge.ingress.grpc.serving import SERVICE, add_job_service_to_server
 from avatarforge.ingress.news import Erased, LiveJob
 from tests.factories import a_job, an_outcome
 from tests.integration.rest import Rest, a_jpeg, finished, progressed, running_rest
 from tests.waiting import wait_until
-
-SERVICE = "avatarforge.v1.ProfilePhotoJobService"
 
 
 class Methods(JobMethods, HealthMethods):
@@ -41,6 +39,7 @@ class Grpc:
     rest: Rest
     jobs: ProfilePhotoJobServiceStub
     health: HealthStub
+    channel: grpc.aio.Channel
 
     async def submitted(self, customer_id: str = "ana", **fields: Any) -> pb.ProfilePhotoJobStatus:
         return await self.jobs.SubmitPhoto(
@@ -57,13 +56,13 @@ class Grpc:
 async def api(tmp_path: Path) -> AsyncIterator[Grpc]:
     async with running_rest(tmp_path, ingress={"stream_buffer": 3}) as rest:
         server = grpc.aio.server(options=[("grpc.max_receive_message_length", 64 * 1024 * 1024)])
-        methods = Methods(rest.photos)
-        add_ProfilePhotoJobServiceServicer_to_server(methods, server)
+        methods = Methods(rest.photos, rest.gate)
+        add_job_service_to_server(methods, server)
         add_HealthServicer_to_server(methods, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Grpc(rest, ProfilePhotoJobServiceStub(channel), HealthStub(channel))
+            yield Grpc(rest, ProfilePhotoJobServiceStub(channel), HealthStub(channel), channel)
         await server.stop(None)
 
 
@@ -304,3 +303,15 @@ async def test_health_is_readiness(api: Grpc, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(api.rest.photos.health, "readiness", unready)
     assert (await asyncio.wait_for(watch.read(), 5)).status == HealthCheckResponse.NOT_SERVING
     watch.cancel()
+
+
+@pytest.mark.parametrize("method", [method.name for method in SERVICE.methods])
+async def test_a_message_that_cannot_be_read_is_an_invalid_argument(api: Grpc, method: str) -> None:
+    described, garbage = SERVICE.methods_by_name[method], b"\x00 is no field"
+    calls = api.channel.unary_stream if described.server_streaming else api.channel.unary_unary
+    call = calls(f"/{SERVICE.full_name}/{method}")(garbage)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await (call.read() if described.server_streaming else call)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    wanted = described.input_type.full_name
+    assert refused.value.details() == f"The message is '{len(garbage)} bytes', but it must be a {wanted}."

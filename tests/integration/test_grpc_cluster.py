@@ -38,7 +38,8 @@ with LocalCluster(folder / "data", port=int(sys.argv[2]), grpc_port=int(sys.argv
     from avatarforge.ingress.grpc import HealthMethods, JobMethods
     from avatarforge.ingress.health import HealthChecks
     from avatarforge.ingress.news import Erased
-    from avatarforge.settings import Settings
+    from avatarforge.access.gate import Gate
+    from avatarforge.settings import AccessSettings, Settings
 
     class Photos:
         settings = Settings()
@@ -69,7 +70,8 @@ with LocalCluster(folder / "data", port=int(sys.argv[2]), grpc_port=int(sys.argv
     @serve.ingress()
     class Methods(JobMethods, HealthMethods):
         def __init__(self):
-            super().__init__(Photos())
+            gate = Gate(AccessSettings(), None, required=False)
+            super().__init__(Photos(), gate)
 
         def __serve_build_asgi_app__(self):
             return FastAPI()

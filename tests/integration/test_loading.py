@@ -163,3 +163,40 @@ def test_a_manifest_that_asks_for_a_safety_checker_refuses_a_checkpoint_without(
 def test_a_checkpoint_without_one_is_loaded_without(tmp_path: Path, checkpoint: Path) -> None:
     assert load(manifest_of(tmp_path)).safety_checker is None
     assert load(manifest_of(tmp_path, safety_checker=False)).safety_checker is None
+
+
+# --- weights that come and go -------------------------------------------------------------------------------
+
+
+class Placed:
+    """A pipeline that notes where it was put."""
+
+    def __init__(self) -> None:
+        self.placed: list[str] = []
+
+    def to(self, device: str) -> None:
+        self.placed.append(f"on {device}")
+
+    def enable_model_cpu_offload(self, device: str) -> None:
+        self.placed.append(f"parts to {device}")
+
+    def enable_sequential_cpu_offload(self, device: str) -> None:
+        self.placed.append(f"layers to {device}")
+
+
+@pytest.mark.parametrize(
+    ("offload", "device", "placed"),
+    [
+        ("none", "cuda", "on cuda"),
+        ("model", "cuda", "parts to cuda"),
+        ("sequential", "cuda", "layers to cuda"),
+        # Without a GPU there is nothing to keep them away from.
+        ("model", "cpu", "on cpu"),
+    ],
+)
+def test_the_manifest_says_where_the_weights_lie(
+    tmp_path: Path, checkpoint: Path, offload: str, device: str, placed: str
+) -> None:
+    pipeline = Placed()
+    pipelines.place(pipeline, manifest_of(tmp_path, offload=offload), device)
+    assert pipeline.placed == [placed]

@@ -13,9 +13,12 @@ import pytest_asyncio
 import uvicorn
 from PIL import Image
 
-from avatarforge.diffusion.catalogue import Catalogue
+from avatarforge.diffusion.catalogue import Catalogue, Manifest
+from avatarforge.domain.replicas import ModelFailure
 from avatarforge.ingress.submissions import FIELDS
+from tests.factories import NOON
 from tests.integration.rest import Rest, a_jpeg, problem, running_rest
+from tests.unit.test_replica_reports import a_model, a_report
 from tests.waiting import wait_until
 
 
@@ -29,6 +32,94 @@ async def test_the_model_and_its_styles_are_told(rest: Rest) -> None:
     assert {"name": "neon", "title": "Neon", "prompt": "neon portrait of a person, {prompt}"} in model[
         "styles"
     ]
+
+
+async def test_what_each_replica_serves_and_what_failed_is_told(rest: Rest) -> None:
+    failure = ModelFailure(model="broken", reason="The model 'broken' cannot be used: why.", at=NOON)
+    rest.tracker.reports = (
+        a_report(
+            wish="broken",
+            model=a_model("avatar-mini"),
+            failure=failure,
+            active=3,
+            step_seconds={1: 0.1, 4: 0.25},
+            steps_by_images={1: 1, 3: 1},
+        ),
+    )
+
+    async def told() -> list[dict[str, Any]]:
+        return list((await rest.client.get("/models")).json()["replicas"])
+
+    [replica] = await wait_until(told)
+    assert replica == {
+        "replicaId": "a",
+        "backend": "local",
+        "state": "serving",
+        "reportedAt": "2026-05-17T12:00:00.123456Z",
+        "wish": "broken",
+        "model": {
+            "name": "avatar-mini",
+            "fingerprint": "0123456789abcdef",
+            "since": "2026-05-17T12:00:00.123456Z",
+            "loadSeconds": 2.0,
+            "dtype": "float32",
+        },
+        "failure": {
+            "model": "broken",
+            "reason": "The model 'broken' cannot be used: why.",
+            "at": "2026-05-17T12:00:00.123456Z",
+        },
+        "device": None,
+        "limit": 4,
+        "active": 3,
+        "waiting": 0,
+        "stepSeconds": {"1": 0.1, "4": 0.25},
+        "meanImages": 2.0,
+        "stepsByImages": {"1": 1, "3": 1},
+        "pictures": 0,
+        "busySeconds": 0.0,
+        "memoryBytes": None,
+        "cachedEmbeddings": 0,
+        "circuit": None,
+    }
+
+
+async def test_while_another_model_serves_than_the_one_wished_for_its_styles_count(tmp_path: Path) -> None:
+    async with running_rest(tmp_path, diffusion={"model": "avatar-maxi"}) as rest:
+        rest.tracker.reports = (a_report(wish="avatar-maxi", model=a_model("avatar-mini")),)
+
+        async def model() -> str:
+            return str((await rest.client.get("/styles")).json().get("model"))
+
+        await wait_until(lambda: rest.photos.replicas)
+        assert await model() == "avatar-mini"
+
+
+async def test_what_the_model_has_not_is_refused(rest: Rest, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = Catalogue().manifest("avatar-mini")
+    capabilities = manifest.capabilities.model_copy(update={"strength": False})
+    manifest = manifest.model_copy(update={"capabilities": capabilities})
+    monkeypatch.setattr(rest.photos, "_catalogue", Shelf(manifest))
+
+    told = problem(await rest.post("ana", a_jpeg(), strength="0.5"))
+    assert (told["status"], told["code"], told["field"], told["value"]) == (
+        422,
+        "invalid_request",
+        "strength",
+        "0.5",
+    )
+    assert "the model avatar-mini has no strength" in told["detail"]
+    assert (await rest.post("ana", a_jpeg())).status_code == 202
+
+
+class Shelf:
+    """A catalogue of one model."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+
+    def manifest(self, name: str) -> Manifest:
+        return self._manifest
 
 
 async def test_a_manifest_that_breaks_later_changes_nothing(
@@ -112,13 +203,11 @@ async def test_an_unknown_call_is_a_problem_too(
 
 async def test_the_documentation_loads_nothing_from_elsewhere(rest: Rest) -> None:
     page = (await rest.client.get("/docs")).text
-    first_page = (await rest.client.get("/")).text
 
-    assert "https://" not in page + first_page
+    assert "https://" not in page
     assert "/docs/assets/swagger-ui-bundle.js" in page
     for asset in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png"):
         assert (await rest.client.get(f"/docs/assets/{asset}")).status_code == 200
-    assert "POST /customers/{customerId}" in first_page
 
 
 async def test_every_call_is_described_with_its_errors(rest: Rest) -> None:
@@ -147,6 +236,7 @@ async def test_every_call_is_described_with_its_errors(rest: Rest) -> None:
         "GET /models",
         "GET /styles",
         "GET /healthz",
+        "GET /metrics",
         "GET /readyz",
     }
     assert all(call["summary"] for call in calls.values())

@@ -15,6 +15,7 @@ from avatarforge.domain.identifiers import new_job_id
 from avatarforge.ingress import sse
 from avatarforge.ingress.streams import JobStreams
 from avatarforge.ingress.view import LiveJobs
+from avatarforge.tracker.janitor import Janitor
 from tests.events import Event
 from tests.integration.rest import problem
 from tests.integration.service import EventStream, Service, a_preview, running_service
@@ -284,7 +285,10 @@ async def test_one_who_was_away_hears_of_an_erased_job_only_that_it_is_erased(se
                 assert told(await stream.rest()) == [("erased", 7, None)]
 
 
-async def test_where_the_log_was_pruned_a_new_snapshot_stands_for_what_is_lost(service: Service) -> None:
+async def test_where_the_log_was_pruned_a_new_snapshot_stands_for_what_is_lost(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Janitor, "PRUNE_EVERY", 0.0)
     await service.ended(await service.submitted())
     running = await service.running()
     service.clock.ahead = timedelta(days=40)

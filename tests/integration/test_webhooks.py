@@ -25,7 +25,7 @@ from avatarforge.webhooks.schedule import PAUSES
 from avatarforge.webhooks.sender import SenderStatus, WebhookSender
 from avatarforge.webhooks.signing import new_secret
 from tests.deliveries import MemoryDeliveries, a_finished_job
-from tests.jobs import a_job, finish, start, submission
+from tests.jobs import FENCE, a_job, finish, start, submission
 from tests.receivers import OK, Answer, Received, Receiver, answer, hang, hang_up, raw
 from tests.waiting import wait_until
 
@@ -73,7 +73,7 @@ class Bench:
         sender.LOOK = 0.01
         sender.MOVED_AT_ONCE = 5
         sender.GRACE = 0.5
-        await sender.start()
+        await sender.start(FENCE)
         self._stack.push_async_callback(sender.stop)
         return sender
 
@@ -793,6 +793,15 @@ async def test_a_job_that_cannot_be_read_holds_up_nothing(bench: Bench) -> None:
     await bench.delivered(good)
 
 
+async def test_a_clock_that_is_put_back_postpones_no_call(bench: Bench) -> None:
+    receiver = await bench.receiver(next_answers=deque_of(answer(500, b"later")))
+    delivery = bench.records.ended(receiver.url())
+    await bench.sender(pauses="1")
+    await bench.tried(delivery)
+    bench.clock.forward(timedelta(days=-2))
+    await bench.delivered(delivery)
+
+
 # --- the real record ----------------------------------------------------------------------------------
 
 
@@ -809,12 +818,12 @@ async def test_deliveries_go_through_the_real_record(bench: Bench, tmp_path: Pat
         return WebhookSender(deliveries, jobs.job, settings, 0, now=bench.clock.now, jitter=lambda: 1)
 
     first = a_sender()
-    await first.start()
+    await first.start(FENCE)
     await wait_until(lambda: deliveries.of_job("ana", job)[0].attempts)
     await first.stop()
     bench.clock.forward(timedelta(minutes=1))
     second = a_sender()
-    await second.start()
+    await second.start(FENCE)
     await wait_until(lambda: not deliveries.pending(0))
     await second.stop()
     jobs.close()
@@ -844,7 +853,7 @@ def ended(attempt: DeliveryAttempt) -> datetime:
 
 def asked_again(bench: Bench, delivery: WebhookDelivery) -> WebhookDelivery:
     again = bench.records.again(
-        delivery.customer_id, delivery.job_id, delivery.delivery_id, bench.clock.now()
+        delivery.customer_id, delivery.job_id, delivery.delivery_id, bench.clock.now(), FENCE
     )
     assert again is not None
     return again

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 import httpx
 import psutil
@@ -17,6 +17,10 @@ from tests.servers.mariadb import free_port
 
 class AvatarForgeServer:
     """Starts on entering, is ready then, and is stopped on leaving. Logs lie in the data folder."""
+
+    COMMAND: ClassVar[tuple[str, ...]] = ("-m", "avatarforge", "up")
+    """What Python runs."""
+    STDIN: ClassVar[int | None] = None
 
     def __init__(self, data_dir: Path, **variables: str) -> None:
         """`variables` are settings by the last part of their variable's name: `DATABASE_URL="…"`."""
@@ -66,7 +70,7 @@ class AvatarForgeServer:
         }
         with (self.data_dir / "service.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "avatarforge", "up"], env=environ, stdout=log, stderr=log
+                [sys.executable, *self.COMMAND], env=environ, stdin=self.STDIN, stdout=log, stderr=log
             )
         self._await_ready(time.monotonic() + seconds)
 
@@ -106,6 +110,12 @@ class AvatarForgeServer:
             except psutil.NoSuchProcess:
                 continue
         return found
+
+    def all_processes(self) -> list[psutil.Process]:
+        """The one that was started, and all that came of it."""
+        assert self._process is not None, "the service does not run"
+        root = psutil.Process(self._process.pid)
+        return [root, *root.children(recursive=True)]
 
     def _await_ready(self, deadline: float) -> None:
         assert self._process is not None, "just started"

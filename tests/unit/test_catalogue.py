@@ -175,3 +175,39 @@ def test_an_absent_file_with_a_digest_is_refused(tmp_path: Path) -> None:
 def test_the_carried_data_that_is_absent_is_told() -> None:
     with pytest.raises(FileNotFoundError, match="no-such-data"):
         carried("no-such-data")
+
+
+# --- what a model can ---------------------------------------------------------------------------------
+
+
+class Editor:
+    """A pipeline that changes a picture by words alone."""
+
+    def __call__(self, image: object, prompt: str, guidance_scale: float) -> None: ...
+
+
+def test_a_model_can_what_stable_diffusion_can_unless_its_manifest_says_otherwise(tmp_path: Path) -> None:
+    assert small(tmp_path).capabilities.missing == []
+    manifest = small(tmp_path, capabilities={"strength": False, "negative_prompt": False})
+    assert manifest.capabilities.missing == ["strength", "negativePrompt"]
+
+
+def test_a_pipeline_that_lacks_what_is_declared_is_unusable(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnusable, match=r"takes no strength: .*`capabilities: \{strength: false\}`"):
+        small(tmp_path).capabilities.check("small", Editor)
+    small(tmp_path, capabilities={"strength": False, "negative_prompt": False}).capabilities.check(
+        "small", Editor
+    )
+
+
+def test_what_the_model_has_not_is_refused(tmp_path: Path) -> None:
+    capabilities = small(tmp_path, capabilities={"strength": False, "guidance": False}).capabilities
+    capabilities.refuse("small", strength=None, guidance=None, negative_prompt="grey")
+    with pytest.raises(InvalidRequest, match=r"guidance is 2\.0, but it must be left out: the model small"):
+        capabilities.refuse("small", strength=None, guidance=2.0, negative_prompt="")
+
+
+def test_any_change_of_a_manifest_changes_its_fingerprint(tmp_path: Path) -> None:
+    manifest = small(tmp_path)
+    assert manifest.fingerprint == small(tmp_path).fingerprint
+    assert manifest.fingerprint != small(tmp_path, title="Smaller").fingerprint

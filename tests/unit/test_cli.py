@@ -14,6 +14,7 @@ import avatarforge
 from avatarforge.cli import app
 from avatarforge.cli.comparison import write_comparison
 from avatarforge.cli.serving import SAMPLE
+from avatarforge.cli.terminal import Exit
 from avatarforge.persistence.upgrade import latest
 from avatarforge.settings import variables
 
@@ -80,6 +81,20 @@ def test_the_settings_table_shows_what_is_in_force_and_no_secret(monkeypatch: py
     assert "hidden" not in run("settings").stdout + run("settings", "--json").stdout
 
 
+def test_the_settings_page_is_what_the_code_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AVATARFORGE_HTTP_PORT", "8123")
+    page = run("settings", "--markdown").stdout
+    assert page == (TREE / "docs" / "settings.md").read_text(), "run `make docs`"
+    assert "8123" not in page
+
+
+def test_every_exit_code_is_written_down() -> None:
+    page, help_text = (TREE / "docs" / "commands.md").read_text(), run("--help").stdout
+    for code in Exit:
+        assert f"| {code.value} |" in page
+        assert re.search(rf"\b{code.value} \w", help_text)
+
+
 def test_an_unknown_variable_is_one_sentence_with_the_near_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AVATARFORGE_HTTP_PROT", "1")
     result = run("settings")
@@ -118,9 +133,15 @@ def test_forging_a_photo_that_is_not_there_is_one_sentence() -> None:
 
 def test_forging_without_a_server_says_how_to_start_one() -> None:
     result = run("forge", "--port", "1")
-    assert result.exit_code == 1
+    assert result.exit_code == Exit.UNREACHABLE
     assert "`avatarforge up`" in result.stderr
     assert re.search(r"http://127\.0\.0\.1:1\b", result.stderr)
+
+
+def test_an_address_that_is_no_url_is_told_with_one_that_is() -> None:
+    result = run("forge", "--url", "forge:8000")
+    assert result.exit_code == Exit.FAILURE
+    assert "'forge:8000', but it must be such as http://127.0.0.1:8000" in result.stderr
 
 
 @pytest.mark.parametrize("text", ["", "just words", "applications: []", "{"])

@@ -1,46 +1,87 @@
-"""The Python client, against answers as the server gives them."""
+"""The Python client, against answers as servers, busy servers and strangers give them."""
 
+import asyncio
+import inspect
+import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from avatarforge.client import (
+    AsyncClient,
     Client,
+    Conflict,
     InvalidInput,
+    InvalidWebhook,
     JobFailed,
+    JobName,
+    NotAllowed,
     NotFound,
     Refused,
     ServerUnreachable,
-    Status,
     StillRunning,
     TryLater,
+    UnexpectedAnswer,
+    verify_webhook,
 )
+from avatarforge.client.calls import Wishes
+from avatarforge.client.events import Event, EventReader
+from avatarforge.ingress.submissions import FIELDS
+from avatarforge.messages import ProfilePhotoJobStatus, job_message
+from avatarforge.webhooks.signing import Signer, new_secret
+from tests.factories import a_job
 
 Answer = Callable[[httpx.Request], httpx.Response]
 
-
-def client_of(answer: Answer) -> Client:
-    return Client("http://forge", transport=httpx.MockTransport(answer))
+JOB = JobName("ana", "j1")
 
 
-def problem(status: int, code: str, detail: str, **headers: str) -> httpx.Response:
+def client_of(answer: Answer, **options: Any) -> Client:
+    return Client("http://forge", transport=httpx.MockTransport(answer), **{"patience": 0, **options})
+
+
+def problem(status: int, code: str, detail: str = "x", **headers: str) -> httpx.Response:
+    document = {"type": "about:blank", "title": "x", "status": status, "detail": detail, "code": code}
     return httpx.Response(
         status,
-        json={"type": "about:blank", "title": "x", "status": status, "detail": detail, "code": code},
+        json={**document, "field": "strength"},
         headers={"content-type": "application/problem+json", **headers},
     )
 
 
-def job(status: str = "PENDING", **more: object) -> Status:
-    return {
-        "jobId": "j1",
-        "customerId": "ana",
-        "status": status,
-        "isTerminal": status in ("DONE", "FAILED", "CANCELLED"),
-        **more,
-    }
+def job(status: str = "PENDING", **more: object) -> dict[str, Any]:
+    """A job as it goes over the wire."""
+    told: dict[str, Any] = json.loads(job_message(a_job(customer_id="ana", job_id="j1")).json_bytes())
+    return {**told, "status": status, "isTerminal": status in ("DONE", "FAILED", "CANCELLED"), **more}
+
+
+def read_job(status: str = "PENDING", **more: object) -> ProfilePhotoJobStatus:
+    return ProfilePhotoJobStatus.model_validate(job(status, **more))
+
+
+def answers(*given: httpx.Response | dict[str, Any] | Exception) -> tuple[Answer, list[httpx.Request]]:
+    """Each answer once, in order, and the requests that were made."""
+    remaining: Iterator[httpx.Response | dict[str, Any] | Exception] = iter(given)
+    requests: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        request.read()
+        requests.append(request)
+        following = next(remaining)
+        if isinstance(following, Exception):
+            raise following
+        return following if isinstance(following, httpx.Response) else httpx.Response(200, json=following)
+
+    return answer, requests
+
+
+# --- requests ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -50,60 +91,97 @@ def photo(tmp_path: Path) -> Path:
     return path
 
 
-def test_an_upload_sends_the_photo_and_only_the_parameters_that_are_given(photo: Path) -> None:
-    seen: list[httpx.Request] = []
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        request.read()
-        seen.append(request)
-        return httpx.Response(202, json=dict(job()))
-
+def test_an_upload_sends_the_photo_and_only_the_wishes_that_are_given(photo: Path) -> None:
+    answer, requests = answers(job())
     with client_of(answer) as client:
-        assert client.submit("ana", photo, style="neon", strength=None, seed=0) == job()
-    body = seen[0].content
-    assert seen[0].url.path == "/customers/ana"
-    assert b'name="photo"; filename="ana.jpg"' in body
-    assert b"a picture" in body
-    assert b'name="style"' in body
-    assert b'name="seed"' in body
-    assert b"strength" not in body
+        wishes = {"style": "neon", "strength": None, "seed": 0, "allow_remote": False}
+        assert client.submit("ana", photo, **wishes) == read_job()
+    [request] = requests
+    assert request.url.path == "/customers/ana"
+    assert b'name="photo"; filename="ana.jpg"' in request.content
+    assert b"a picture" in request.content
+    assert b'name="style"\r\n\r\nneon' in request.content
+    assert b'name="seed"\r\n\r\n0' in request.content
+    assert b'name="allowRemote"\r\n\r\nfalse' in request.content
+    assert b"strength" not in request.content
 
 
-def test_a_customer_id_with_a_slash_stays_one_segment_of_the_path(photo: Path) -> None:
-    paths: list[bytes] = []
+def test_every_field_of_an_upload_is_a_wish_of_the_client() -> None:
+    names = {name.replace("_", "").lower() for name in Wishes.__annotations__}
+    assert names == {field.lower() for field in FIELDS}
 
-    def answer(request: httpx.Request) -> httpx.Response:
-        paths.append(request.url.raw_path)
-        return problem(400, "invalid_customer_id", "no")
 
+def test_a_photo_may_be_a_path_bytes_or_an_open_file(photo: Path) -> None:
+    answer, requests = answers(job(), job(), job())
+    with client_of(answer) as client, photo.open("rb") as file:
+        for given in (photo, photo.read_bytes(), file):
+            client.submit("ana", given)
+    assert all(b"a picture" in request.content for request in requests)
+    assert b'filename="ana.jpg"' in requests[2].content
+
+
+def test_a_customer_id_with_a_slash_stays_one_segment_of_the_path() -> None:
+    answer, requests = answers(problem(400, "invalid_customer_id"))
     with client_of(answer) as client, pytest.raises(InvalidInput):
-        client.submit("a/b", photo)
-    assert paths == [b"/customers/a%2Fb"]
+        client.submit("a/b", b"x")
+    assert requests[0].url.raw_path == b"/customers/a%2Fb"
+
+
+def test_the_key_and_the_address_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AVATARFORGE_URL", "http://there:81/")
+    monkeypatch.setenv("AVATARFORGE_API_KEY", "af_secret")
+    answer, requests = answers(job())
+    with Client(transport=httpx.MockTransport(answer)) as client:
+        client.status(JOB)
+    assert str(requests[0].url) == "http://there:81/customers/ana/photos/j1/status"
+    assert requests[0].headers["authorization"] == "Bearer af_secret"
+
+
+def test_the_key_does_not_go_to_another_host() -> None:
+    answer, requests = answers(
+        httpx.Response(302, headers={"location": "http://storage/signed"}),
+        httpx.Response(200, content=b"picture"),
+    )
+    with client_of(answer, api_key="af_secret") as client:
+        assert client.download(JOB).content == b"picture"
+    assert requests[1].url.host == "storage"
+    assert "authorization" not in requests[1].headers
+
+
+@pytest.mark.parametrize("url", ["forge:8000", "ftp://forge", "http://", "forge"])
+def test_an_address_that_is_no_url_is_refused_with_one_that_is(url: str) -> None:
+    with pytest.raises(ValueError, match=r"must be such as http://127\.0\.0\.1:8000"):
+        Client(url)
+
+
+# --- errors ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(400, InvalidInput), (422, InvalidInput), (404, NotFound), (503, TryLater), (500, Refused)],
+    [
+        (400, InvalidInput),
+        (413, InvalidInput),
+        (422, InvalidInput),
+        (401, NotAllowed),
+        (403, NotAllowed),
+        (404, NotFound),
+        (409, Conflict),
+        (429, TryLater),
+        (503, TryLater),
+        (500, Refused),
+    ],
 )
 def test_a_problem_document_becomes_an_error_of_its_kind(status: int, kind: type[Refused]) -> None:
     with (
         client_of(lambda _: problem(status, "some_code", "What was wrong.")) as client,
         pytest.raises(Refused) as refused,
     ):
-        client.status("ana", "j1")
-    assert type(refused.value) is kind
-    assert (refused.value.code, str(refused.value), refused.value.status) == (
-        "some_code",
-        "What was wrong.",
-        status,
-    )
-
-
-def test_an_unavailable_server_says_when_to_try_again() -> None:
-    busy = problem(503, "database_unavailable", "x", **{"retry-after": "9"})
-    with client_of(lambda _: busy) as client, pytest.raises(TryLater) as refused:
-        client.status("ana", "j1")
-    assert refused.value.retry_after == 9
+        client.status(JOB)
+    error = refused.value
+    assert type(error) is kind
+    assert (error.code, str(error), error.status) == ("some_code", "What was wrong.", status)
+    assert error.facts == {"field": "strength"}
 
 
 def test_an_error_that_is_no_problem_document_is_told_by_its_status() -> None:
@@ -111,40 +189,256 @@ def test_an_error_that_is_no_problem_document_is_told_by_its_status() -> None:
         client_of(lambda _: httpx.Response(500, text="Internal Server Error")) as client,
         pytest.raises(Refused, match="answered 500"),
     ):
-        client.status("ana", "j1")
+        client.status(JOB)
+
+
+def test_an_answer_that_cannot_be_read_is_told_with_what_is_wrong_in_it() -> None:
+    answer, _ = answers(httpx.Response(200, text="<html>"), {"jobId": "j1"})
+    with client_of(answer) as client:
+        for what in ("Invalid JSON", "customerId"):
+            with pytest.raises(UnexpectedAnswer, match=what):
+                client.status(JOB)
+
+
+def test_what_a_later_server_adds_is_passed_over() -> None:
+    answer, _ = answers(job(colour="blue"))
+    with client_of(answer) as client:
+        assert client.status(JOB) == read_job()
 
 
 def test_a_server_that_is_not_there_is_told_with_its_url() -> None:
-    with Client("http://127.0.0.1:1") as client:
+    with Client("http://127.0.0.1:1", patience=0) as client:
         assert not client.is_ready()
         with pytest.raises(ServerUnreachable, match=r"http://127\.0\.0\.1:1"):
-            client.status("ana", "j1")
+            client.status(JOB)
 
 
-def test_following_a_job_yields_every_status_up_to_the_terminal_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Client, "POLL_SECONDS", 0)
-    later = _answers(job("PROCESSING"), job("PROCESSING"), job("DONE"))
-    with client_of(later) as client:
-        seen = [status["status"] for status in client.follow(job("PENDING"), seconds=10)]
-    assert seen == ["PENDING", "PROCESSING", "PROCESSING", "DONE"]
+# --- asking again ------------------------------------------------------------------------------------------
+
+
+def test_a_submission_is_repeated_under_one_key() -> None:
+    answer, requests = answers(
+        httpx.ReadError("cut"),
+        problem(503, "tracker_unavailable", **{"retry-after": "0"}),
+        problem(429, "too_many", **{"retry-after": "0"}),
+        problem(409, "idempotency_key_in_flight", **{"retry-after": "0"}),
+        job(),
+    )
+    with client_of(answer, patience=30) as client:
+        assert client.submit("ana", b"a picture") == read_job()
+    assert len({request.headers["idempotency-key"] for request in requests}) == 1
+    assert all(b"a picture" in request.content for request in requests)
+
+
+def test_two_submissions_have_two_keys_and_one_may_be_given() -> None:
+    answer, requests = answers(job(), job(), job())
+    with client_of(answer) as client:
+        client.submit("ana", b"x")
+        client.submit("ana", b"x")
+        client.submit("ana", b"x", idempotency_key="mine")
+    keys = [request.headers["idempotency-key"] for request in requests]
+    assert len(set(keys)) == 3
+    assert keys[2] == "mine"
+
+
+def test_the_server_says_when_it_is_asked_again() -> None:
+    answer, _ = answers(problem(503, "unavailable", **{"retry-after": "1"}), job())
+    began = time.monotonic()
+    with client_of(answer, patience=5) as client:
+        client.status(JOB)
+    assert time.monotonic() - began >= 1
+
+
+def test_patience_has_an_end() -> None:
+    def busy(_: httpx.Request) -> httpx.Response:
+        return problem(503, "unavailable", **{"retry-after": "9"})
+
+    with client_of(busy, patience=5) as client, pytest.raises(TryLater) as refused:
+        client.status(JOB)
+    assert refused.value.retry_after == 9
+
+
+@pytest.mark.parametrize("fault", [problem(422, "invalid_request"), problem(500, "internal_error")])
+def test_what_is_at_fault_is_not_repeated(fault: httpx.Response) -> None:
+    answer, requests = answers(fault)
+    with client_of(answer, patience=30) as client, pytest.raises(Refused):
+        client.submit("ana", b"x")
+    assert len(requests) == 1
+
+
+def test_a_retry_whose_answer_is_lost_is_not_repeated_since_it_may_have_made_a_job() -> None:
+    answer, requests = answers(problem(503, "x", **{"retry-after": "0"}), httpx.ReadError("cut"))
+    with client_of(answer, patience=30) as client, pytest.raises(ServerUnreachable):
+        client.retry(JOB)
+    assert len(requests) == 2
+
+
+def test_an_erasure_whose_answer_was_lost_has_gone_well() -> None:
+    answer, _ = answers(httpx.ReadError("cut"), problem(404, "job_not_found"))
+    with client_of(answer, patience=30) as client:
+        client.erase(JOB)
+
+
+def test_erasing_what_is_not_there_is_refused() -> None:
+    answer, _ = answers(problem(404, "job_not_found"))
+    with client_of(answer, patience=30) as client, pytest.raises(NotFound):
+        client.erase(JOB)
+
+
+# --- waiting -----------------------------------------------------------------------------------------------
 
 
 def test_waiting_ends_with_the_done_job() -> None:
-    with client_of(_answers(job("PROCESSING"), job("DONE"))) as client:
-        assert client.wait(job(), seconds=10) == job("DONE")
+    answer, requests = answers(job("PROCESSING"), job("DONE"))
+    with client_of(answer) as client:
+        assert client.wait(JOB, seconds=10) == read_job("DONE")
+    assert float(requests[0].url.params["waitSeconds"]) == 10
 
 
 def test_waiting_for_a_job_that_fails_raises_its_reason() -> None:
     failed = job("FAILED", error={"code": "model_unusable", "message": "No such checkpoint."})
-    with client_of(_answers(failed)) as client, pytest.raises(JobFailed, match="No such checkpoint"):
-        client.wait(job(), seconds=10)
+    answer, _ = answers(failed)
+    with client_of(answer) as client, pytest.raises(JobFailed, match="No such checkpoint"):
+        client.wait(JOB, seconds=10)
 
 
 def test_waiting_too_long_says_that_the_job_goes_on() -> None:
-    with client_of(_answers(job())) as client, pytest.raises(StillRunning, match="still PENDING"):
-        client.wait(job(), seconds=0)
+    answer, _ = answers(job())
+    with client_of(answer) as client, pytest.raises(StillRunning, match="still PENDING"):
+        client.wait(JOB, seconds=0)
 
 
-def _answers(*statuses: Status) -> Answer:
-    remaining: Iterator[Status] = iter(statuses)
-    return lambda _: httpx.Response(200, json=dict(next(remaining)))
+# --- the twins ---------------------------------------------------------------------------------------------
+
+
+def test_both_clients_have_the_same_methods_and_arguments() -> None:
+    def public(client: type) -> dict[str, object]:
+        return {name: value for name, value in vars(client).items() if not name.startswith("_")}
+
+    blocking, asynchronous = public(Client), public(AsyncClient)
+    assert list(blocking) == list(asynchronous)
+    for name, method in blocking.items():
+        steps = getattr(method, "_steps", None)
+        assert steps is getattr(asynchronous[name], "_steps", None)
+    ours, theirs = (inspect.signature(each).parameters for each in (Client, AsyncClient))
+    assert [*ours] == [*theirs]
+
+
+async def test_the_asynchronous_client_asks_again_too(photo: Path) -> None:
+    answer, requests = answers(httpx.ReadError("cut"), job(), job("DONE"))
+
+    async def later(request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(0)
+        return answer(request)
+
+    async with AsyncClient("http://forge", transport=httpx.MockTransport(later)) as client:
+        accepted = await client.submit("ana", photo, style="neon")
+        assert await client.wait(accepted, seconds=10) == read_job("DONE")
+    assert requests[0].headers["idempotency-key"] == requests[1].headers["idempotency-key"]
+
+
+def test_the_client_imports_nothing_of_the_server_but_messages() -> None:
+    code = (
+        "import sys, avatarforge.client\n"
+        "heavy = 'ray torch sqlalchemy diffusers PIL fastapi boto3 grpc numpy typer'.split()\n"
+        "print(sorted(set(heavy) & set(sys.modules)))\n"
+        "print([name for name in sys.modules if name.startswith('avatarforge.ingress')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.splitlines() == ["[]", "[]"]
+
+
+# --- events ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_events_are_read_however_the_bytes_are_cut(end: bytes, size: int) -> None:
+    lines = [
+        b": hello",
+        b"",
+        b"event: status",
+        "data: {ä\u2028}".encode(),
+        b"data:more",
+        b"id: 7",
+        b"",
+        b"retry: 1",
+        b"",
+    ]
+    wire = b"".join(line + end for line in lines) + (end if end == b"\r" else b"")
+    reader = EventReader()
+    events = [
+        event for start in range(0, len(wire), size) for event in reader.feed(wire[start : start + size])
+    ]
+    assert events == [Event(kind="status", data="{ä\u2028}\nmore", event_id="7")]
+
+
+# --- webhooks ----------------------------------------------------------------------------------------------
+
+NOW = 1_700_000_000
+
+
+def call(*secrets: str, body: bytes | None = None) -> tuple[dict[str, str], bytes]:
+    sent = json.dumps(job("DONE")).encode() if body is None else body
+    return dict(Signer(secrets).headers("msg_j1_3", NOW, sent)), sent
+
+
+def test_a_webhook_is_verified_and_read() -> None:
+    secret = new_secret()
+    headers, body = call(secret)
+    shouted = {name.upper(): value for name, value in headers.items()}
+    webhook = verify_webhook(shouted, body, secret, now=NOW + 10)
+    assert (webhook.webhook_id, webhook.job, webhook.sent_at.timestamp()) == (
+        "msg_j1_3",
+        read_job("DONE"),
+        NOW,
+    )
+
+
+def test_while_secrets_are_rotated_either_side_may_be_ahead() -> None:
+    old, new, other = new_secret(), new_secret(), new_secret()
+    for signing, known in (((old, new), (new,)), ((old,), (new, old))):
+        headers, body = call(*signing)
+        assert verify_webhook(headers, body, known, now=NOW).job.job_id == "j1"
+    headers, body = call(old, new)
+    with pytest.raises(InvalidWebhook, match="no signature"):
+        verify_webhook(headers, body, [other], now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"webhook-id": "msg_other"}, "no signature"),
+        ({"webhook-timestamp": str(NOW + 1)}, "no signature"),
+        ({"webhook-timestamp": str(NOW - 301)}, "more than 300 s away"),
+        ({"webhook-timestamp": str(NOW + 301)}, "more than 300 s away"),
+        ({"webhook-timestamp": "soon"}, "no number"),
+        ({"webhook-signature": ""}, "no header webhook-signature"),
+        ({"webhook-id": ""}, "no header webhook-id"),
+        ({"webhook-signature": "v1,ünicode v2,abc v1,"}, "no signature"),
+    ],
+)
+def test_a_call_that_is_not_ours_is_refused(change: dict[str, str], reason: str) -> None:
+    secret = new_secret()
+    headers, body = call(secret)
+    with pytest.raises(InvalidWebhook, match=reason):
+        verify_webhook({**headers, **change}, body, secret, now=NOW)
+
+
+def test_a_body_that_was_changed_or_is_no_job_is_refused() -> None:
+    secret = new_secret()
+    headers, body = call(secret)
+    with pytest.raises(InvalidWebhook, match="no signature"):
+        verify_webhook(headers, body + b" ", secret, now=NOW)
+    headers, body = call(secret, body=b"{}")
+    with pytest.raises(InvalidWebhook, match="no ProfilePhotoJobStatus"):
+        verify_webhook(headers, body, secret, now=NOW)
+
+
+@pytest.mark.parametrize("secrets", [[], "mysecret", "whsec_short", ["whsec_§§§"]])
+def test_a_secret_that_is_none_is_the_receivers_own_fault(secrets: str | list[str]) -> None:
+    headers, body = call(new_secret())
+    with pytest.raises(ValueError, match="secret"):
+        verify_webhook(headers, body, secrets, now=NOW)

@@ -89,13 +89,17 @@ def test_a_request_becomes_the_form_that_rest_reads() -> None:
         format="webp",
         priority=-3,
         allow_remote=False,
+        cut_face=False,
+        timeout_seconds=90.5,
+        start_timeout_seconds=30,
     )
     fields = messages.form_fields(request)
     assert set(fields) == set(FIELDS)
     submission = read_submission(fields, MANIFEST)
     parameters = submission.parameters
     assert (submission.callback_url, submission.priority) == ("https://example.org/hook", -3)
-    assert parameters.allow_remote is False
+    assert (parameters.allow_remote, parameters.cut_face) == (False, False)
+    assert (parameters.timeout_seconds, parameters.start_timeout_seconds) == (90.5, 30)
     assert (parameters.prompt, parameters.negative_prompt) == ("smiling, 50 % {brighter}", "hat")
     assert (parameters.strength, parameters.guidance, parameters.steps) == (0.1 + 0.2, 7, 20)
     assert (parameters.seed, parameters.style, parameters.format) == (2**63 - 1, "neon", "webp")

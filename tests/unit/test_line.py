@@ -111,3 +111,13 @@ def test_fitting_jobs_of_a_lower_priority_go_when_none_above_fits() -> None:
     assert line.pop(lambda job: job is not urgent) is usual
     assert not line.has(lambda job: job is not urgent)
     assert ids_of(line) == [urgent.job_id]
+
+
+def test_a_customer_who_sends_one_job_after_the_other_has_no_two_turns_while_others_wait() -> None:
+    line = WaitingLine()
+    ana, ana_too, ben, ben_too = a_job(), a_job(), a_job(customer_id="ben"), a_job(customer_id="ben")
+    for job in (ana, ana_too, ben):
+        line.add(job)
+    assert [line.pop(), line.pop()] == [ana, ben]
+    line.add(ben_too)
+    assert [line.pop(), line.pop()] == [ana_too, ben_too]

@@ -1,14 +1,19 @@
 """Log events as they come out on stderr."""
 
+import asyncio
 import json
 import logging
+import sys
 from collections.abc import Iterator
+from logging.handlers import MemoryHandler
 
 import pytest
 import structlog
+from ray.serve._private.logging_utils import StreamToLogger
 
-from avatarforge.settings import LogSettings
-from avatarforge.telemetry.logs import configure
+from avatarforge.settings import LogSettings, load_settings
+from avatarforge.telemetry.logs import about, configure
+from avatarforge.telemetry.masking import secrets_of
 
 
 @pytest.fixture(autouse=True)
@@ -51,3 +56,77 @@ def test_the_last_level_and_format_hold(capsys: pytest.CaptureFixture[str]) -> N
     assert "too quiet" not in written
     assert "loud" in written
     assert not written.lstrip().startswith("{")
+
+
+def test_lines_about_a_job_carry_its_identity_also_from_its_tasks_and_from_libraries(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure(LogSettings())
+
+    async def work() -> None:
+        with about(job_id="j1", customer_id="ana", attempt=2):
+            await asyncio.create_task(part())
+        structlog.get_logger().info("idle")
+
+    async def part() -> None:
+        structlog.get_logger().info("fetched")
+        logging.getLogger("theirs").warning("slow")
+
+    asyncio.run(work())
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    told = [
+        (line["event"], line.get("job_id"), line.get("customer_id"), line.get("attempt")) for line in lines
+    ]
+    assert told == [("fetched", "j1", "ana", 2), ("slow", "j1", "ana", 2), ("idle", None, None, None)]
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_no_secret_of_the_settings_is_written(log_format: str, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = load_settings(
+        {
+            "database": {"url": "mysql+pymysql://forge:p%40ssword@db/avatarforge"},
+            "storage": {"secret_access_key": "storage-secret"},
+            "webhook": {
+                "secrets": "whsec_Zmlyc3Qtc2VjcmV0LW9mLXRoZS10ZXN0, whsec_c2Vjb25kLXNlY3JldC1vZi10ZXN0"
+            },
+            "telemetry": {"otlp_headers": "Authorization=Bearer of-the-collector"},
+            "log": {"format": log_format},
+        },
+        environ={},
+    )
+    configure(settings.log, secrets_of(settings))
+    log = structlog.get_logger("ours")
+    log.warning("refused", url="mysql+pymysql://forge:p%40ssword@db/avatarforge", password="p@ssword")
+    try:
+        raise ValueError("key storage-secret is unknown")
+    except ValueError:
+        log.exception("broke")
+    logging.getLogger("theirs").error("header: %s", "Bearer of-the-collector")
+    log.warning("signed with whsec_c2Vjb25kLXNlY3JldC1vZi10ZXN0 and whsec_Zmlyc3Qtc2VjcmV0LW9mLXRoZS10ZXN0")
+    written = capsys.readouterr().err
+    for secret in ("p%40ssword", "p@ssword", "storage-secret", "of-the-collector", "whsec_Z", "whsec_c"):
+        assert secret not in written
+    assert "forge:***@db" in written
+    assert "ValueError: key *** is unknown" in written
+
+
+def test_lines_of_a_replica_do_not_pass_through_serves_logger(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Serve puts this in the place of a replica's stderr, and may buffer what it gets."""
+    serves = logging.getLogger("of serve")
+    serves.addHandler(buffer := MemoryHandler(1000))
+    monkeypatch.setattr(sys, "stderr", StreamToLogger(serves, logging.INFO, sys.stderr))
+    configure(LogSettings())
+    structlog.get_logger().info("model serves")
+    assert json.loads(capsys.readouterr().err)["event"] == "model serves"
+    assert buffer.buffer == []
+
+
+def test_serves_lines_on_stderr_come_out_as_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    serves = logging.getLogger("ray.serve")
+    serves.addHandler(logging.StreamHandler(sys.stderr))
+    serves.propagate = False
+    configure(LogSettings())
+    serves.warning("controller is away")
+    assert json.loads(capsys.readouterr().err)["event"] == "controller is away"

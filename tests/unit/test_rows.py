@@ -79,6 +79,8 @@ parameters = st.builds(
     format=st.sampled_from(ImageFormat),
     allow_remote=st.booleans(),
     cut_face=st.booleans(),
+    timeout_seconds=st.none() | st.floats(1, 604_800),
+    start_timeout_seconds=st.none() | st.floats(1, 604_800),
 )
 
 

@@ -164,6 +164,9 @@ def test_all_fields_of_an_upload_are_read() -> None:
         "priority": "-10",
         "callbackUrl": "https://example.org:8443/hook?x=1",
         "allowRemote": "False",
+        "cutFace": "false",
+        "timeoutSeconds": "600",
+        "startTimeoutSeconds": "1.5",
     }
 
     assert read_submission(fields, MANIFEST) == Submission(
@@ -177,6 +180,9 @@ def test_all_fields_of_an_upload_are_read() -> None:
             guidance=7.5,
             format=ImageFormat.WEBP,
             allow_remote=False,
+            cut_face=False,
+            timeout_seconds=600,
+            start_timeout_seconds=1.5,
         ),
         priority=-10,
         callback_url="https://example.org:8443/hook?x=1",
@@ -189,6 +195,15 @@ def test_an_empty_field_counts_as_absent() -> None:
     assert read_submission(dict.fromkeys(names, ""), MANIFEST, new_seed=lambda: 1) == read_submission(
         {}, MANIFEST, new_seed=lambda: 1
     )
+
+
+def test_what_the_model_has_not_is_refused_and_its_absence_is_no_fault() -> None:
+    capabilities = {"strength": False, "guidance": False, "negative_prompt": False}
+    manifest = Manifest.model_validate(MANIFEST.model_dump() | {"capabilities": capabilities})
+    for name, value in (("strength", "0.5"), ("guidance", "3"), ("negativePrompt", "hat")):
+        with pytest.raises(InvalidRequest, match=f"^{name} is .* left out"):
+            read_submission({name: value}, manifest)
+    assert read_submission({"steps": "1"}, manifest).parameters.steps == 1
 
 
 def test_seeds_differ_when_none_is_asked_for() -> None:

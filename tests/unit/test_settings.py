@@ -1,4 +1,6 @@
+import traceback
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,3 +68,32 @@ def test_settings_travel_as_plain_values_and_hide_their_secrets_in_print() -> No
 
 def test_other_variables_are_left_alone() -> None:
     assert load_settings({}, {"HOME": "/root", "RAY_ADDRESS": "x"}) == load_settings({}, {})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"access": {"link_secrets": "hunter2"}},
+        {"webhook": {"secrets": ["hunter2"]}},
+        {"database": "mysql+pymysql://forge:hunter2@db/avatarforge"},
+        {"remote": {"password": {"hunter2": 1}}},
+    ],
+)
+def test_a_secret_that_is_refused_is_not_told(arguments: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings(arguments, environ={})
+
+    assert "hunter2" not in str(refused.value)
+    assert "hunter2" not in "".join(traceback.format_exception(refused.value))
+
+
+@pytest.mark.parametrize("text", ["shop.example", "https://shop.example/", "*", "https://*.example"])
+def test_an_origin_that_browsers_would_not_send_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"access\.cors_origins"):
+        load_settings({}, environ={"AVATARFORGE_ACCESS_CORS_ORIGINS": text})
+
+
+def test_variables_of_clients_are_no_settings() -> None:
+    environ = {"AVATARFORGE_API_KEY": "afk_x", "AVATARFORGE_URL": "http://forge:8000"}
+
+    assert load_settings({}, environ=environ) == Settings()

@@ -23,11 +23,12 @@ from avatarforge.domain.generations import (
     GenerationUpdate,
 )
 from avatarforge.domain.idempotency import IdempotencyKey, KnownKey
-from avatarforge.domain.jobs import ImageFormat, JobError, ProfilePhotoJob
+from avatarforge.domain.jobs import GenerationParameters, ImageFormat, JobError, ProfilePhotoJob
 from avatarforge.domain.status import ProcessingStatus
 from avatarforge.settings import TrackerSettings
 from avatarforge.storage.folder import FolderStorage
 from avatarforge.storage.keys import avatar_key, job_prefix, original_key
+from avatarforge.tracker.committer import Committer
 from avatarforge.tracker.dispatcher import Dispatcher
 from avatarforge.tracker.feed import FeedCursor
 from avatarforge.tracker.keys import KeysInFlight
@@ -35,6 +36,7 @@ from avatarforge.tracker.tracker import JobTracker
 from tests.factories import a_job, an_outcome
 from tests.holding import HeldCommits
 from tests.twins import MemoryDeletions, MemoryRecords, MemoryWebhooks, ScriptedReplicas
+from tests.unit.test_replica_reports import a_report, empty
 from tests.waiting import wait_until
 
 SETTINGS = TrackerSettings(accept_timeout=0.3, lease_seconds=0.2)
@@ -341,7 +343,7 @@ async def test_the_feed_tells_progress_and_the_order_of_the_line(bench: Bench) -
     async def heard() -> bool:
         nonlocal cursor, order
         batch = await tracker.feed(cursor, 0.1)
-        cursor, order = batch.cursor, batch.order if batch.order is not None else order
+        cursor, order = batch.cursor, order if batch.forecast is None else batch.forecast.order
         progress.update(batch.progress)
         return bool(progress) and len(order) == 2
 
@@ -556,3 +558,123 @@ async def test_one_object_that_storage_keeps_holds_no_other_up(bench: Bench) -> 
     assert [stored.key for stored in bench.storage.list("")] == [
         original_key("ana", kept.job_id, "image/png")
     ]
+
+
+# --- replicas ---------------------------------------------------------------------------------------------
+
+
+async def test_the_last_good_model_is_on_record_for_the_next_tracker(bench: Bench) -> None:
+    first = await bench.start()
+    assert await first.report_replica(a_report()) == "first"
+    await wait_until(lambda: bench.records.models == {0: "first"})
+    await first.stop()
+    second = await bench.start()
+    assert await second.report_replica(a_report(wish="broken", model=None)) == "first"
+
+
+async def test_the_last_good_model_is_recorded_once_the_database_is_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Committer, "LONGEST_PAUSE", 0.02)
+    tracker = await bench.start()
+    bench.records.down = True
+    assert await tracker.report_replica(a_report()) == "first"
+    bench.records.down = False
+    await wait_until(lambda: bench.records.models == {0: "first"})
+    assert bench.broken == []
+
+
+async def test_replicas_and_the_work_before_them_are_told(bench: Bench) -> None:
+    bench.replicas = ScriptedReplicas(slots=1, script=silent)
+    bench.settings = TrackerSettings(lease_seconds=60)
+    tracker = await bench.start()
+    await tracker.report_replica(a_report(limit=1, step_seconds={1: 0.1}))
+    wanted = GenerationParameters(seed=1, steps=10, strength=1.0)
+    jobs = await tracker.submit([NewJob(job=a_job(parameters=wanted)) for _ in range(3)])
+    await wait_until(lambda: bench.replicas.tasks)
+    assert tracker.reports() == (a_report(limit=1, step_seconds={1: 0.1}),)
+    # The first has done 1 of 3 steps, as its replica says.
+    expected = {"unfinished": 3, "running": 1, "waiting": 2, "replicas": 1, "backlogSeconds": 0.2 + 2 * 1.0}
+    await wait_until(lambda: tracker.describe()["backlogSeconds"] == pytest.approx(2.2))
+    told = tracker.describe()
+    assert {name: told[name] for name in expected} == pytest.approx(expected)
+    batch = await tracker.feed(FeedCursor(), 0)
+    assert batch.reports == tracker.reports()
+    assert batch.forecast is not None
+    ids = [job.job_id for job in jobs if isinstance(job, ProfilePhotoJob)]
+    assert [batch.forecast.seconds[job_id] for job_id in ids] == pytest.approx([0.2, 1.2, 2.2])
+
+
+async def test_jobs_wait_in_line_while_no_replica_has_a_model(bench: Bench) -> None:
+    tracker = await bench.start()
+    await tracker.report_replica(empty("a"))
+    [job] = await tracker.submit([NewJob(job=a_job())])
+    assert isinstance(job, ProfilePhotoJob)
+    await asyncio.sleep(2 * Dispatcher.RECHECK)
+    assert bench.story(job) == [EventKind.SUBMITTED]
+    await tracker.report_replica(a_report("a"))
+    done = await bench.ended(job)
+    assert (done.status, done.attempt) == (ProcessingStatus.DONE, 1)
+
+
+async def test_a_job_that_a_replica_without_a_model_gives_back_loses_nothing(bench: Bench) -> None:
+    async def without_model(task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
+        error = JobError(code="model_missing", message="No model serves here.")
+        yield GenerationFailed(error=error, retryable=True, away_seconds=0.0)
+
+    tracker = await bench.start()
+    bench.replicas.next_scripts.extend([without_model] * 5)
+    [job] = await tracker.submit([NewJob(job=a_job())])
+    done = await bench.ended(job)
+    assert (done.status, done.attempt, done.losses) == (ProcessingStatus.DONE, 6, 0)
+
+
+# --- submissions that were refused, and committed all the same --------------------------------------------
+
+
+async def test_a_refused_job_that_somebody_erases_meanwhile_is_erased_once(bench: Bench) -> None:
+    answered, asked = threading.Event(), threading.Event()
+    commit, find = bench.records.commit, bench.records.job
+
+    def slow(shard: int, epoch: int, changes: Sequence[JobChange]) -> list[int]:
+        seqs = commit(shard, epoch, changes)
+        answered.wait(10)
+        return seqs
+
+    def noted(customer_id: str, job_id: str) -> ProfilePhotoJob | None:
+        asked.set()
+        return find(customer_id, job_id)
+
+    bench.records.commit = slow  # type: ignore[method-assign]  # the answer comes late
+    bench.records.job = noted  # type: ignore[method-assign]  # so that the test knows how far the erasure is
+    tracker = await bench.start()
+    job = a_job()
+    [refused] = await tracker.submit([NewJob(job=job)])
+    assert isinstance(refused, DatabaseUnavailable)
+    erasing = asyncio.create_task(tracker.erase("ana", job.job_id))
+    await wait_until(asked.is_set)
+    answered.set()
+    await erasing
+    await bench.ended(await accepted(tracker))
+    assert bench.story(job) == [EventKind.SUBMITTED, EventKind.ERASED]
+    assert bench.broken == []
+
+
+async def test_a_job_is_not_taken_back_before_it_is_known_whether_it_was_committed(bench: Bench) -> None:
+    begun = threading.Event()
+    commit = bench.records.commit
+
+    def late(shard: int, epoch: int, changes: Sequence[JobChange]) -> list[int]:
+        begun.wait(10)
+        return commit(shard, epoch, changes)
+
+    bench.records.commit = late  # type: ignore[method-assign]  # a transaction that waits for a lock
+    tracker = await bench.start()
+    job = a_job()
+    [refused] = await tracker.submit([NewJob(job=job)])
+    assert isinstance(refused, DatabaseUnavailable)
+    with pytest.raises(DatabaseUnavailable):
+        await tracker.disown("ana", job.job_id)
+    begun.set()
+    await wait_until(lambda: bench.story(job) == [EventKind.SUBMITTED, EventKind.ERASED])
+    await tracker.disown("ana", job.job_id)

@@ -13,6 +13,7 @@ from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.domain.status import ProcessingStatus
 from avatarforge.ingress.news import Changed, Overflowed, Progressed
 from avatarforge.ingress.view import LiveJobs
+from avatarforge.tracker.estimates import Forecast
 from avatarforge.tracker.feed import FeedBatch, FeedCursor
 from tests.factories import NOON, a_job, an_outcome
 from tests.waiting import wait_until
@@ -117,9 +118,7 @@ async def test_progress_place_and_estimate_are_shown(live: LiveJobs, source: Sou
         running,
         next_one,
         progress={running.job_id: GenerationProgress(step=5, total_steps=20)},
-        order=(next_one.job_id,),
-        seconds_per_job=4.0,
-        running=1,
+        forecast=Forecast(order=(next_one.job_id,), seconds={running.job_id: 3.0, next_one.job_id: 8.0}),
     )
     await wait_until(lambda: live.get("ana", next_one.job_id))
     first, second = live.get("ana", running.job_id), live.get("ana", next_one.job_id)

@@ -25,6 +25,9 @@ _FORM_FIELDS = {
     "format": "format",
     "priority": "priority",
     "allow_remote": "allowRemote",
+    "cut_face": "cutFace",
+    "timeout_seconds": "timeoutSeconds",
+    "start_timeout_seconds": "startTimeoutSeconds",
 }
 """Fields of `SubmitPhotoRequest`, and the form fields that they are in REST."""
 

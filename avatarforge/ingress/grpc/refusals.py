@@ -12,6 +12,8 @@ from google.rpc.status_pb2 import Status
 
 from avatarforge.domain.errors import AvatarForgeError
 from avatarforge.ingress.problems import UNEXPECTED, answer_to, facts_of
+from avatarforge.telemetry import metrics
+from avatarforge.telemetry.figures import Figures
 
 log = structlog.get_logger(__name__)
 
@@ -32,22 +34,34 @@ class Call(Protocol):
 
 
 @contextmanager
-def refusing(call: Call, method: str, *, raising: bool = False) -> Iterator[None]:
-    """End the call with the error that is met inside, and swallow it unless `raising`.
+def refusing(
+    call: Call, method: str, figures: Figures | None = None, *, raising: bool = False
+) -> Iterator[None]:
+    """End the call with the error that is met inside, and swallow it unless `raising`. Counts it.
 
     An error that nobody expected is logged with its traceback and told without it.
     """
+    figures = figures or Figures()
+    status = "CANCELLED"
     try:
         yield
+        status = "OK"
     except AvatarForgeError as error:
+        status = answer_to(error).grpc
+        figures.count(metrics.REFUSALS, error.code)
         _refuse_with(call, method, error)
         if raising:
             raise
     except Exception:
+        status = grpc.StatusCode.INTERNAL.name
+        figures.count(metrics.REFUSALS, AvatarForgeError.code)
         log.exception("unexpected error", method=method)
         refuse(call, grpc.StatusCode.INTERNAL, UNEXPECTED, AvatarForgeError.code)
         if raising:
             raise
+    finally:
+        # What neither ends well nor with an error was called off by its client.
+        figures.count(metrics.GRPC_CALLS, method, status)
 
 
 def refuse(

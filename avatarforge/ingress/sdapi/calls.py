@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from avatarforge.access.rules import SDAPI_CUSTOMER
 from avatarforge.diffusion.provenance import open_marking
 from avatarforge.domain.errors import (
     AvatarForgeError,
@@ -33,7 +34,7 @@ from avatarforge.ingress.sdapi.messages import (
 from avatarforge.ingress.service import ImageKind, ProfilePhotos
 from avatarforge.ingress.uploads import drain, until_silence
 
-CUSTOMER = "sdapi"
+CUSTOMER = SDAPI_CUSTOMER
 """Whose jobs they are."""
 WAIT_SECONDS = 30.0
 """How long the view is asked to wait at a time for a job's end."""
@@ -119,13 +120,14 @@ class _Calls:
 
     async def _submitted(self, request: Request) -> tuple[Img2Img, LiveJob]:
         """What was asked for, without its picture, and the job for it."""
-        largest = self._photos.settings.upload.max_bytes
-        # Base64 makes four bytes of three.
-        body = await _body(request, largest * 4 // 3 + _BESIDES_PHOTO, largest)
-        wish = await asyncio.to_thread(Img2Img.parsed, body)
-        photo = await asyncio.to_thread(wish.photo)
-        submission = wish.submission(await self._photos.model())
-        live = await self._photos.submit_checked(CUSTOMER, submission, BytesIO(photo), "init_images[0]")
+        with self._photos.uploads.one():
+            largest = self._photos.settings.upload.max_bytes
+            # Base64 makes four bytes of three.
+            body = await _body(request, largest * 4 // 3 + _BESIDES_PHOTO, largest)
+            wish = await asyncio.to_thread(Img2Img.parsed, body)
+            photo = await asyncio.to_thread(wish.photo)
+            submission = wish.submission(await self._photos.model())
+            live = await self._photos.submit_checked(CUSTOMER, submission, BytesIO(photo), "init_images[0]")
         # Many may wait for long: only who wants the picture back keeps it so long.
         return (wish if wish.include_init_images else wish.model_copy(update={"init_images": None})), live
 

@@ -100,6 +100,9 @@ class Img2Img(BaseModel):
         seed = None if self.seed == -1 else self.seed
         given = self.model_dump(include=set(_FORM_FIELDS)) | {"seed": seed}
         fields = {_FORM_FIELDS[name]: str(value) for name, value in given.items() if value is not None}
+        # Clients of this API always send them: what the model has not is passed over, as samplers are.
+        for name in manifest.capabilities.missing:
+            fields.pop(name, None)
         try:
             submission = read_submission(fields, manifest)
         except InvalidRequest as error:

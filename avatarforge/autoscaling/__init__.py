@@ -1,0 +1,1 @@
+"""How many Stable Diffusion replicas there should be: by backlog, measured in seconds of work."""

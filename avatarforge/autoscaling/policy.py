@@ -1,0 +1,78 @@
+"""The policy that Ray Serve asks for the number of replicas.
+
+Serve pickles the class with this module by value, so what needs threads and Ray lives beside it. Serve calls
+it in its controller's event loop, some ten times a second: it must never wait, and never raise.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
+from ray.serve.config import AutoscalingContext
+
+from avatarforge.autoscaling.counts import Counts
+from avatarforge.autoscaling.gauge import Gauge, asking_trackers
+from avatarforge.autoscaling.rule import Hold, Load, Targets, wanted, within
+from avatarforge.autoscaling.work import Work
+
+PATH = "avatarforge.autoscaling.policy:BacklogPolicy"
+"""As `policy_function` names it."""
+
+
+class BacklogPolicy:
+    """Replicas by the trackers' backlog; by Serve's own rule for as long as the trackers are silent.
+
+    Serve's rule counts requests at replicas and handles. A job only reaches those once a slot is reserved
+    for it, so Serve's rule does not see the line, but it keeps what works.
+    """
+
+    PATIENCE = 600.0
+    """Seconds that replicas are kept before any targets were told: Serve's own default."""
+
+    def __init__(
+        self,
+        *,
+        shards: int = 1,
+        newest: Callable[[], Counts | None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`shards` says how many trackers to ask (`policy_kwargs`). `newest` gives counts from elsewhere, by
+        the same clock; it returns at once."""
+        self._newest = newest or Gauge(asking_trackers(shards), clock).newest
+        self._clock = clock
+        self._work = Work()
+        self._measured_at = float("-inf")
+        self._load: Load | None = None
+        self._hold = Hold()
+        self._targets: Targets | None = None
+        """The last that were told: they hold while the trackers are silent."""
+
+    def __call__(self, ctx: AutoscalingContext) -> tuple[int, dict[str, Any]]:
+        try:
+            return self._decided(ctx), {}
+        except Exception:
+            # The edge to Serve: its controller would stop working on every deployment.
+            return ctx.target_num_replicas, {}
+
+    def _decided(self, ctx: AutoscalingContext) -> int:
+        wish = self._wish(ctx)
+        seconds = self.PATIENCE if self._targets is None else self._targets.scale_down_seconds
+        now = self._clock()
+        if not self._hold:
+            # A new policy, or a controller that has started again, has not seen why there are so many.
+            self._hold.most(ctx.target_num_replicas, now, seconds)
+        return self._hold.most(wish, now, seconds)
+
+    def _wish(self, ctx: AutoscalingContext) -> int:
+        counts = self._newest()
+        if counts is None:
+            told, _ = replica_queue_length_autoscaling_policy(ctx)
+            replicas = math.ceil(told)
+            return replicas if self._targets is None else within(replicas, self._targets)
+        if self._load is None or counts.at > self._measured_at:
+            self._load = self._work.load(counts, ctx.current_num_replicas)
+            self._measured_at = counts.at
+        self._targets = counts.targets
+        return wanted(self._load, ctx.current_num_replicas, counts.targets)

@@ -1,0 +1,44 @@
+"""`avatarforge doctor`: does this deployment have what it needs?"""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from avatarforge.cli.terminal import FAILURE, err, out
+from avatarforge.diagnosis import Finding, State, examine
+from avatarforge.embedded import arguments_of, read_config
+from avatarforge.settings import load_settings
+
+COLORS = {State.OK: "green", State.ABSENT: "dim", State.WARNING: "yellow", State.FAILED: "bold red"}
+
+
+def doctor(config: Path | None, gpu: bool | None, options: dict[str, str], as_json: bool) -> None:
+    """Show what was found. Exits with 1 when a check failed."""
+    arguments = None if config is None else arguments_of(read_config(config))
+    settings = load_settings(arguments, environ={**os.environ, **options})
+    with err.status("Examining …"):
+        findings = list(examine(settings, gpu))
+    if as_json:
+        out.print_json(json.dumps([asdict(finding) for finding in findings]))
+    else:
+        _show(findings)
+    if any(finding.state is State.FAILED for finding in findings):
+        raise SystemExit(FAILURE)
+
+
+def _show(findings: list[Finding]) -> None:
+    table = Table("Check", "State", "Found")
+    table.columns[0].no_wrap = True
+    for finding in findings:
+        color = COLORS[finding.state]
+        found = escape(finding.found)
+        if finding.advice:
+            found += f"\n[bold]→[/] {escape(finding.advice)}"
+        table.add_row(finding.check, f"[{color}]{finding.state}[/]", found)
+    out.print(table)
+    faults = sum(finding.state is State.FAILED for finding in findings)
+    out.print("[green]All is there.[/]" if not faults else f"[bold red]{faults} to be mended.[/]")

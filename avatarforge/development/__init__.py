@@ -1,0 +1,1 @@
+"""What those who change AvatarForge run beside it: private servers of the real kind."""

@@ -1,0 +1,49 @@
+"""All checks, in the order in which their failures should be mended."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from avatarforge.diagnosis.data import check_data_folder, check_database, check_migrations, check_storage
+from avatarforge.diagnosis.findings import Finding, State, failed
+from avatarforge.diagnosis.machine import check_gpu, check_model, check_port
+from avatarforge.diagnosis.redis import check_redis
+from avatarforge.settings import Settings
+from avatarforge.webhooks.signing import Signer
+
+
+def examine(settings: Settings, gpu: bool | None = None) -> Iterator[Finding]:
+    """What each check finds, as soon as it is found. `gpu` says whether one must be here; by default the
+    settings do. A check that breaks is a finding, too."""
+    checks: tuple[tuple[str, Callable[[], Finding]], ...] = (
+        ("webhook secrets", partial(_check_secrets, settings)),
+        ("data folder", partial(check_data_folder, settings)),
+        ("database", partial(check_database, settings)),
+        ("migrations", partial(check_migrations, settings)),
+        ("storage", partial(check_storage, settings)),
+        ("Redis", check_redis),
+        ("GPU", partial(check_gpu, settings, gpu)),
+        ("model", partial(check_model, settings)),
+        ("REST port", partial(check_port, settings, "REST", settings.http.port)),
+        ("gRPC port", partial(check_port, settings, "gRPC", settings.grpc.port)),
+    )
+    for name, check in checks:
+        try:
+            yield check()
+        except Exception as error:
+            # The edge of a check: the others are worth their answers.
+            yield failed(name, f"{type(error).__name__}: {error}", "This is unexpected: please report it.")
+
+
+def _check_secrets(settings: Settings) -> Finding:
+    check, secrets = "webhook secrets", settings.webhook.signing_secrets()
+    try:
+        Signer(secrets)
+    except ValueError as error:
+        return failed(check, error, "AVATARFORGE_WEBHOOK_SECRETS holds secrets of the form whsec_… .")
+    if not secrets:
+        return Finding(
+            check=check,
+            state=State.ABSENT,
+            found="none: uploads with a callbackUrl are refused; `up` makes one",
+        )
+    return Finding(check=check, state=State.OK, found=f"{len(secrets)}")

@@ -1,0 +1,89 @@
+// The service's calls. Whatever goes wrong is thrown as a Problem with the server's own sentence.
+
+import { t } from "./i18n.js";
+import { session } from "./session.js";
+
+const TRIES = 5;
+let askForKey = () => {};
+
+export const onKeyWanted = (ask) => (askForKey = ask);
+
+export class Problem extends Error {
+  constructor(document, retryAfter = 0) {
+    super(document.detail);
+    this.document = document;
+    this.code = document.code;
+    this.status = document.status;
+    this.field = document.field;
+    this.retryAfter = retryAfter;
+  }
+
+  // Whether the same call may go well later.
+  get passes() {
+    return this.status === 0 || this.status === 503 || this.status === 429;
+  }
+}
+
+// The response of a call that went well.
+export async function call(path, options = {}) {
+  const headers = new Headers(options.headers);
+  if (session.key) headers.set("Authorization", `Bearer ${session.key}`);
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem({ detail: t("unreachable"), code: "unreachable", status: 0 });
+  }
+  if (response.ok) return response;
+  const problem = await readProblem(response);
+  if (problem.status === 401) askForKey(problem);
+  throw problem;
+}
+
+async function readProblem(response) {
+  const told = await response.json().catch(() => ({}));
+  const document = { code: "unknown", ...told, status: response.status };
+  document.detail = told.detail ?? t("statusOnly", { status: response.status });
+  return new Problem(document, Number(response.headers.get("Retry-After")) || 0);
+}
+
+const json = async (path, options) => (await call(path, options)).json();
+const of = (customer) => `/customers/${encodeURIComponent(customer)}`;
+const photo = (job) => `${of(job.customerId)}/photos/${job.jobId}`;
+
+// Sends the photo; the key makes sure that a repeated call makes no second job.
+export async function submit(customer, form, key, onRetry) {
+  for (let tries = 1; ; tries++) {
+    try {
+      return await json(of(customer), { method: "POST", body: form, headers: { "Idempotency-Key": key } });
+    } catch (error) {
+      if (!(error instanceof Problem) || !error.passes || tries === TRIES) throw error;
+      onRetry(error);
+      await pause(Math.min(5, error.retryAfter || tries));
+    }
+  }
+}
+
+export const photos = (customer, path) => json(path ?? `${of(customer)}/photos?limit=24`);
+export const status = (customer, jobId) => json(`${of(customer)}/photos/${encodeURIComponent(jobId)}/status`);
+export const cancel = (job) => json(`${photo(job)}/cancel`, { method: "POST" });
+export const retry = (job) => json(`${photo(job)}/retry`, { method: "POST" });
+export const erase = (job) => call(photo(job), { method: "DELETE" });
+export const customers = () => json("/customers?limit=200");
+export const styles = () => json("/styles");
+export const models = () => json("/models");
+export const readiness = () => json("/readyz");
+
+// Pictures come through this host, wherever they are stored.
+export const avatarOf = (job) => `${photo(job)}/generated?redirect=false`;
+export const originalOf = (job) => `${photo(job)}/original?redirect=false`;
+export const squareOf = (job) => `${photo(job)}/original?square=true`;
+
+export const pause = (seconds) => new Promise((done) => setTimeout(done, seconds * 1000));
+
+// crypto.randomUUID is there on https and localhost only.
+export function newKey() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}

@@ -1,0 +1,48 @@
+// Small helpers to build and change the page. Text only ever becomes text.
+
+export const $ = (selector, within = document) => within.querySelector(selector);
+export const $$ = (selector, within = document) => [...within.querySelectorAll(selector)];
+
+// h("button.tool", {type: "button", onclick: act}, icon("close"), "Close")
+export function h(name, attributes = {}, ...children) {
+  const [tag, ...classes] = name.split(".");
+  const element = document.createElement(tag || "div");
+  if (classes.length) element.className = classes.join(" ");
+  for (const [key, value] of Object.entries(attributes)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+    else if (key === "value" || key === "checked") element[key] = value;
+    else element.setAttribute(key, value === true ? "" : value);
+  }
+  element.append(
+    ...children.flat(2).filter((child) => child !== undefined && child !== null && child !== false),
+  );
+  return element;
+}
+
+export function icon(name) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
+  svg.setAttribute("class", "icon");
+  svg.setAttribute("aria-hidden", "true");
+  use.setAttribute("href", `#i-${name}`);
+  svg.append(use);
+  return svg;
+}
+
+export function button(look, symbol, text, onclick, attributes = {}) {
+  return h(
+    `button.${look}`,
+    { type: "button", onclick, ...attributes },
+    symbol && icon(symbol),
+    h("span", {}, text),
+  );
+}
+
+// Puts new children in place of the old ones; what had the focus keeps it where its data-key comes again.
+export function replace(element, ...children) {
+  const active = document.activeElement;
+  const key = element.contains(active) ? active.dataset.key : undefined;
+  element.replaceChildren(...children.flat(2).filter(Boolean));
+  if (key) $(`[data-key="${CSS.escape(key)}"]`, element)?.focus({ preventScroll: true });
+}

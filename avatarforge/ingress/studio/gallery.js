@@ -1,0 +1,107 @@
+// All of the customer's jobs as cards, and the newest of them as a strip under the stage.
+
+import { avatarOf, squareOf } from "./api.js";
+import { $, button, h, icon, replace } from "./dom.js";
+import { actions } from "./facts.js";
+import { moment, t } from "./i18n.js";
+import * as jobs from "./jobs.js";
+import { show } from "./pictures.js";
+import { attempt } from "./say.js";
+import { badge, bar, remaining, situation } from "./states.js";
+
+const IN_STRIP = 10;
+const cards = new Map(); // built once for each state of a job, so that pictures stay
+
+export function drawGallery() {
+  const all = jobs.all();
+  const older =
+    jobs.hasOlder() &&
+    button("secondary", "plus", t("older"), () => attempt(jobs.loadOlder), { "data-key": "older" });
+  replace(
+    $("#gallery"),
+    all.length ? h("ul.cards", {}, all.map(card)) : nothing(),
+    older && h("p.older", {}, older),
+  );
+  for (const id of cards.keys()) if (!jobs.get(id)) cards.delete(id);
+}
+
+function card(job) {
+  const wanted = `${job.seq} ${document.documentElement.lang}`;
+  const kept = cards.get(job.jobId);
+  if (kept?.dataset.for !== wanted) cards.set(job.jobId, built(job, wanted));
+  else if (!job.isTerminal) {
+    $(".line-of", kept).textContent = situation(job);
+    $("progress", kept)?.replaceWith(bar(job));
+  }
+  return cards.get(job.jobId);
+}
+
+function built(job, wanted) {
+  const picture = h(
+    "a.picture",
+    {
+      href: `#/photo/${job.jobId}`,
+      "aria-label": `${t("avatarOf", { time: moment(job.createdAt) })}, ${t(`state_${job.status}`)}`,
+      "data-key": `card ${job.jobId}`,
+    },
+    thumbnail(job),
+  );
+  return h(
+    "li.card",
+    { "data-for": wanted, "data-state": job.status },
+    picture,
+    h("div.card-text", {}, h("time", { datetime: job.createdAt }, moment(job.createdAt)), badge(job)),
+    job.status === "DONE" ? null : h("p.line-of", {}, situation(job)),
+    job.status === "PROCESSING" && bar(job),
+    h("div.card-actions", {}, actions(job)),
+  );
+}
+
+function thumbnail(job) {
+  return job.status === "DONE"
+    ? show(h("img", { alt: "" }), avatarOf(job))
+    : show(h("img.dim", { alt: "" }), squareOf(job));
+}
+
+function nothing() {
+  return h(
+    "div.nothing",
+    {},
+    icon("grid"),
+    h("h2", {}, t("noAvatars")),
+    h("p", {}, t("noAvatarsText")),
+    h("a.primary", { href: "#/" }, icon("spark"), t("makeFirst")),
+  );
+}
+
+export function drawStrip(current) {
+  const all = jobs.all().slice(0, IN_STRIP);
+  const link = (job) => {
+    const label = `${t("avatarOf", { time: moment(job.createdAt) })}, ${t(`state_${job.status}`)}`;
+    return h(
+      "a.thumb",
+      {
+        href: `#/photo/${job.jobId}`,
+        "aria-label": label,
+        "aria-current": job.jobId === current && "true",
+        "data-state": job.status,
+        "data-key": `thumb ${job.jobId}`,
+        title: [situation(job), remaining(job)].filter(Boolean).join(" · "),
+      },
+      thumbnail(job),
+    );
+  };
+  const add = h(
+    "a.thumb.add",
+    {
+      href: "#/",
+      "aria-label": t("newAvatar"),
+      title: t("newAvatar"),
+      "aria-current": !current && "true",
+      "data-key": "new",
+    },
+    icon("plus"),
+  );
+  $("#strip").hidden = !all.length;
+  replace($("#strip"), add, all.map(link));
+}

@@ -1,0 +1,94 @@
+// What is known of the customer's jobs: lists and the stream are merged here, and views listen.
+
+import * as api from "./api.js";
+import { session } from "./session.js";
+import { JobStream } from "./stream.js";
+
+const listeners = new Set();
+const stateListeners = new Set();
+let known = new Map();
+let previews = new Map();
+let stream = null;
+let following = null; // the path of the next page of older jobs
+
+export const onJobs = (listener) => listeners.add(listener);
+export const onConnection = (listener) => stateListeners.add(listener);
+
+export const get = (jobId) => known.get(jobId);
+export const previewOf = (jobId) => previews.get(jobId);
+export const all = () => [...known.values()].sort((a, b) => (a.jobId < b.jobId ? 1 : -1));
+export const unfinished = () => all().filter((job) => !job.isTerminal);
+export const hasOlder = () => following !== null;
+
+// Forgets the old customer's jobs and follows the new one's.
+export function follow() {
+  stream?.stop();
+  known = new Map();
+  previews = new Map();
+  following = null;
+  tell();
+  stream = new JobStream(session.customer, {
+    onEvent: heard,
+    onState: (state, problem) => {
+      for (const listener of stateListeners) listener(state, problem);
+    },
+  });
+  return load();
+}
+
+// The newest page, or the next older one. A customer without jobs is not known to the server yet.
+export async function load(path) {
+  const customer = session.customer;
+  try {
+    const page = await api.photos(customer, path);
+    if (customer !== session.customer) return;
+    page.photos.forEach(merge);
+    if (path || following === null) following = page.next;
+  } catch (error) {
+    if (error.code !== "customer_not_found") throw error;
+  } finally {
+    tell();
+  }
+}
+
+export const loadOlder = () => load(following);
+
+// The answer of a call about one job.
+export function learn(job) {
+  const before = known.get(job.jobId);
+  merge(job);
+  tell({ job: known.get(job.jobId), before });
+  return job;
+}
+
+export function forget(jobId) {
+  known.delete(jobId);
+  previews.delete(jobId);
+  tell({ erased: jobId });
+}
+
+function heard(kind, data) {
+  if (kind === "snapshot" || kind === "reset") data.photos.forEach(learn);
+  if (kind === "reset") load().catch(() => {});
+  if (kind === "erased") forget(data.jobId);
+  if (kind === "progress" && data.preview) previews.set(data.jobId, data.preview);
+  if (kind === "status" || kind === "progress") learn(data);
+}
+
+function merge(job) {
+  const before = known.get(job.jobId);
+  if (before && before.seq > job.seq) return;
+  if (job.isTerminal) previews.delete(job.jobId);
+  known.set(job.jobId, { ...job, heardAt: Date.now() });
+}
+
+// Listeners hear { job, before } of a change, { erased } of an end, {} of anything else.
+function tell(news = {}) {
+  for (const listener of listeners) listener(news);
+}
+
+// Seconds that are left, counted down since the server told them.
+export function secondsLeft(job) {
+  if (job.etaSeconds === null || job.isTerminal) return null;
+  return Math.max(0, job.etaSeconds - (Date.now() - job.heardAt) / 1000);
+}

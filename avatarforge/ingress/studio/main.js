@@ -1,0 +1,176 @@
+// Puts the parts together: which view is shown, and what is drawn again when something changes.
+
+import * as api from "./api.js";
+import { showCustomer, startCustomer } from "./customer.js";
+import { $, $$ } from "./dom.js";
+import { drawFacts } from "./facts.js";
+import { drawGallery, drawStrip } from "./gallery.js";
+import { onLanguage, otherLanguage, setLanguage, t, translatePage } from "./i18n.js";
+import { startIntake } from "./intake.js";
+import * as jobs from "./jobs.js";
+import { refreshModels } from "./models.js";
+import { onPhoto } from "./photo.js";
+import { forgetPictures } from "./pictures.js";
+import { drawQueue, drawQueueCount, refreshQueue } from "./queue.js";
+import { attempt, say } from "./say.js";
+import { onSession, session } from "./session.js";
+import { drawStage } from "./stage.js";
+import { showTheme, startTheme } from "./theme.js";
+import { loadStyles, showStrength, startWishes } from "./wishes.js";
+
+const VIEWS = ["studio", "gallery", "queue", "models"];
+const QUEUE_SECONDS = 3;
+const MODEL_SECONDS = 15;
+
+let view = "studio";
+let jobId = null;
+let wasLost = false;
+
+// --- where one is: #/, #/photo/<id>, #/gallery, #/queue, #/models ---
+
+function route() {
+  const [, name, id] = location.hash.split("/");
+  view = VIEWS.includes(name) ? name : "studio";
+  jobId = name === "photo" && id ? id : null;
+  for (const section of $$(".view")) section.hidden = section.id !== `view-${view}`;
+  for (const link of $$(".tabs a")) {
+    if (link.dataset.view === view) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  draw();
+  if (view === "queue") attempt(askQueue);
+  if (view === "models") attempt(refreshModels);
+  if (jobId && !jobs.get(jobId)) attempt(async () => jobs.learn(await api.status(session.customer, jobId)));
+}
+
+// A new view begins at its heading, for eyes and for screen readers.
+function arrive() {
+  route();
+  const heading = jobId ? $("#job-heading") : view === "studio" ? null : $(`#${view}-heading`);
+  (heading ?? $("#main")).focus({ preventScroll: true });
+  scrollTo(0, 0);
+}
+
+// --- drawing ---
+
+function draw() {
+  document.title = `${t(view)} · AvatarForge`;
+  $("#wishes").hidden = Boolean(jobId);
+  $("#facts").hidden = !jobId;
+  drawQueueCount();
+  if (view === "gallery") drawGallery();
+  if (view === "queue") drawQueue();
+  if (view !== "studio") return;
+  if (jobId) drawStage(jobId);
+  drawStrip(jobId);
+  if (jobId) drawFacts(jobs.get(jobId));
+}
+
+function drawLanguage() {
+  $("#language-name").textContent = otherLanguage().toUpperCase();
+  $("#language-button").setAttribute("aria-label", t("switchLanguage"));
+  $("#language-button").title = t("switchLanguage");
+  $("#language-button").lang = otherLanguage();
+}
+
+function drawAll() {
+  translatePage();
+  drawLanguage();
+  showTheme();
+  showCustomer();
+  showStrength();
+  if (!jobId) drawStage(null);
+  draw();
+}
+
+// Draws once for many events of one moment, and not under a finger: a button that is replaced hears no click.
+let due = false;
+let pressed = false;
+function soon() {
+  if (due || pressed) return;
+  due = true;
+  requestAnimationFrame(() => {
+    due = false;
+    draw();
+  });
+}
+
+async function askQueue() {
+  await refreshQueue();
+  soon();
+}
+
+// --- what happens ---
+
+function onJob({ job, before, erased }) {
+  if (job && before && job.status !== before.status && job.isTerminal) {
+    const reason = job.error?.message ?? "";
+    say(t(`said_${job.status}`, { reason }));
+  }
+  if (erased && erased === jobId) location.hash = "#/gallery";
+  soon();
+}
+
+function onConnection(state, problem) {
+  const banner = $("#connection");
+  if (state === "open" && !wasLost) return;
+  wasLost = state !== "open";
+  banner.textContent = state === "open" ? t("back") : state === "lost" ? t("lost") : problem.message;
+  banner.dataset.state = state;
+  banner.hidden = false;
+  if (state !== "open") return;
+  attempt(loadAll);
+  setTimeout(() => (banner.hidden = !wasLost), 4000);
+}
+
+const loadAll = () => Promise.all([jobs.load(), loadStyles()]);
+
+function begin() {
+  forgetPictures();
+  showCustomer();
+  attempt(() => Promise.all([jobs.follow(), loadStyles()]));
+}
+
+function every(seconds, name, work) {
+  setInterval(() => view === name && !document.hidden && work().catch(() => {}), seconds * 1000);
+}
+
+startTheme();
+startCustomer();
+startIntake(() => (location.hash = "#/"));
+startWishes((job) => {
+  location.hash = `#/photo/${job.jobId}`;
+  say(t("accepted"));
+});
+jobs.onJobs(onJob);
+jobs.onConnection(onConnection);
+onPhoto(() => jobId || drawStage(null));
+onSession(begin);
+onLanguage(() => {
+  drawAll();
+  attempt(loadStyles);
+  route();
+});
+addEventListener("pointerdown", () => (pressed = true));
+for (const end of ["pointerup", "pointercancel"]) {
+  addEventListener(end, () => {
+    pressed = false;
+    setTimeout(soon);
+  });
+}
+addEventListener("hashchange", () => {
+  if (!location.hash.startsWith("#/photo/")) drawStage(null);
+  arrive();
+});
+$("#language-button").addEventListener("click", () => setLanguage(otherLanguage()));
+$(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  $("#main").focus();
+});
+every(QUEUE_SECONDS, "queue", askQueue);
+every(MODEL_SECONDS, "models", refreshModels);
+setInterval(() => jobs.unfinished().length && soon(), 1000);
+drawAll();
+route();
+begin();
+performance.mark("ready");

@@ -1,0 +1,30 @@
+// How a job's state is told, the same in every view.
+
+import { h } from "./dom.js";
+import { duration, t } from "./i18n.js";
+import { secondsLeft } from "./jobs.js";
+
+export const badge = (job) => h(`span.badge.${job.status.toLowerCase()}`, {}, t(`state_${job.status}`));
+
+// "Step 12 of 25", "3rd in line", "The picture was withheld."
+export function situation(job) {
+  if (job.status === "PROCESSING") {
+    return job.progress
+      ? t("step", { step: job.progress.step, total: job.progress.totalSteps })
+      : t("starting");
+  }
+  if (job.status === "PENDING")
+    return job.queuePosition ? t("position", { n: job.queuePosition }) : t("waiting");
+  if (job.status === "FAILED") return job.error?.message ?? t("state_FAILED");
+  return t(`state_${job.status}`);
+}
+
+export function remaining(job) {
+  const seconds = secondsLeft(job);
+  return seconds === null ? "" : t("left", { time: duration(Math.max(1, Math.ceil(seconds)), 0) });
+}
+
+export function bar(job) {
+  const { step, totalSteps } = job.progress ?? { step: 0, totalSteps: 1 };
+  return h("progress", { max: totalSteps, value: step, "aria-label": t("progress") });
+}

@@ -1,0 +1,173 @@
+"""The answers of the REST interface beside the message of a job: pages, customers, webhooks, models.
+
+The server writes them and `avatarforge.client` reads them, so that they are said once.
+"""
+
+from avatarforge.domain.deliveries import DeliveryState
+from avatarforge.messages import Message, ProfilePhotoJobStatus, Time
+
+
+class PhotoPage(Message):
+    photos: tuple[ProfilePhotoJobStatus, ...]
+    """Newest first."""
+    next: str | None
+    """Path of the next page; null on the last."""
+
+
+class Customer(Message):
+    customer_id: str
+    created_at: Time
+    photo_count: int
+    latest_photo: ProfilePhotoJobStatus | None
+
+
+class CustomerPage(Message):
+    customers: tuple[Customer, ...]
+    """In the order of their ids, byte by byte."""
+    next: str | None
+    """Path of the next page; null on the last."""
+
+
+class CustomerWithPhotos(Customer):
+    photos: tuple[ProfilePhotoJobStatus, ...]
+    """The newest photos, newest first."""
+    next: str | None
+    """Path of the rest of the photos; null when these are all."""
+
+
+class DeliveryAttemptMessage(Message):
+    at: Time
+    seconds: float
+    """How long the call took."""
+    status: int | None
+    """The receiver's HTTP status; null where no answer came."""
+    answer: str
+    """The beginning of the answer's body, or what went wrong."""
+
+
+class DeliveryMessage(Message):
+    delivery_id: str
+    """Also the `webhook-id` of every call."""
+    seq: int
+    """The number of the event that is told."""
+    url: str
+    state: DeliveryState
+    created_at: Time
+    next_at: Time | None
+    """When it is called next; null unless PENDING."""
+    attempts: tuple[DeliveryAttemptMessage, ...]
+    """Calls, oldest first."""
+
+
+class DeliveryList(Message):
+    deliveries: tuple[DeliveryMessage, ...]
+
+
+class StyleMessage(Message):
+    name: str
+    """What the field `style` of an upload takes."""
+    title: str
+    prompt: str
+    """The template; `{prompt}` stands for the client's words."""
+
+
+class DefaultsMessage(Message):
+    steps: int
+    strength: float
+    guidance: float
+    prompt: str
+    """For an upload with neither prompt nor style."""
+    negative_prompt: str
+
+
+class ModelMessage(Message):
+    name: str
+    title: str
+    family: str
+    licence: str
+    size: int
+    """Side of the square avatars, in pixels."""
+    defaults: DefaultsMessage
+    styles: tuple[StyleMessage, ...]
+
+
+class ServedModelMessage(Message):
+    name: str
+    fingerprint: str
+    """Of the manifest's content: it differs where a manifest was changed and kept its name."""
+    since: Time
+    load_seconds: float
+    """What loading took, with the first picture."""
+    dtype: str
+    """Number format."""
+
+
+class ModelFailureMessage(Message):
+    model: str
+    """The model that was wished for."""
+    reason: str
+    at: Time
+
+
+class ReplicaMessage(Message):
+    replica_id: str
+    backend: str
+    """`local`, or `remote` for one that asks another server."""
+    state: str
+    """`serving`; `loading`: it has no model yet; `draining`: it finishes what runs, then loads another model
+    where its memory does not hold two; `empty`: it has no model, since the one that was wished for cannot be
+    loaded."""
+    reported_at: Time
+    wish: str
+    """The model that it was told to serve."""
+    model: ServedModelMessage | None
+    """What serves; null for a remote one, whose server decides."""
+    failure: ModelFailureMessage | None
+    """Why the wish does not serve, if it cannot."""
+    device: str | None
+    limit: int
+    """Images that are denoised at once."""
+    active: int
+    """Images in the making."""
+    waiting: int
+    """Images that wait in the replica."""
+    step_seconds: dict[str, float]
+    """Seconds of a step by the number of images, rounded up to 1, 2, 4, 8, …"""
+    mean_images: float | None
+    """The real batch size: images of a step, on average."""
+    steps_by_images: dict[str, int]
+    """How many steps were run with so many images."""
+    pictures: int
+    """Finished since the model serves."""
+    busy_seconds: float
+    memory_bytes: int | None
+    """Taken on a GPU."""
+    cached_embeddings: int
+    circuit: str | None
+    """Of a remote one: whether its server is asked (`closed`) or left alone (`open`)."""
+
+
+class ModelList(Message):
+    models: tuple[ModelMessage, ...]
+    """What uploads are checked against."""
+    replicas: tuple[ReplicaMessage, ...] = ()
+    """What each replica serves, as it told some seconds ago."""
+
+
+class StyleList(Message):
+    model: str
+    styles: tuple[StyleMessage, ...]
+
+
+class TicketMessage(Message):
+    ticket: str
+    """Opens one stream of the customer, once."""
+    expires_at: Time
+
+
+class ImageLinks(Message):
+    original_url: str | None
+    generated_url: str | None
+    """Null until the job is DONE."""
+    expires_at: Time
+    """When these URLs stop working."""

@@ -1,0 +1,11 @@
+"""The tracker's steady clock."""
+
+import asyncio
+
+
+def steady() -> float:
+    """Seconds of the running event loop's own clock, which goes on evenly whatever becomes of the wall clock.
+
+    A loop that simulates time decides over this one, too.
+    """
+    return asyncio.get_running_loop().time()

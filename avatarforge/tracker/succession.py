@@ -1,0 +1,75 @@
+"""Which tracker a shard has: a detached, named actor that outlives the application that started it."""
+
+import time
+from typing import Any
+
+import ray
+import structlog
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+
+from avatarforge.actors import NAMESPACE, tracker_name
+from avatarforge.domain.errors import TrackerUnavailable
+from avatarforge.tracker.actor import JobTrackerActor
+
+log = structlog.get_logger(__name__)
+
+ANSWER_SECONDS = 15.0
+"""How long a tracker may take to say what it is, or to stop, before it is ended as it is."""
+MANY = 10_000
+"""Calls that one tracker answers at a time: they wait, they do not work."""
+
+
+def tracker_actor(arguments: dict[str, Any], shard: int) -> "ActorHandle[JobTrackerActor]":
+    """The shard's tracker, started if it is not running. Blocks.
+
+    It outlives the application that started it. One that was started with other arguments is replaced: it
+    finishes its commit and ends, and the new one takes the epoch and the jobs over.
+    """
+    known = running_tracker(shard)
+    if known is not None and not _was_started_with(known, arguments):
+        log.info("tracker is replaced: its arguments have changed", shard=shard)
+        _retire(known, shard)
+    actor: Any = ray.remote(JobTrackerActor)
+    handle: ActorHandle[JobTrackerActor] = actor.options(
+        name=tracker_name(shard),
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_task_retries=0,
+        max_concurrency=MANY,
+        num_cpus=0,
+    ).remote(arguments, shard)
+    return handle
+
+
+def running_tracker(shard: int) -> "ActorHandle[JobTrackerActor] | None":
+    """The shard's tracker, if there is one. Blocks."""
+    try:
+        return ray.get_actor(tracker_name(shard), namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
+def _was_started_with(tracker: Any, arguments: dict[str, Any]) -> bool:
+    try:
+        return bool(ray.get(tracker.was_started_with.remote(arguments), timeout=ANSWER_SECONDS))
+    except RayError as error:
+        # A new one loses nothing, since all is in the database.
+        log.warning("tracker does not answer", reason=str(error))
+        return False
+
+
+def _retire(tracker: Any, shard: int) -> None:
+    """End the tracker for good, and return when its name is free."""
+    try:
+        ray.get(tracker.stop.remote(), timeout=ANSWER_SECONDS)
+    except RayError as error:
+        log.warning("tracker was not stopped in time", shard=shard, reason=str(error))
+    ray.kill(tracker, no_restart=True)
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while (named := running_tracker(shard)) is not None and named == tracker:
+        if time.monotonic() > deadline:
+            raise TrackerUnavailable(f"shard {shard}'s last tracker does not end")
+        time.sleep(0.05)

@@ -1,0 +1,35 @@
+"""Which objects the jobs on record name, over SQLite and MariaDB alike."""
+
+from avatarforge.domain.changes import KeptObjects
+from avatarforge.persistence import JobRecords
+from tests.jobs import a_job, erasure, finish, start, submission
+
+
+def test_a_job_names_its_original_and_once_it_is_done_its_avatar(records: JobRecords, epoch: int) -> None:
+    waiting, running, done, erased = (a_job() for _ in range(4))
+    finished = finish(start(done).job)
+    records.commit(
+        0,
+        epoch,
+        [
+            *(submission(job) for job in (waiting, running, done, erased)),
+            start(running),
+            start(done),
+            finished,
+            erasure(erased),
+        ],
+    )
+    assert finished.job.outcome is not None
+    asked = [job.job_id for job in (waiting, running, done, erased)]
+
+    assert records.objects_of([*asked, "of nobody"]) == {
+        waiting.job_id: KeptObjects(is_terminal=False, keys=frozenset({waiting.original.key})),
+        running.job_id: KeptObjects(is_terminal=False, keys=frozenset({running.original.key})),
+        done.job_id: KeptObjects(
+            is_terminal=True, keys=frozenset({done.original.key, finished.job.outcome.avatar.key})
+        ),
+    }
+
+
+def test_nobodys_objects_are_none(records: JobRecords, epoch: int) -> None:
+    assert records.objects_of([]) == {}

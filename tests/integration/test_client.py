@@ -1,0 +1,410 @@
+"""The Python client and the real service, with a line between them that can be cut."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from avatarforge.client import (
+    AsyncClient,
+    Changed,
+    Client,
+    Conflict,
+    DeliveryState,
+    Erased,
+    InvalidInput,
+    JobName,
+    News,
+    NotFound,
+    Progressed,
+    ServerUnreachable,
+    Snapshot,
+    TryLater,
+    verify_webhook,
+)
+from tests.integration.rest import A_SECRET, a_jpeg
+from tests.integration.service import SECONDS, Service, a_preview, running_service
+from tests.receivers import Receiver
+from tests.waiting import wait_until
+
+T = TypeVar("T")
+
+
+class Line:
+    """A TCP line to the service: open, or cut."""
+
+    def __init__(self, target: str) -> None:
+        self._target = httpx.URL(target)
+        self._links: set[asyncio.Task[None]] = set()
+        self._swallow = False
+        self.url = ""
+
+    @asynccontextmanager
+    async def laid(self) -> AsyncIterator["Line"]:
+        server = await asyncio.start_server(self._link, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        try:
+            yield self
+        finally:
+            server.close()
+            await self.cut()
+
+    async def cut(self) -> None:
+        links = [*self._links]
+        for link in links:
+            link.cancel()
+        await asyncio.gather(*links, return_exceptions=True)
+
+    def swallow_next_answer(self) -> None:
+        """The service hears the next request, and its answer is lost with the connection."""
+        self._swallow = True
+
+    async def _link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._links.add(task)
+        there_reader, there_writer = await asyncio.open_connection(self._target.host, self._target.port)
+        try:
+            asking = asyncio.create_task(self._pass(reader, there_writer))
+            with suppress(ConnectionError):
+                await self._answers(there_reader, writer)
+            asking.cancel()
+        except asyncio.CancelledError:
+            # The test cuts: nobody waits for this task but its own callback, which would log it.
+            asking.cancel()
+        finally:
+            self._links.discard(task)
+            writer.transport.abort()
+            there_writer.transport.abort()
+
+    async def _answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while chunk := await reader.read(65536):
+            if self._swallow:
+                self._swallow = False
+                return
+            writer.write(chunk)
+            await writer.drain()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while chunk := await reader.read(65536):
+                writer.write(chunk)
+                await writer.drain()
+
+
+@pytest_asyncio.fixture
+async def line(service: Service) -> AsyncIterator[Line]:
+    async with Line(service.url).laid() as line:
+        yield line
+
+
+@pytest_asyncio.fixture
+async def client(line: Line) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(line.url, patience=SECONDS) as client:
+        yield client
+
+
+async def in_thread(call: Callable[[], T]) -> T:
+    return await asyncio.wait_for(asyncio.to_thread(call), SECONDS)
+
+
+async def within(awaitable: Awaitable[T]) -> T:
+    return await asyncio.wait_for(awaitable, SECONDS)
+
+
+class Heard:
+    """Listens in the background."""
+
+    def __init__(self, stories: AsyncIterator[News]) -> None:
+        self.news: list[News] = []
+        self._task = asyncio.create_task(self._listen(stories))
+
+    async def _listen(self, stories: Any) -> None:
+        async with aclosing(stories):
+            async for news in stories:
+                self.news.append(news)
+
+    async def end(self) -> list[News]:
+        await within(self._task)
+        return self.news
+
+    async def stop(self) -> list[News]:
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+        return self.news
+
+    @property
+    def changes(self) -> list[tuple[int, str]]:
+        return [(news.seq, news.job.status.value) for news in self.news if isinstance(news, Changed)]
+
+
+# --- calls -------------------------------------------------------------------------------------------------
+
+
+async def test_a_photo_is_followed_to_its_avatar(client: AsyncClient, service: Service) -> None:
+    photo = a_jpeg()
+    accepted = await client.submit("ana", photo, style="neon", seed=5, format="png")
+    done = await client.wait(accepted, seconds=SECONDS)
+    avatar, original = await client.download(done), await client.download(done, "original")
+
+    assert (done.status, done.seed, done.job_id) == ("DONE", 5, accepted.job_id)
+    assert (avatar.content, avatar.media_type) == (b"\x89PNG avatar of " + done.job_id.encode(), "image/png")
+    assert original.media_type == "image/jpeg"
+    assert await client.status(JobName("ana", done.job_id)) == done
+    assert (await client.status(done, after=done.seq - 1)).seq == done.seq
+
+
+async def test_the_blocking_client_does_the_same(service: Service) -> None:
+    def all_of_it() -> list[type]:
+        with Client(service.url) as client:
+            accepted = client.submit("ana", a_jpeg(), style="neon")
+            heard = [type(news) for news in client.watch(accepted) if not isinstance(news, Progressed)]
+            done = client.wait(accepted, seconds=SECONDS)
+            assert client.download(done).content.startswith(b"\x89PNG")
+            assert [job.job_id for job in client.jobs("ana")] == [done.job_id]
+            assert [customer.customer_id for customer in client.customers()] == ["ana"]
+            client.erase(done)
+            with pytest.raises(NotFound):
+                client.status(done)
+            return heard
+
+    heard = await in_thread(all_of_it)
+    assert (heard[0], set(heard[1:]) <= {Changed}) == (Snapshot, True)
+
+
+async def test_jobs_are_cancelled_made_anew_and_erased(client: AsyncClient, service: Service) -> None:
+    running = JobName("ana", await service.running())
+    with pytest.raises(Conflict) as refused:
+        await client.retry(running)
+    cancelled = await client.cancel(running)
+    again = await client.retry(cancelled)
+    done = await client.wait(again, seconds=SECONDS)
+    with pytest.raises(Conflict):
+        await client.cancel(done)
+    await client.erase(running)
+
+    assert refused.value.code == "job_not_finished"
+    assert (cancelled.status, done.retry_of) == ("CANCELLED", running.job_id)
+    assert [job.job_id async for job in client.jobs("ana")] == [done.job_id]
+
+
+async def test_pages_are_read_to_the_end(
+    client: AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("avatarforge.client.calls.PAGE", 2)
+    ids = [await service.submitted(customer) for customer in ("ana", "ana", "ana", "ben", "cleo")]
+
+    assert [job.job_id async for job in client.jobs("ana")] == ids[2::-1]
+    assert [each.customer_id async for each in client.customers()] == ["ana", "ben", "cleo"]
+    assert (await client.customer("ana")).photo_count == 3
+    await client.erase_customer("ana")
+    with pytest.raises(NotFound) as refused:
+        await client.customer("ana")
+    assert refused.value.code == "customer_not_found"
+
+
+async def test_what_the_server_makes_is_told(client: AsyncClient) -> None:
+    [model] = (await client.models()).models
+    styles = await client.styles()
+    assert (model.name, styles.model) == ("avatar-mini", "avatar-mini")
+    assert styles.styles == model.styles
+    assert await client.is_ready()
+
+
+async def test_links_to_images_need_no_key(tmp_path: Any) -> None:
+    async with (
+        running_service(tmp_path, access={"link_secrets": "s" * 32}) as service,
+        AsyncClient(service.url) as client,
+        httpx.AsyncClient(base_url=service.url) as stranger,
+    ):
+        done = await client.wait(await client.submit("ana", a_jpeg()), seconds=SECONDS)
+        links = await client.links(done)
+        assert links.generated_url is not None
+        assert (await stranger.get(links.generated_url)).content == (await client.download(done)).content
+
+
+async def test_a_refusal_says_what_would_be_right(client: AsyncClient) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        await client.submit("ana", a_jpeg(), strength=7)
+    assert (refused.value.code, refused.value.facts["field"]) == ("invalid_request", "strength")
+    assert "above 0 and up to 1" in str(refused.value)
+
+
+async def test_a_webhook_is_verified_and_can_be_sent_again(client: AsyncClient, service: Service) -> None:
+    async with Receiver().serving() as receiver:
+        accepted = await client.submit("ana", a_jpeg(), callback_url=receiver.url())
+        done = await client.wait(accepted, seconds=SECONDS)
+
+        async def is_delivered() -> bool:
+            return [each.state for each in await client.deliveries(done)] == [DeliveryState.DELIVERED]
+
+        await wait_until(is_delivered)
+        [delivery] = await client.deliveries(done)
+        again = await client.redeliver(done, delivery.delivery_id)
+        await wait_until(lambda: len(receiver.received) == 2)
+        call = receiver.received[0]
+
+    webhook = verify_webhook(call.headers, call.body, A_SECRET)
+    assert (webhook.webhook_id, webhook.job) == (delivery.delivery_id, done)
+    assert again.delivery_id == delivery.delivery_id
+
+
+# --- lost connections --------------------------------------------------------------------------------------
+
+
+async def test_an_upload_whose_answer_is_lost_makes_one_job(
+    client: AsyncClient, line: Line, service: Service
+) -> None:
+    line.swallow_next_answer()
+    accepted = await within(client.submit("ana", a_jpeg()))
+    assert [job.job_id for job in service.records.jobs_of("ana", None, 10)] == [accepted.job_id]
+
+
+async def test_an_upload_waits_for_the_tracker_to_be_back(client: AsyncClient, service: Service) -> None:
+    await service.kill_trackers()
+    uploading = asyncio.create_task(client.submit("ana", a_jpeg()))
+    await asyncio.wait({uploading}, timeout=0.3)
+    assert not uploading.done()
+    await service.start_trackers()
+    assert (await within(uploading)).customer_id == "ana"
+    assert len(service.records.jobs_of("ana", None, 10)) == 1
+
+
+async def test_without_patience_a_tracker_that_is_away_is_told_at_once(service: Service) -> None:
+    await service.kill_trackers()
+    async with AsyncClient(service.url, patience=0) as impatient:
+        with pytest.raises(TryLater) as refused:
+            await impatient.submit("ana", a_jpeg())
+    assert refused.value.code == "tracker_unavailable"
+
+
+# --- watching ----------------------------------------------------------------------------------------------
+
+
+async def test_watching_a_job_ends_with_the_job_and_shows_its_steps(
+    client: AsyncClient, service: Service
+) -> None:
+    puppet = service.puppet()
+    accepted = await client.submit("ana", a_jpeg())
+    await within(puppet.runs.wait())
+    heard = Heard(client.watch(accepted, previews=True))
+    await wait_until(lambda: heard.news)
+    puppet.step(3, preview=a_preview())
+    await wait_until(lambda: any(isinstance(news, Progressed) for news in heard.news))
+    puppet.finish()
+    news = await heard.end()
+
+    assert isinstance(news[0], Snapshot)
+    assert [job.job_id for job in news[0].jobs] == [accepted.job_id]
+    step = next(each for each in news if isinstance(each, Progressed))
+    assert step.preview == a_preview()
+    assert step.job.progress is not None
+    assert step.job.progress.step == 3
+    assert isinstance(news[-1], Changed)
+    assert news[-1].job.status == "DONE"
+    # One that has ended has nothing more to tell.
+    assert [news async for news in client.watch(accepted, after=news[-1].seq)] == []
+
+
+async def test_no_change_is_missed_or_told_twice_however_often_the_line_is_cut(
+    client: AsyncClient, line: Line, service: Service
+) -> None:
+    first = await service.submitted()
+    await service.ended(first)
+    heard = Heard(client.watch("ana", after=0))
+    jobs = [first]
+    for _ in range(4):
+        await line.cut()
+        jobs.append(await service.submitted())
+        await service.ended(jobs[-1])
+    expected = sorted(seq for job_id in jobs for seq, _ in service.story(job_id))
+    await wait_until(lambda: len(heard.changes) >= len(expected))
+    await heard.stop()
+    assert [seq for seq, _ in heard.changes] == expected
+
+
+async def test_watching_goes_on_over_the_death_of_the_tracker(client: AsyncClient, service: Service) -> None:
+    job_id = await service.running()
+    heard = Heard(client.watch(JobName("ana", job_id), after=0))
+    await wait_until(lambda: heard.changes)
+    await service.kill_trackers()
+    await service.start_trackers()
+    await heard.end()
+    assert [seq for seq, _ in heard.changes] == [seq for seq, _ in service.story(job_id)]
+    assert heard.changes[-1][1] == "DONE"
+
+
+async def test_a_stream_that_the_server_ends_is_resumed(tmp_path: Any) -> None:
+    async with (
+        running_service(tmp_path, ingress={"max_stream_seconds": 1}) as service,
+        AsyncClient(service.url, patience=SECONDS) as client,
+    ):
+        job_id = await service.running()
+        heard = Heard(client.watch(JobName("ana", job_id)))
+        await wait_until(lambda: heard.news)
+        await asyncio.wait({heard._task}, timeout=1.5)
+        await service.command("cancel", job_id)
+        await heard.end()
+    assert [type(news) for news in heard.news] == [Snapshot, Changed]
+
+
+async def test_a_watcher_that_is_told_to_come_back_resumes(tmp_path: Any) -> None:
+    async with (
+        running_service(tmp_path, ingress={"stream_buffer": 2}) as service,
+        AsyncClient(service.url, patience=SECONDS) as client,
+    ):
+        heard = Heard(client.watch("ana"))
+        await wait_until(lambda: heard.news)
+        jobs = await asyncio.gather(*(service.submitted() for _ in range(12)))
+        expected = await wait_until(lambda: _all_ended(service, jobs))
+        await wait_until(lambda: len(heard.changes) >= len(expected))
+        await heard.stop()
+    assert [seq for seq, _ in heard.changes] == expected
+
+
+def _all_ended(service: Service, jobs: list[str]) -> list[int] | None:
+    stories = [service.story(job_id) for job_id in jobs]
+    return (
+        sorted(seq for story in stories for seq, _ in story)
+        if all(s[-1][1] == "done" for s in stories)
+        else None
+    )
+
+
+async def test_a_watcher_hears_of_an_erasure(client: AsyncClient, service: Service) -> None:
+    job = JobName("ana", await service.running())
+    heard = Heard(client.watch(job))
+    await wait_until(lambda: heard.news)
+    await client.erase(job)
+    news = await heard.end()
+    assert isinstance(news[-1], Erased)
+    assert (news[-1].job_id, news[-1].customer_id) == (job.job_id, "ana")
+
+
+async def test_watching_gives_up_when_nobody_has_answered_for_so_long() -> None:
+    async with AsyncClient("http://127.0.0.1:1", patience=0.5) as client:
+        with pytest.raises(ServerUnreachable):
+            await anext(client.watch("ana"))
+
+
+async def test_watching_a_job_that_is_not_there_is_refused(client: AsyncClient) -> None:
+    with pytest.raises(NotFound):
+        await anext(client.watch(JobName("ana", "none")))
+
+
+async def test_a_watcher_that_stops_gives_its_connection_back(service: Service) -> None:
+    job_id = await service.running()
+
+    def watch_and_stop() -> None:
+        with Client(service.url) as client:
+            story = client.watch(JobName("ana", job_id))
+            assert isinstance(next(story), Snapshot)
+            story.close()
+
+    await in_thread(watch_and_stop)
+    await wait_until(lambda: not service.live.subscribers)

@@ -1,0 +1,208 @@
+"""The commands that talk to a server, as they are typed, over the real service."""
+
+import asyncio
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from avatarforge.cli import app
+from avatarforge.cli.photos import SAMPLE
+from avatarforge.cli.terminal import Exit
+from avatarforge.settings import PREFIX, variables
+from tests.integration.service import SECONDS, Service
+from tests.waiting import wait_until
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+class Shell:
+    """Runs `avatarforge` where nothing but the server's address is set."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self._url, self._folder = url, folder
+
+    async def __call__(self, *arguments: str) -> Done:
+        """In a thread: a process of its own takes a second to start."""
+        environ = {**dict.fromkeys(variables()), "AVATARFORGE_URL": self._url}
+        result = await asyncio.to_thread(CliRunner(env=environ).invoke, app, list(arguments))
+        assert isinstance(result.exception, SystemExit | None), result.exception
+        return Done(result.exit_code, result.stdout, result.stderr)
+
+    async def process(self, *arguments: str, seconds: float = 30, **variables: str) -> Done:
+        process = await self.start(*arguments, **variables)
+        out, err = await asyncio.wait_for(process.communicate(), seconds)
+        assert process.returncode is not None
+        return Done(process.returncode, out.decode(), err.decode())
+
+    async def start(self, *arguments: str, **variables: str) -> asyncio.subprocess.Process:
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "avatarforge",
+            *arguments,
+            env=environ | {"AVATARFORGE_URL": self._url, "COLUMNS": "120"} | variables,
+            cwd=self._folder,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+
+
+@pytest.fixture
+def run(service: Service, tmp_path: Path) -> Shell:
+    return Shell(service.url, tmp_path)
+
+
+async def test_jobs_are_listed_newest_first_and_by_their_state(run: Shell, service: Service) -> None:
+    done = await service.submitted("me")
+    await service.ended(done, "me")
+    running = await service.running("me")
+    await service.submitted("ben")
+
+    table, listed = await run("jobs", "list"), await run("jobs", "list", "--json")
+    only_done = await run("jobs", "list", "--state", "done", "--json")
+    everyone = await run("jobs", "list", "--all", "--json")
+    narrow = await run.process("jobs", "list", COLUMNS="40")
+
+    assert [job["jobId"] for job in listed.json] == [running, done]
+    assert [job["jobId"] for job in only_done.json] == [done]
+    assert {job["customerId"] for job in everyone.json} == {"me", "ben"}
+    assert [line.split()[:2] for line in table.out.splitlines()[1:]] == [
+        [running, "PROCESSING"],
+        [done, "DONE"],
+    ]
+    assert [line for line in narrow.out.splitlines() if len(line) > 40] == []
+    assert running in narrow.out
+
+
+async def test_a_job_is_shown_cancelled_made_anew_and_erased(run: Shell, service: Service) -> None:
+    job_id = await service.running("me")
+
+    shown = await run("jobs", "show", job_id)
+    cancelled = await run("jobs", "cancel", job_id, "--json")
+    again = await run("jobs", "retry", job_id, "--json")
+    await service.ended(again.json["jobId"], "me")
+    asked = await run("jobs", "erase", job_id)
+    erased = await run("jobs", "erase", job_id, "--yes", "--json")
+
+    assert "PROCESSING" in shown.out
+    assert cancelled.json["status"] == "CANCELLED"
+    assert again.json["retryOf"] == job_id
+    assert (asked.code, "--yes" in asked.err) == (Exit.FAILURE, True), "nobody could be asked"
+    assert erased.json == {"customerId": "me", "jobId": job_id, "erased": True}
+    assert [job.job_id for job in service.records.jobs_of("me", None, 10)] == [again.json["jobId"]]
+
+
+async def test_a_job_is_watched_to_its_end(run: Shell, service: Service) -> None:
+    puppet = service.puppet()
+    job_id = await service.submitted("me")
+    await asyncio.wait_for(puppet.runs.wait(), SECONDS)
+    process = await run.start("jobs", "watch", job_id, "--json")
+    await wait_until(lambda: service.live.subscribers, 20)
+    puppet.step(2)
+    puppet.finish()
+    out, err = await asyncio.wait_for(process.communicate(), 20)
+    events = [json.loads(line) for line in out.splitlines()]
+
+    assert process.returncode == 0, err
+    assert events[0]["event"] == "snapshot"
+    assert (events[-1]["event"], events[-1]["photo"]["status"]) == ("status", "DONE")
+    assert "progress" in [event["event"] for event in events]
+
+    told = await run("jobs", "watch", job_id, "--after", "0")
+    states = [line.split()[2].rstrip(",") for line in told.out.splitlines()]
+    assert states == ["PENDING", "PROCESSING", "DONE"]
+
+
+async def test_watching_a_job_that_fails_has_a_code_of_its_own(run: Shell, service: Service) -> None:
+    service.script(service.generations.failing)
+    job_id = await service.submitted("me")
+    await service.ended(job_id, "me")
+    watched = await run("jobs", "watch", job_id)
+    assert watched.code == Exit.NO_AVATAR
+    assert "The picture was withheld." in watched.err
+
+
+async def test_customers_are_listed_shown_and_erased(run: Shell, service: Service) -> None:
+    for customer in ("ana", "ana", "ben"):
+        await service.ended(await service.submitted(customer), customer)
+
+    listed, shown = await run("customers", "list", "--json"), await run("customers", "show", "ana", "--json")
+    cut, table = await run("customers", "list", "--limit", "1"), await run("customers", "show", "ana")
+    erased = await run("customers", "erase", "ana", "--yes")
+
+    assert [(each["customerId"], each["photoCount"]) for each in listed.json] == [("ana", 2), ("ben", 1)]
+    assert [job["status"] for job in shown.json["photos"]] == ["DONE", "DONE"]
+    assert "more than 1" in cut.err
+    assert table.out.startswith("ana: 2 jobs")
+    assert "with 2 jobs" in erased.err
+    assert service.records.customer("ana") is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("jobs", "show", "none", "-c", "ana"), Exit.REFUSED, "no job with the id 'none'"),
+        (("jobs", "list", "-c", "nobody"), Exit.REFUSED, "No customer has the id 'nobody'"),
+        (("jobs", "list", "--state", "odd"), Exit.USAGE, "pending"),
+        (("jobs", "list", "--url", "http://127.0.0.1:1"), Exit.UNREACHABLE, "avatarforge up"),
+        (("customers", "list", "--url", "forge"), Exit.FAILURE, "must be such as http://"),
+        (("bench", "--url", "forge"), Exit.FAILURE, "must be such as http://"),
+    ],
+)
+async def test_what_goes_wrong_is_one_sentence_and_a_code(
+    run: Shell, service: Service, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    await service.submitted("ana")
+    done = await run(*arguments)
+    assert (done.code, done.out) == (code, "")
+    assert words in done.err
+    assert "Traceback" not in done.err
+
+
+async def test_photos_that_fail_are_told_one_by_one(run: Shell, service: Service, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "me.png").write_bytes(SAMPLE.read_bytes())
+    service.script(service.generations.failing)
+
+    done = await run.process("forge", "me.png", "text.png", "--json")
+
+    assert done.code == Exit.NO_AVATAR
+    first, second = json.loads(done.out)
+    assert (first["photo"], first["error"]["code"]) == ("me.png", "JobFailed")
+    assert (second["photo"], second["error"]["code"]) == ("text.png", "photo_not_an_image")
+    assert "me.png: failed after" in done.err
+
+
+async def test_a_job_that_takes_too_long_goes_on_and_says_so(run: Shell, service: Service) -> None:
+    puppet = service.puppet()
+    done = await run.process("forge", "--timeout", "1")
+    assert done.code == Exit.STILL_RUNNING
+    assert "still PROCESSING after 1 s" in done.err
+    puppet.finish()
+
+
+async def test_a_bench_measures_and_leaves_nothing_behind(run: Shell, service: Service) -> None:
+    report = (await run.process("bench", "--photos", "5", "--at-once", "2", "--json")).json
+    assert (report["photos"], report["atOnce"], report["models"]) == (5, 2, ["avatar-mini"])
+    assert 0 < report["uploadToAccepted"]["p50"] <= report["uploadToAvatar"]["max"]
+    assert report["avatarsPerSecond"] == pytest.approx(5 / report["seconds"], rel=0.01)
+    assert service.records.customers(None, 10) == []
+    assert service.objects() == []

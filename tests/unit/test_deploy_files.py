@@ -1,0 +1,148 @@
+"""`deploy/`: the Kubernetes manifest and the image say what the rest of the tree says."""
+
+import re
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+import avatarforge
+from avatarforge.settings import load_settings, variables
+
+TREE = Path(avatarforge.__file__).parents[1]
+DOCKERFILE = (TREE / "deploy" / "Dockerfile").read_text(encoding="utf-8")
+CLUSTER = (TREE / "cluster.yaml").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def manifests() -> dict[str, dict[str, Any]]:
+    """By kind."""
+    text = (TREE / "deploy" / "kuberay.yaml").read_text(encoding="utf-8")
+    return {document["kind"]: document for document in yaml.safe_load_all(text)}
+
+
+@pytest.fixture(scope="module")
+def cluster(manifests: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    config: dict[str, Any] = manifests["RayService"]["spec"]["rayClusterConfig"]
+    return config
+
+
+def groups(cluster: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Head and workers, by name."""
+    return {"head": cluster["headGroupSpec"], **{g["groupName"]: g for g in cluster["workerGroupSpecs"]}}
+
+
+def containers(manifests: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    yield from manifests["Job"]["spec"]["template"]["spec"]["containers"]
+    for group in groups(manifests["RayService"]["spec"]["rayClusterConfig"]).values():
+        yield from group["template"]["spec"]["containers"]
+
+
+def test_kubernetes_serves_what_serve_config_says(manifests: dict[str, dict[str, Any]]) -> None:
+    there = yaml.safe_load(manifests["RayService"]["spec"]["serveConfigV2"])
+    assert there == yaml.safe_load((TREE / "serve_config.yaml").read_text(encoding="utf-8"))
+    ServeDeploySchema.model_validate(there)
+
+
+def test_the_manifest_and_the_image_are_of_the_same_ray(cluster: dict[str, Any]) -> None:
+    assert cluster["rayVersion"] == version("ray")
+
+
+def test_every_variable_is_a_setting(manifests: dict[str, dict[str, Any]]) -> None:
+    named = {entry["name"] for container in containers(manifests) for entry in container["env"]}
+    ours = {name for name in named if name.startswith("AVATARFORGE_")}
+    assert ours <= variables().keys()
+    load_settings(environ={"AVATARFORGE_DATABASE_URL": "mysql+pymysql://a:b@c/d"})
+
+
+def test_secrets_are_only_referred_to(manifests: dict[str, dict[str, Any]], cluster: dict[str, Any]) -> None:
+    entries = [entry for container in containers(manifests) for entry in container["env"]]
+    entries.append(cluster["gcsFaultToleranceOptions"]["redisPassword"])
+    plain = {entry["name"] for entry in entries if "value" in entry}
+    assert plain == {"AVATARFORGE_DATA_DIR"}
+    referred = [entry["valueFrom"]["secretKeyRef"]["name"] for entry in entries if "valueFrom" in entry]
+    assert set(referred) == {"avatarforge"}
+
+
+def test_nothing_runs_as_root_or_may_become_it(manifests: dict[str, dict[str, Any]]) -> None:
+    pods = [manifests["Job"]["spec"]["template"]["spec"]]
+    pods += [
+        group["template"]["spec"]
+        for group in groups(manifests["RayService"]["spec"]["rayClusterConfig"]).values()
+    ]
+    assert [pod["securityContext"]["runAsNonRoot"] for pod in pods] == [True] * len(pods)
+    assert [pod["securityContext"]["runAsUser"] for pod in pods] == [1000] * len(pods)
+    for container in containers(manifests):
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
+def test_every_pod_uses_the_same_image_and_has_bounds(manifests: dict[str, dict[str, Any]]) -> None:
+    assert len({container["image"] for container in containers(manifests)}) == 1
+    for container in containers(manifests):
+        assert "memory" in container["resources"]["limits"]
+        assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
+
+
+def test_ray_asks_for_a_token_and_keeps_its_record_in_redis(cluster: dict[str, Any]) -> None:
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["gcsFaultToleranceOptions"]["redisAddress"]
+
+
+def test_the_head_runs_nothing_of_ours_and_only_the_gpu_group_has_gpus(cluster: dict[str, Any]) -> None:
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    gpus = {
+        name: group["template"]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", 0)
+        for name, group in groups(cluster).items()
+    }
+    assert gpus == {"head": 0, "cpu": 0, "gpu": 1}
+
+
+def test_the_groups_hold_the_replicas_that_the_serve_config_wants(cluster: dict[str, Any]) -> None:
+    [application] = yaml.safe_load((TREE / "serve_config.yaml").read_text(encoding="utf-8"))["applications"]
+    wanted = {deployment["name"]: deployment for deployment in application["deployments"]}
+    cpu, gpu = groups(cluster)["cpu"], groups(cluster)["gpu"]
+    assert gpu["maxReplicas"] == application["args"]["scaling"]["max_replicas"]
+    cores = int(cpu["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+    ingress = wanted["Ingress"]
+    needed = ingress["num_replicas"] * ingress["ray_actor_options"]["num_cpus"]
+    assert cpu["minReplicas"] * cores >= needed
+    of_gpu = int(gpu["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+    assert of_gpu >= wanted["StableDiffusion"]["ray_actor_options"]["num_cpus"]
+
+
+def test_every_node_is_probed_and_workers_are_ready_when_they_can_serve(cluster: dict[str, Any]) -> None:
+    for name, group in groups(cluster).items():
+        [container] = group["template"]["spec"]["containers"]
+        assert container["livenessProbe"]["httpGet"]["path"] == "/api/healthz"
+        assert container["startupProbe"]["httpGet"] == container["livenessProbe"]["httpGet"]
+        if name != "head":
+            assert container["readinessProbe"]["httpGet"] == {"path": "/-/healthz", "port": "serve"}
+
+
+def test_the_image_is_pinned_runs_as_nobody_special_and_holds_no_secret() -> None:
+    lines = [line for line in DOCKERFILE.splitlines() if line and not line.startswith("#")]
+    assert "USER 1000:1000" in lines
+    assert re.search(r"^ARG BASE=python:3\.11-", DOCKERFILE, re.MULTILINE)
+    assert "-c /tmp/constraints.txt" in DOCKERFILE
+    assert not re.search(r"AVATARFORGE_[A-Z_]*(SECRET|PASSWORD|URL|KEY)", DOCKERFILE)
+
+
+def test_the_image_copies_only_what_its_context_lets_in() -> None:
+    context = (TREE / "deploy" / "Dockerfile.dockerignore").read_text(encoding="utf-8").split()
+    assert context[0] == "*"
+    copied = re.findall(r"^COPY (?!--from)(\S+)", DOCKERFILE, re.MULTILINE)
+    assert {f"!{name}" for name in copied} == set(context[1:])
+
+
+def test_the_image_and_the_cluster_file_set_rays_variables_alike() -> None:
+    pattern = re.compile(r"\b(RAY_SERVE_\w+)=(\S+?)(?=\s|\\|$)")
+    image, cluster = dict(pattern.findall(DOCKERFILE)), dict(pattern.findall(CLUSTER))
+    assert image
+    assert image == cluster

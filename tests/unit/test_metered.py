@@ -1,0 +1,91 @@
+"""Storage and database that count what they are asked."""
+
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from avatarforge.domain.errors import DatabaseUnavailable, ObjectNotFound, StorageUnavailable
+from avatarforge.persistence.database import meter_engine, open_engine, reading, writing
+from avatarforge.settings import DatabaseSettings
+from avatarforge.storage.folder import FolderStorage
+from avatarforge.storage.interface import StoredObject
+from avatarforge.storage.metered import MeteredStorage
+from avatarforge.telemetry import metrics
+from avatarforge.telemetry.figures import Figures, Metric
+
+
+def counted(figures: Figures, metric: Metric) -> dict[tuple[str, ...], float]:
+    """How many calls, by labels."""
+    histograms = figures.all().histograms
+    return {labels: sum(values[:-1]) for (name, labels), values in histograms.items() if name == metric.name}
+
+
+class Silent(FolderStorage):
+    def delete(self, key: str) -> None:
+        raise StorageUnavailable("it is silent")
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        raise OSError("a fault of ours")
+
+
+def test_calls_of_storage_are_counted_by_operation_and_outcome_and_answered_as_ever(tmp_path: Path) -> None:
+    figures = Figures()
+    storage = MeteredStorage(FolderStorage(tmp_path), figures, "ingress")
+    for key in ("customers/a", "customers/b"):
+        storage.put(key, BytesIO(key.encode()), "image/png")
+    assert storage.get("customers/a") == b"customers/a"
+    assert b"".join(storage.stream("customers/b")) == b"customers/b"
+    assert [stored.key for stored in storage.list("customers/")] == ["customers/a", "customers/b"]
+    assert list(storage.list("nobody/")) == []
+    with pytest.raises(ObjectNotFound):
+        storage.get("customers/c")
+    storage.delete("customers/a")
+    storage.check()
+    assert counted(figures, metrics.STORAGE_CALLS) == {
+        ("ingress", "put", "ok"): 2,
+        ("ingress", "get", "ok"): 1,
+        ("ingress", "stream", "ok"): 1,
+        ("ingress", "list", "ok"): 2,
+        ("ingress", "get", "absent"): 1,
+        ("ingress", "delete", "ok"): 1,
+        ("ingress", "check", "ok"): 1,
+    }
+
+
+def test_storage_that_does_not_answer_is_told_from_one_that_breaks(tmp_path: Path) -> None:
+    figures = Figures()
+    storage = MeteredStorage(Silent(tmp_path), figures, "tracker")
+    with pytest.raises(StorageUnavailable):
+        storage.delete("customers/a")
+    with pytest.raises(OSError, match="a fault of ours"):
+        list(storage.list("customers/"))
+    assert counted(figures, metrics.STORAGE_CALLS) == {
+        ("tracker", "delete", "unavailable"): 1,
+        ("tracker", "list", "error"): 1,
+    }
+
+
+def test_transactions_are_counted_by_kind_and_outcome(tmp_path: Path) -> None:
+    figures = Figures()
+    engine = open_engine(DatabaseSettings(), f"sqlite:///{tmp_path / 'a.db'}")
+    meter_engine(engine, figures, "tracker")
+    with writing(engine) as connection:
+        connection.execute(text("CREATE TABLE things (name TEXT)"))
+    with reading(engine) as connection:
+        connection.execute(text("SELECT * FROM things"))
+    with pytest.raises(ZeroDivisionError), writing(engine):
+        raise ZeroDivisionError
+    engine.dispose()
+    away = open_engine(DatabaseSettings(), f"sqlite:///{tmp_path / 'no' / 'such' / 'folder.db'}")
+    meter_engine(away, figures, "ingress")
+    with pytest.raises(DatabaseUnavailable), reading(away) as connection:
+        connection.execute(text("SELECT 1"))
+    assert counted(figures, metrics.DATABASE_CALLS) == {
+        ("tracker", "write", "ok"): 1,
+        ("tracker", "read", "ok"): 1,
+        ("tracker", "write", "error"): 1,
+        ("ingress", "read", "unavailable"): 1,
+    }
