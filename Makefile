@@ -108,7 +108,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# The tests start a MariaDB server, a Prometheus and a browser of their own; only the programs are needed.
+# The tests start a MariaDB server, a Prometheus, a Redis and a browser of their own; only the programs are needed.
 $(TEST_READY): $(INSTALLED)
 	@PATH="$$PATH:/usr/sbin:/sbin"; missing=; \
 	command -v mariadbd >/dev/null 2>&1 || missing="mariadb-server"; \
@@ -121,7 +121,7 @@ $(TEST_READY): $(INSTALLED)
 	  { $$sudo apt-get update -q && \
 	    $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
 	  } </dev/null || { \
-	    echo "The tests need MariaDB's server, Chromium and Prometheus, and they could not be installed from here." >&2; \
+	    echo "The tests need MariaDB's server, Chromium, Prometheus and Redis, and they could not be installed from here." >&2; \
 	    echo "Install them by hand (as root: apt-get install $$missing), then run 'make test' again." >&2; \
 	    exit 1; }; \
 	fi

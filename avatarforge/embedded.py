@@ -1,6 +1,5 @@
 """AvatarForge, whole, on this machine: database, Ray, Serve and the application."""
 
-import ipaddress
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,8 @@ Config = dict[str, Any]
 APPLICATION = "avatarforge"
 WEBHOOK_SECRET_FILE = "webhook-secret"
 LINK_SECRET_FILE = "link-secret"
+LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+"""What programs on this machine call it."""
 MESSAGE_BYTES = 64 * 1024 * 1024
 """Largest gRPC message, unless photos may be larger."""
 READY_SECONDS = 600.0
@@ -59,7 +60,7 @@ def running(
     are needed and there are none.
     """
     timings = timings or Timings()
-    if needs_keys := _needs_keys(settings):
+    if _needs_keys(settings):
         # Before anything starts: without a key it would be in vain.
         _check_keys(settings)
 
@@ -82,7 +83,7 @@ def running(
             "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": _message_limit(settings),
             **_webhook_secret(settings),
             **_link_secret(settings),
-            "AVATARFORGE_ACCESS_REQUIRED": "always" if needs_keys else "never",
+            **access_variables(settings),
         },
         timings=timings,
         meanwhile=meanwhile,
@@ -150,6 +151,17 @@ def _kept_secret(path: Path, make: Callable[[], str]) -> str:
     return path.read_text(encoding="ascii").strip()
 
 
+def access_variables(settings: Settings) -> dict[str, str]:
+    """What replicas are told of who may come in, so that they need not know where we listen."""
+    if _needs_keys(settings):
+        return {"AVATARFORGE_ACCESS_REQUIRED": "always"}
+    open_to_all = {"AVATARFORGE_ACCESS_REQUIRED": "never"}
+    if settings.access.required == "never" or settings.access.hosts:
+        return open_to_all
+    names = dict.fromkeys((*LOCAL_NAMES, settings.http.host))
+    return {**open_to_all, "AVATARFORGE_ACCESS_HOSTS": ",".join(names)}
+
+
 def _needs_keys(settings: Settings) -> bool:
     """Here it is known who can reach the server: gRPC listens on the same address as REST."""
     match settings.access.required:
@@ -157,15 +169,7 @@ def _needs_keys(settings: Settings) -> bool:
             return True
         case "never":
             return False
-    return not is_loopback(settings.http.host)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that listens there."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return not settings.http.is_local
 
 
 def _check_keys(settings: Settings) -> None:

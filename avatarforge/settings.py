@@ -6,6 +6,7 @@ A setting `group.name` is read from the variable `AVATARFORGE_GROUP_NAME`; `data
 """
 
 import difflib
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -45,6 +46,14 @@ class HttpSettings(Group):
     """Answer AUTOMATIC1111's API under `/sdapi/v1` too, so that its clients can use this service. Where keys
     are required they send one as the password of HTTP basic authentication."""
 
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches a server that listens there."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
 
 class AccessSettings(Group):
     required: Literal["auto", "always", "never"] = "auto"
@@ -64,6 +73,10 @@ class AccessSettings(Group):
     cors_origins: str = ""
     """Web sites whose pages may call this service from browsers, such as `https://shop.example`, separated by
     commas; by default none."""
+    hosts: str = ""
+    """Names that requests may call this service by, and their pages come from, separated by commas; by
+    default any. Where `avatarforge up` asks nobody for a key, since it listens on a loopback address, by
+    default this machine's: pages of other sites shall not use it through a browser here."""
 
     @field_validator("cors_origins")
     @classmethod
@@ -83,6 +96,10 @@ class AccessSettings(Group):
     def origins(self) -> tuple[str, ...]:
         """The origins, one by one."""
         return _parts(self.cors_origins)
+
+    def names(self) -> tuple[str, ...]:
+        """The hosts, one by one, written small."""
+        return _parts(self.hosts.lower())
 
     def signing_secrets(self) -> tuple[str, ...]:
         """The secrets of links, one by one."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import structlog
 from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 from ray.serve.config import AutoscalingContext
 
@@ -16,6 +17,8 @@ from avatarforge.autoscaling.counts import Counts
 from avatarforge.autoscaling.gauge import Gauge, asking_trackers
 from avatarforge.autoscaling.rule import Hold, Load, Targets, wanted, within
 from avatarforge.autoscaling.work import Work
+
+log = structlog.get_logger(__name__)
 
 PATH = "avatarforge.autoscaling.policy:BacklogPolicy"
 """As `policy_function` names it."""
@@ -48,12 +51,17 @@ class BacklogPolicy:
         self._hold = Hold()
         self._targets: Targets | None = None
         """The last that were told: they hold while the trackers are silent."""
+        self._fault = ""
+        """The last fault of ours that was logged; the same is not told ten times a second."""
 
     def __call__(self, ctx: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         try:
             return self._decided(ctx), {}
-        except Exception:
+        except Exception as error:
             # The edge to Serve: its controller would stop working on every deployment.
+            if repr(error) != self._fault:
+                log.error("replicas stay as they are", exc_info=error)
+            self._fault = repr(error)
             return ctx.target_num_replicas, {}
 
     def _decided(self, ctx: AutoscalingContext) -> int:

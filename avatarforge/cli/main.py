@@ -90,6 +90,16 @@ def forge(
     steps: Annotated[int | None, typer.Option(help="Steps of the sampler.")] = None,
     guidance: Annotated[float | None, typer.Option(help="How closely the prompt is followed.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed makes the same avatar.")] = None,
+    cut_face: Annotated[
+        bool | None,
+        typer.Option("--cut-face/--whole", help="A square around the face, or a square photo as it is."),
+    ] = None,
+    job_timeout: Annotated[
+        float | None, typer.Option(help="Seconds after which the server gives a job up (timeoutSeconds).")
+    ] = None,
+    start_timeout: Annotated[
+        float | None, typer.Option(help="The same for a job that has not been started (startTimeoutSeconds).")
+    ] = None,
     customer: CustomerOption = "me",
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")] = Path("out"),
     url: UrlOption = None,
@@ -98,7 +108,7 @@ def forge(
         bool, typer.Option("--start", help="Start an AvatarForge for this call if none is running.")
     ] = False,
     demo: Annotated[bool, typer.Option("--demo", help="Like --start, and explain what happens.")] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for each avatar.")] = 600,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait here for each avatar.")] = 600,
     host: HostOption = None,
     port: PortOption = None,
     data_dir: DataDirOption = None,
@@ -117,6 +127,9 @@ def forge(
             "steps": steps,
             "guidance": guidance,
             "seed": seed,
+            "cut_face": cut_face,
+            "timeout_seconds": job_timeout,
+            "start_timeout_seconds": start_timeout,
         },
         customer=customer,
         folder=out_dir,
@@ -197,7 +210,7 @@ def keys_create(
         typer.Option("--admin", help="It may read /metrics; with --all-customers list the customers too."),
     ] = False,
     expires_days: Annotated[
-        float | None, typer.Option(min=0, help="Days until it expires; by default never.")
+        float | None, typer.Option(min=0, max=36_500, help="Days until it expires; by default never.")
     ] = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
@@ -293,7 +306,7 @@ def doctor(
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check database, migrations, storage, Redis, GPU, model and ports. Exits with 1 when one fails."""
+    """Check database, keys, storage, Redis, GPU, model and ports. Exits with 1 when one fails."""
     from avatarforge.cli import doctor as examination
 
     examination.doctor(config, gpu, _options(host, port, grpc_port, data_dir), as_json)

@@ -4,6 +4,16 @@ from typing import Annotated
 
 import typer
 
+
+def _checked_key(text: str | None) -> str | None:
+    from avatarforge.client.connection import checked_key
+
+    try:
+        return None if text is None else checked_key(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 UrlOption = Annotated[
     str | None,
     typer.Option(
@@ -19,6 +29,7 @@ ApiKeyOption = Annotated[
         envvar="AVATARFORGE_API_KEY",
         help="Where the server asks for one. Others on this machine may see options, but not variables.",
         show_default=False,
+        callback=_checked_key,
     ),
 ]
 CustomerOption = Annotated[str, typer.Option("--customer", "-c", help="Customer id.")]

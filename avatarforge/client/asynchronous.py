@@ -199,8 +199,8 @@ class _Doing:
                 return await anext(self._chunks, None)
             case Pause(seconds):
                 await asyncio.sleep(seconds)
-            case Load(path):
-                return await asyncio.to_thread(path.read_bytes)
+            case Load(load):
+                return await asyncio.to_thread(load)
         return None
 
     async def _send(self, request: Request, *, stream: bool) -> Answer:

@@ -191,8 +191,8 @@ class _Doing:
             case Pause(seconds):
                 time.sleep(seconds)
                 return None
-            case Load(path):
-                return path.read_bytes()
+            case Load(load):
+                return load()
 
     def _send(self, request: Request, *, stream: bool) -> Answer:
         self.close()

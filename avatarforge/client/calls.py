@@ -236,10 +236,11 @@ def is_ready(policy: Policy) -> Steps[bool]:
 def _upload(photo: Photo) -> Steps[Upload]:
     match photo:
         case Path():
-            return Upload(name=photo.name, content=(yield from loaded(photo)))
+            return Upload(name=photo.name, content=(yield from loaded(photo.read_bytes)))
         case bytes():
             return Upload(name="photo", content=photo)
-    return Upload(name=Path(str(getattr(photo, "name", "photo"))).name, content=photo.read())
+    name = Path(str(getattr(photo, "name", "photo"))).name
+    return Upload(name=name, content=(yield from loaded(photo.read)))
 
 
 def _text(wish: object) -> str:

@@ -28,10 +28,10 @@ class Connection:
         patience: float,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
-        """Raises `ValueError` for a URL that is none."""
+        """Raises `ValueError` for a URL or a key that is none."""
         self.url = checked_url(url or environ.get(URL_VARIABLE) or DEFAULT_URL)
         self.policy = Policy(url=self.url, patience=patience)
-        self._api_key = api_key or environ.get(KEY_VARIABLE)
+        self._api_key = checked_key(api_key or environ.get(KEY_VARIABLE) or "")
         self._timeout = timeout
 
     def options(self) -> dict[str, Any]:
@@ -76,7 +76,21 @@ def answer_of(response: httpx.Response, body: bytes) -> Answer:
 
 def checked_url(url: str) -> str:
     """The URL without a slash at its end. Raises `ValueError` for one that is none."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        # Looking at the port is what checks it.
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_one = False
+    if not is_one:
         raise ValueError(f"The server's URL is {url!r}, but it must be such as {DEFAULT_URL}.")
     return url.rstrip("/")
+
+
+def checked_key(text: str) -> str:
+    """The key without the line's end that comes with it from many a file. Raises `ValueError`, which does not
+    tell the key, for one that no header can carry."""
+    key = text.strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError("The API key has characters that no key has: it is of the form afk_….")
+    return key

@@ -16,5 +16,8 @@ def job_path(job: NamedJob, resource: str = "") -> str:
 
 
 def segment(text: str) -> str:
-    """One segment of a path, so that a customer id with a slash is refused by the server, not misread."""
-    return quote(text, safe="")
+    """One segment of a path, so that an id that is none is refused by the server, not misread: with a slash
+    it would be two, and ".." would name what is above, so that to erase such a job would erase its customer.
+    """
+    # `quote` leaves dots alone, and httpx resolves a segment of one or two of them.
+    return quote(text, safe="") if text.strip(".") else "%2E" * len(text)

@@ -4,9 +4,8 @@ A call is a generator: it yields what it wants done and is sent what came of it.
 `blocking` and `asynchronous` carry it out, each in its own way.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -75,9 +74,9 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The file's bytes. Raises `OSError`."""
+    """A file's bytes, as `read` gives them; it blocks. Raises `OSError`."""
 
-    path: Path
+    read: Callable[[], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +118,6 @@ def read() -> Steps[bytes | None]:
     return chunk
 
 
-def loaded(path: Path) -> Steps[bytes]:
-    content: bytes = yield Load(path)
+def loaded(read: Callable[[], bytes]) -> Steps[bytes]:
+    content: bytes = yield Load(read)
     return content

@@ -3,6 +3,7 @@
 import io
 import os
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
@@ -11,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from avatarforge.diagnosis.findings import Finding, State, failed, one_line
 from avatarforge.domain.errors import AvatarForgeError, DatabaseUnavailable
+from avatarforge.persistence.api_keys import ApiKeyRecords
 from avatarforge.persistence.database import is_sqlite, open_engine, reading
 from avatarforge.persistence.upgrade import current, latest
 from avatarforge.settings import Settings, SettingsError
@@ -80,6 +82,26 @@ def check_migrations(settings: Settings) -> Finding:
     return failed(check, f"revision {found}, {wanted} is wanted", upgrade)
 
 
+def check_keys(settings: Settings) -> Finding:
+    """Whether somebody could come in, where API keys are needed."""
+    check, required = "API keys", settings.access.required
+    if required == "never":
+        return Finding(check=check, state=State.ABSENT, found="nobody is asked for one")
+    try:
+        if _absent_file(settings) is None:
+            if current(settings.database_url) != latest():
+                return Finding(check=check, state=State.ABSENT, found="looked for once the tables are there")
+            if _has_key(settings):
+                return Finding(check=check, state=State.OK, found="there is a valid one")
+    except (AvatarForgeError, SettingsError, SQLAlchemyError) as error:
+        return failed(check, f"cannot be read: {error}", "Mend the database first.")
+    make = "`avatarforge keys create NAME --all-customers --admin`"
+    if required == "always" or not settings.http.is_local:
+        return failed(check, "none is valid: the service would not start", f"Make one: {make}.")
+    found = f"none is valid; where others reach the service, or in a cluster, it needs one: {make}"
+    return Finding(check=check, state=State.ABSENT, found=found)
+
+
 def check_storage(settings: Settings) -> Finding:
     """Put, get and delete a small object."""
     check, storage = "storage", open_storage(settings)
@@ -128,6 +150,14 @@ def _nearest(folder: Path) -> Path:
     while not folder.exists():
         folder = folder.parent
     return folder
+
+
+def _has_key(settings: Settings) -> bool:
+    engine = open_engine(settings.database, settings.database_url)
+    try:
+        return ApiKeyRecords(engine).has_valid(datetime.now(UTC))
+    finally:
+        engine.dispose()
 
 
 def _absent_file(settings: Settings) -> Finding | None:

@@ -3,7 +3,13 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from avatarforge.diagnosis.data import check_data_folder, check_database, check_migrations, check_storage
+from avatarforge.diagnosis.data import (
+    check_data_folder,
+    check_database,
+    check_keys,
+    check_migrations,
+    check_storage,
+)
 from avatarforge.diagnosis.findings import Finding, State, failed
 from avatarforge.diagnosis.machine import check_gpu, check_model, check_port
 from avatarforge.diagnosis.redis import check_redis
@@ -19,6 +25,7 @@ def examine(settings: Settings, gpu: bool | None = None) -> Iterator[Finding]:
         ("data folder", partial(check_data_folder, settings)),
         ("database", partial(check_database, settings)),
         ("migrations", partial(check_migrations, settings)),
+        ("API keys", partial(check_keys, settings)),
         ("storage", partial(check_storage, settings)),
         ("Redis", check_redis),
         ("GPU", partial(check_gpu, settings, gpu)),

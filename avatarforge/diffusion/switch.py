@@ -226,8 +226,8 @@ class ModelSwitch:
         # The manifest alone: the model itself would be kept in memory.
         former = self._serving.model.manifest
         log.warning("memory does not hold two models", serves=former.name, next=manifest.name)
-        await self._drain()
         try:
+            await self._drain()
             await self._take(await self._loader.load(manifest))
         except Exception:
             await self._serve_instead(former)

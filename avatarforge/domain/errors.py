@@ -58,6 +58,22 @@ class RateLimited(AvatarForgeError):
         )
 
 
+class ForeignSite(AvatarForgeError):
+    """The request calls us by a name that is not ours, or comes from a page of another site."""
+
+    code = "foreign_site"
+
+    def __init__(self, site: str, known: str) -> None:
+        super().__init__(site, known)
+        self.site, self.known = site, known
+
+    def __str__(self) -> str:
+        return (
+            f"Without keys only requests to and from {self.known} are answered, not those of "
+            f"{shown(self.site)}. Ask for keys (access.required), or name it in access.hosts."
+        )
+
+
 class LinkInvalid(AvatarForgeError):
     """The signed link is past its time, or not one of ours."""
 

@@ -13,10 +13,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from avatarforge.access.gate import Gate, Shown
 from avatarforge.access.rules import Rule, methods_of, rule_of
 from avatarforge.domain.access import ApiKey
-from avatarforge.domain.errors import AvatarForgeError, Unauthenticated
+from avatarforge.domain.errors import AvatarForgeError, DatabaseUnavailable, Unauthenticated
 from avatarforge.ingress.problems import error_response, http_error_response
 from avatarforge.ingress.sdapi.messages import Refusal
-from avatarforge.ingress.uploads import drain
+from avatarforge.ingress.uploads import announced_length, drain
 
 KEY = "avatarforge.api_key"
 """Where the key that a request came with lies in its ASGI scope."""
@@ -42,7 +42,7 @@ class AccessControl:
                 raise _no_rule(scope)
         except (AvatarForgeError, HTTPException) as error:
             # A client that is still sending would not read the answer.
-            await drain(Request(scope, receive).stream(), _content_length(scope))
+            await drain(Request(scope, receive).stream(), announced_length(Headers(scope=scope)))
             await _refusal(error, rule, scope)(scope, receive, send)
             return
         if rule is Rule.STREAM:
@@ -51,12 +51,13 @@ class AccessControl:
         await self._app(scope, receive, send)
 
     def _while_valid(self, key: ApiKey | None, send: Send) -> Send:
-        """Ends the stream of a key that was revoked meanwhile: nothing is sent to it any more."""
+        """Ends the stream of a key that was revoked meanwhile, or of which nobody can tell any more whether
+        it was: nothing is sent to it."""
 
         async def checked(message: Message) -> None:
             try:
                 await self._gate.check(key)
-            except Unauthenticated as error:
+            except (Unauthenticated, DatabaseUnavailable) as error:
                 if message["type"] == "http.response.body":
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
                 raise ClientDisconnect from error
@@ -117,8 +118,3 @@ def _refusal(error: AvatarForgeError | HTTPException, rule: Rule, scope: Scope) 
         scheme = "Basic" if rule is Rule.SDAPI else "Bearer"
         response.headers["WWW-Authenticate"] = f'{scheme} realm="avatarforge"'
     return response
-
-
-def _content_length(scope: Scope) -> int | None:
-    text = Headers(scope=scope).get("content-length", "")
-    return int(text) if text.isascii() and text.isdigit() else None

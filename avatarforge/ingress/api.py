@@ -14,6 +14,7 @@ from avatarforge.ingress.cors import add_cors
 from avatarforge.ingress.counting import Counting
 from avatarforge.ingress.documentation import add_documentation
 from avatarforge.ingress.edge import Edge
+from avatarforge.ingress.hosts import KnownHosts
 from avatarforge.ingress.problems import add_problem_handlers
 from avatarforge.ingress.sdapi import sdapi_routes
 from avatarforge.ingress.service import ProfilePhotos
@@ -49,6 +50,8 @@ def create_api(photos: ProfilePhotos, gate: Gate, lifespan: Lifespan | None = No
         api.router.routes.extend(sdapi_routes(photos))
     api.add_middleware(AccessControl, gate=gate)
     add_cors(api, photos.settings.access)
+    if hosts := photos.settings.access.names():
+        api.add_middleware(KnownHosts, hosts=hosts, origins=photos.settings.access.origins())
     api.add_middleware(Edge)
     api.add_middleware(Counting, figures=photos.figures)
     add_problem_handlers(api)

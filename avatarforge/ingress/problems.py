@@ -50,6 +50,7 @@ ANSWERS: dict[type[AvatarForgeError], Answer] = {
     errors.RateLimited: Answer(
         429, "RESOURCE_EXHAUSTED", "Too many requests", {"limit": "rate", "retryAfter": "retry_after"}
     ),
+    errors.ForeignSite: Answer(403, "PERMISSION_DENIED", "The request is of another site", {"site": "site"}),
     errors.LinkInvalid: Answer(403, "PERMISSION_DENIED", "The link is not valid"),
     errors.LinksUnavailable: Answer(501, "UNIMPLEMENTED", "Links are not set up"),
     errors.InvalidRequest: Answer(422, "INVALID_ARGUMENT", "A parameter is wrong", _PARAMETER),

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Header, Path, Query, Request
 from starlette.responses import Response
 
 from avatarforge import rest_messages
+from avatarforge.access.gate import TICKET
 from avatarforge.domain import errors
 from avatarforge.domain.customers import GRAMMAR, checked_customer_id
 from avatarforge.domain.errors import InvalidCustomerId, InvalidRequest
@@ -20,7 +21,7 @@ from avatarforge.ingress.news import LiveJob
 from avatarforge.ingress.schemas import status_message
 from avatarforge.ingress.service import ImageKind, Page, Stored
 from avatarforge.ingress.submissions import MAX_KEY, number
-from avatarforge.ingress.uploads import receive_upload, upload_place
+from avatarforge.ingress.uploads import announced_length, receive_upload, upload_place
 from avatarforge.messages import ProfilePhotoJobStatus, photo_url
 from avatarforge.telemetry import traces
 
@@ -84,6 +85,14 @@ STATUS_PARAMETERS = [
         "Waits as long as it may unless `waitSeconds` says otherwise.",
     },
 ]
+
+TICKET_PARAMETER = {
+    "name": TICKET,
+    "in": "query",
+    "schema": {"type": "string"},
+    "description": "From `POST /customers/{customerId}/tickets`: in place of a key, which an EventSource "
+    "cannot send.",
+}
 
 _NO_IMAGE = (
     errors.InvalidCustomerId,
@@ -157,7 +166,7 @@ async def submit_photo(request: Request) -> Response:
     photos, customer_id = service_of(request), request.path_params["customerId"]
     # Before the body is read: nobody should upload 20 MB to hear that the address is wrong.
     checked_customer_id(customer_id)
-    body, length = request.stream(), _content_length(request)
+    body, length = request.stream(), announced_length(request.headers)
     with traces.upload(request.headers.get("traceparent")):
         async with (
             upload_place(photos.uploads, body, length),
@@ -183,6 +192,7 @@ async def submit_photo(request: Request) -> Response:
 @router.get(
     "/customers/{customerId}/photos/stream",
     response_class=Response,
+    openapi_extra={"parameters": [TICKET_PARAMETER]},
     responses={
         200: {"description": "The stream.", "content": {sse.MEDIA_TYPE: {"schema": {"type": "string"}}}},
         204: {"description": "The job has ended, and the client has heard of it."},
@@ -360,11 +370,6 @@ def _seq(name: str, text: str | None) -> int | None:
     if not (text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS):
         raise InvalidRequest(name, text, "the number of an event: a whole number from 0 on")
     return int(text)
-
-
-def _content_length(request: Request) -> int | None:
-    text = request.headers.get("content-length", "")
-    return int(text) if text.isascii() and text.isdigit() else None
 
 
 def _statuses(page: Page) -> tuple[ProfilePhotoJobStatus, ...]:

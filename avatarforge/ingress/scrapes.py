@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Protocol
 
@@ -30,6 +30,9 @@ class Scrapes:
 
     EVERY = 2.0
     """Seconds between two reports."""
+    PATIENCE = 2.0
+    """Seconds that a scrape waits until our own figures are told: Prometheus gives up after ten, and is to
+    hear of a tracker that hangs."""
 
     def __init__(self, figures: Figures, trackers: Trackers) -> None:
         self._trackers = trackers
@@ -50,7 +53,9 @@ class Scrapes:
     async def answer(self, accept: str) -> tuple[bytes, str]:
         """What Prometheus asked for, in the form that it accepts, and its media type."""
         # First our own: whoever has just asked us for something finds it counted.
-        await self._told()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.PATIENCE):
+                await self._told()
         return exposed(await self._trackers.figures(), accept)
 
     async def _tell_forever(self) -> None:

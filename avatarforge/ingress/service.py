@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -226,18 +226,18 @@ class ProfilePhotos:
         checked_customer_id(customer_id)
         submission = await self._checked(fields)
         if idempotency_key is None:
-            return await self._timed(self._acceptance.accept(customer_id, submission, photo, filename))
-        key = checked_key(idempotency_key)
+            return await self._accepted(customer_id, submission, photo, filename)
+        key, begun = checked_key(idempotency_key), time.perf_counter()
         accepted = await self._acceptance.accept_once(customer_id, submission, photo, filename, fields, key)
         if isinstance(accepted, KnownKey):
             return Submitted(live=await self.status(customer_id, accepted.job_id), replayed=True)
-        return self._admitted(accepted)
+        return self._uploaded(accepted, begun)
 
     async def submit_checked(
         self, customer_id: str, submission: Submission, photo: BinaryIO, filename: str
     ) -> LiveJob:
         """As `submit`, for wishes that `read_submission` has checked."""
-        return (await self._timed(self._acceptance.accept(customer_id, submission, photo, filename))).live
+        return (await self._accepted(customer_id, submission, photo, filename)).live
 
     async def retry(self, customer_id: str, job_id: str) -> LiveJob:
         """A new job with the photo and the wishes of one that has ended.
@@ -258,9 +258,15 @@ class ProfilePhotos:
             await check_callback_url(submission.callback_url, self.settings.webhook)
         return submission
 
-    async def _timed(self, accepting: Awaitable[ProfilePhotoJob]) -> Submitted:
+    async def _accepted(
+        self, customer_id: str, submission: Submission, photo: BinaryIO, filename: str
+    ) -> Submitted:
         begun = time.perf_counter()
-        job = await accepting
+        job = await self._acceptance.accept(customer_id, submission, photo, filename)
+        return self._uploaded(job, begun)
+
+    def _uploaded(self, job: ProfilePhotoJob, begun: float) -> Submitted:
+        """Accepted since `begun`, by the counter of `time.perf_counter`."""
         self.figures.observe(metrics.ACCEPT_SECONDS, time.perf_counter() - begun)
         return self._admitted(job)
 

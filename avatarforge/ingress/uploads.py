@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
 from avatarforge.domain.errors import (
@@ -189,6 +190,12 @@ async def until_silence() -> AsyncIterator[Callable[[], None]]:
         raise MalformedUpload("the client went away before its end") from error
     except TimeoutError as error:
         raise MalformedUpload(f"nothing came for {IDLE_SECONDS:g} seconds") from error
+
+
+def announced_length(headers: Headers) -> int | None:
+    """Bytes of the body, where the client tells."""
+    text = headers.get("content-length", "")
+    return int(text) if text.isascii() and text.isdigit() else None
 
 
 async def drain(stream: AsyncIterator[bytes], content_length: int | None) -> None:

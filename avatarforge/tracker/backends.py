@@ -9,11 +9,9 @@ from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.settings import RemoteSettings
 from avatarforge.telemetry import metrics
 from avatarforge.telemetry.figures import Figures
+from avatarforge.tracker.clocks import Clock
 from avatarforge.tracker.pace import Pace
 from avatarforge.tracker.replicas import Replicas, Reservation
-
-Clock = Callable[[], float]
-"""Seconds of any steady clock."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,13 +124,19 @@ class Backends:
     def all(self) -> tuple[Backend, ...]:
         return (self._local,) if self._remote is None else (self._local, self._remote)
 
+    def is_closed(self, backend: Backend) -> bool:
+        """Whether the backend may have no job now, whichever it is."""
+        if backend is self._local and self._local_is_empty():
+            return True
+        return self._remote is not None and backend.is_away
+
     def takes(self, backend: Backend, job: ProfilePhotoJob) -> bool:
         """Whether the backend may have the job now."""
-        if backend is self._local and self._local_is_empty():
+        if self.is_closed(backend):
             return False
         if self._remote is None:
             return True
-        if backend.is_away or not self._may(backend, job):
+        if not self._may(backend, job):
             return False
         failed = self._failed.get(job.job_id)
         if failed is backend:

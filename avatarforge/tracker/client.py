@@ -31,6 +31,9 @@ class JobTrackers:
     """Seconds between two questions to a tracker that is starting again."""
     SILENCE = 10.0
     """Seconds beyond what it was asked to wait after which a tracker counts as away."""
+    ANSWER = 30.0
+    """Seconds after which the answer to a submission or a command counts as lost: a tracker's own limits are
+    shorter, but for the erasure of a very large customer, which goes on."""
     FIGURES = 3.0
     """Seconds that a tracker has to take or tell figures: Prometheus waits for ten."""
 
@@ -45,10 +48,10 @@ class JobTrackers:
         the tracker that a shard has now, if it has one; it blocks."""
         self.shards = len(actors)
         self._patience = patience
-        """Seconds that an answer lost with its tracker is looked for in the tracker's next life."""
+        """Seconds that a lost answer is looked for, in the tracker's next life if need be."""
         self._actors = list(actors)
         self._successor = successor
-        self._disowned = Disowned(self._disown)
+        self._disowned = [Disowned(self._disown) for _ in range(self.shards)]
         self._gatherers = [Gatherer(self._submitting(shard)) for shard in range(self.shards)]
 
     async def submit(self, new: NewJob) -> ProfilePhotoJob:
@@ -60,11 +63,11 @@ class JobTrackers:
 
         Returns at once; a tracker that is away is asked again, until `close`.
         """
-        self._disowned.add(customer_id, job_id)
+        self._disowned[shard_of(customer_id, self.shards)].add(customer_id, job_id)
 
     async def close(self) -> None:
         """End what goes on by itself."""
-        await self._disowned.close()
+        await asyncio.gather(*(disowned.close() for disowned in self._disowned))
 
     async def _disown(self, customer_id: str, job_id: str) -> None:
         await self._asked("disown", customer_id, job_id)
@@ -148,12 +151,15 @@ class JobTrackers:
         what was asked may then have been done, and can be asked again."""
         shard = shard_of(customer_id, self.shards)
         try:
-            answer = await getattr(self._actors[shard], method).remote(customer_id, *arguments)
+            async with asyncio.timeout(self.ANSWER):
+                answer = await getattr(self._actors[shard], method).remote(customer_id, *arguments)
         except RayTaskError:
             raise  # A fault of ours, not an outage.
         except RayError as error:
             await self._follow(shard)
             raise TrackerUnavailable(str(error)) from error
+        except TimeoutError as error:
+            raise TrackerUnavailable(f"it was silent for {self.ANSWER:g} seconds") from error
         if isinstance(answer, AvatarForgeError):
             raise answer
         return answer
@@ -171,21 +177,21 @@ class JobTrackers:
 
     def _submitting(self, shard: int) -> SubmitMany:
         async def submit(jobs: list[NewJob]) -> list[ProfilePhotoJob | AvatarForgeError]:
+            answers: list[ProfilePhotoJob | AvatarForgeError]
             try:
-                answers: list[ProfilePhotoJob | AvatarForgeError] = await self._actors[shard].submit.remote(
-                    jobs
-                )
-            except RayActorError as error:
-                log.warning(
-                    "tracker lost during a submission", shard=shard, jobs=len(jobs), reason=str(error)
-                )
+                async with asyncio.timeout(self.ANSWER):
+                    answers = await self._actors[shard].submit.remote(jobs)
+            except (RayActorError, TimeoutError) as error:
+                reason = str(error) or f"it was silent for {self.ANSWER:g} seconds"
+                log.warning("answer to a submission was lost", shard=shard, jobs=len(jobs), reason=reason)
                 return list(await asyncio.gather(*(self._read_back(shard, new) for new in jobs)))
             return answers
 
         return submit
 
     async def _read_back(self, shard: int, new: NewJob) -> ProfilePhotoJob | AvatarForgeError:
-        """The tracker died with its answer: ask its next life whether the job was kept, submit it if not."""
+        """The answer was lost, as a rule with the tracker: ask it, or its next life, whether the job was
+        kept, and submit it if not."""
         job = new.job
         answer: ProfilePhotoJob | AvatarForgeError
         try:
@@ -203,7 +209,7 @@ class JobTrackers:
                     else:
                         return answer
         except TimeoutError:
-            return TrackerUnavailable(f"it did not come back within {self._patience:g} seconds")
+            return TrackerUnavailable(f"it did not answer within {self._patience:g} more seconds")
 
 
 class Gatherer:

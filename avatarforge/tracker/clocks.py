@@ -1,6 +1,10 @@
 """The tracker's steady clock."""
 
 import asyncio
+from collections.abc import Callable
+
+Clock = Callable[[], float]
+"""Seconds of any steady clock."""
 
 
 def steady() -> float:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from avatarforge.domain.errors import DeadlineExceeded
 from avatarforge.domain.events import EventKind
@@ -25,12 +25,17 @@ class Deadlines:
     that is put right moves no deadline. A job that was made in the future has all of its time before it.
     """
 
+    FEW = 1000
+    """Entries up to which those of ended jobs may stay: deadlines are days away where clients are careful."""
+
     def __init__(self, board: Board, own: Own, now: Callable[[], datetime]) -> None:
         self._board = board
         self._own = own
         self._now = now
         self._due: list[tuple[float, str, bool]] = []
         """A heap: when, which job, and whether the job has only to be started by then."""
+        self._tidied_at = self.FEW
+        """Of how many entries those of ended jobs are looked for."""
         self._news = asyncio.Event()
 
     def watch(self, job: ProfilePhotoJob) -> None:
@@ -38,11 +43,9 @@ class Deadlines:
         parameters = job.parameters
         waited = max(0.0, (self._now() - job.created_at).total_seconds())
         if parameters.timeout_seconds is not None:
-            heappush(self._due, (steady() + parameters.timeout_seconds - waited, job.job_id, False))
-            self._news.set()
+            self._expect(parameters.timeout_seconds - waited, job, before_start=False)
         if parameters.start_timeout_seconds is not None and not job.attempt:
-            heappush(self._due, (steady() + parameters.start_timeout_seconds - waited, job.job_id, True))
-            self._news.set()
+            self._expect(parameters.start_timeout_seconds - waited, job, before_start=True)
 
     async def work_forever(self) -> None:
         """End each job in time."""
@@ -57,6 +60,14 @@ class Deadlines:
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._news.wait()
+
+    def _expect(self, seconds: float, job: ProfilePhotoJob, *, before_start: bool) -> None:
+        if len(self._due) >= self._tidied_at:
+            self._due = [entry for entry in self._due if self._board.get(entry[1]) is not None]
+            heapify(self._due)
+            self._tidied_at = max(self.FEW, 2 * len(self._due))
+        heappush(self._due, (steady() + seconds, job.job_id, before_start))
+        self._news.set()
 
     async def _end(self, job_id: str, *, before_start: bool) -> None:
         with suppress(Gone, _Met):

@@ -51,7 +51,10 @@ class Disowned:
                 log.info("job is to be taken back", job_id=job_id, reason=str(error))
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, self.LONGEST_PAUSE)
-            else:
-                pause = self.FIRST_PAUSE
-                if self._waiting and self._waiting[0] == (customer_id, job_id):
-                    self._waiting.popleft()
+                continue
+            except Exception as error:
+                # The edge of a question: one that breaks the tracker's answer must not hold the others up.
+                log.error("job cannot be taken back", job_id=job_id, exc_info=error)
+            pause = self.FIRST_PAUSE
+            if self._waiting and self._waiting[0] == (customer_id, job_id):
+                self._waiting.popleft()

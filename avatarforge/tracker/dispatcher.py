@@ -42,6 +42,9 @@ class Dispatcher:
     RECHECK = 0.25
     """Seconds until a backend that may have none of the waiting jobs is thought of again, and a job that a
     stopping worker has given back."""
+    RECHECK_EACH = 2e-5
+    """Seconds that are added for each waiting job: every one of them is looked at, which takes a few
+    microseconds, and a long line must not keep the event loop busy with it."""
     BACKENDS_OWN = frozenset({"model_unusable", "remote_refused"})
     """Codes of errors that lie with the backend, so that the other one may do better."""
     MOST_MESSAGE = 1000
@@ -151,10 +154,11 @@ class Dispatcher:
     async def _until_wanted(self, backend: Backend) -> None:
         """Wait for a job that the backend may have. What it may have changes with time, too."""
         fits = partial(self._backends.takes, backend)
-        while self._is_held() or not self._line.has(fits):
+        while self._is_held() or self._backends.is_closed(backend) or not self._line.has(fits):
             backend.news.clear()
+            pause = self.RECHECK + self.RECHECK_EACH * len(self._line)
             with suppress(TimeoutError):
-                async with asyncio.timeout(self.RECHECK if self._line else None):
+                async with asyncio.timeout(pause if self._line else None):
                     await backend.news.wait()
 
     async def _attempt(self, backend: Backend, reserved: "asyncio.Future[None]") -> None:
@@ -200,7 +204,7 @@ class Dispatcher:
         if job.attempt == 1 and job.started_at is not None:
             waited = job.created_at.timestamp(), job.started_at.timestamp()
             traces.record("wait", job.parameters.traceparent, *waited, identity_of(job))
-        self._pace.started(asyncio.get_running_loop().time())
+        self._pace.started(steady())
         backend.started()
         generation = asyncio.create_task(
             follow(
@@ -231,7 +235,7 @@ class Dispatcher:
     async def _conclude(self, backend: Backend, job: ProfilePhotoJob, end: AttemptEnd) -> None:
         """Record how the attempt ended."""
         if isinstance(end, GenerationFinished):
-            self._pace.finished(asyncio.get_running_loop().time(), len(self._generations))
+            self._pace.finished(steady(), len(self._generations))
             await self._publish(job, end)
             return
         self._pace.stopped(len(self._generations))

@@ -12,6 +12,7 @@ from avatarforge.domain.generations import GenerationProgress
 from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.domain.replicas import ReplicaReport
 from avatarforge.domain.status import ProcessingStatus
+from avatarforge.tracker.clocks import steady
 from avatarforge.tracker.estimates import Forecast
 
 T = TypeVar("T")
@@ -168,7 +169,7 @@ class Feed:
 
     def _reckon(self) -> None:
         """Make forecast and reports anew where they are old."""
-        now = asyncio.get_running_loop().time()
+        now = steady()
         interval = self.FORECAST_INTERVAL if self._order_is_old else self.FORECAST_AGE
         if self._forecast.renewed(now, interval, self._tick + 1):
             self._tick += 1

@@ -10,6 +10,8 @@ from avatarforge.domain.changes import NewJob
 from avatarforge.domain.errors import AvatarForgeError, IdempotencyKeyInFlight, TrackerUnavailable
 from avatarforge.domain.idempotency import KnownKey
 from avatarforge.domain.jobs import ProfilePhotoJob
+from avatarforge.storage.interface import ObjectStorage
+from avatarforge.storage.keys import job_prefix
 from avatarforge.tracker.backlog import Backlog
 from avatarforge.tracker.board import Board
 from avatarforge.tracker.clocks import steady
@@ -23,12 +25,16 @@ log = structlog.get_logger(__name__)
 class Intake:
     """Accepts new jobs, and knows what stands under an idempotency key."""
 
+    MOST_REFUSED = 10_000
+    """Ids of disowned jobs that are remembered, the newest: their submissions are late by some seconds."""
+
     def __init__(
         self,
         records: TrackerRecords,
         board: Board,
         backlog: Backlog,
         readiness: Readiness,
+        storage: ObjectStorage,
         *,
         on_accepted: Callable[[ProfilePhotoJob], None],
         now: Callable[[], datetime],
@@ -38,10 +44,13 @@ class Intake:
         self._board = board
         self._backlog = backlog
         self._readiness = readiness
+        self._storage = storage
         self._on_accepted = on_accepted
         self._now = now
         self._keys = KeysInFlight(steady)
         self._accepting: dict[str, asyncio.Task[ProfilePhotoJob]] = {}
+        self._refused: dict[str, None] = {}
+        """Ids of jobs that are accepted no more, oldest first."""
 
     @property
     def under_way(self) -> tuple[asyncio.Task[ProfilePhotoJob], ...]:
@@ -61,6 +70,13 @@ class Intake:
         answers = await asyncio.gather(*(self._accept(new) for new in jobs), return_exceptions=True)
         return [_told(answer) for answer in answers]
 
+    def refuse(self, job_id: str) -> None:
+        """Accept the job no more: its client has been told that it is not kept, and its submission, which was
+        held up on its way, may yet come."""
+        self._refused[job_id] = None
+        while len(self._refused) > self.MOST_REFUSED:
+            del self._refused[next(iter(self._refused))]
+
     async def settled(self, job_id: str) -> None:
         """Return when no submission of the job is under way."""
         if (accepting := self._accepting.get(job_id)) is not None:
@@ -74,7 +90,8 @@ class Intake:
     async def hold_key(self, customer_id: str, key: str) -> KnownKey | None:
         """What is on record under the idempotency key; if nothing is, it is the caller's until it is freed.
 
-        Raises `IdempotencyKeyInFlight` while it is another caller's.
+        Raises `IdempotencyKeyInFlight` while it is another caller's, or its job is about to be erased; and
+        `StorageUnavailable` where nobody can tell.
         """
         await self._readiness.in_time()
         self._keys.hold(customer_id, key)
@@ -94,12 +111,21 @@ class Intake:
         self._keys.free(customer_id, key)
 
     async def _stands(self, customer_id: str, job_id: str) -> bool:
-        """Whether the job on record is a promise. One that was committed after its caller had been told 503
-        is unfinished and not on the board: it is about to be erased."""
-        if self._board.get(job_id) is not None:
-            return True
-        job = await asyncio.to_thread(self._records.job, customer_id, job_id)
-        return job is not None and job.status.is_terminal
+        """Whether the job on record is a promise, and not about to be erased since its caller was told 503.
+
+        One that this tracker committed after that is unfinished and not on the board. One whose answer was
+        lost, with an earlier tracker or on its way, is on the board, and its original is gone: that went
+        before the caller was told.
+        """
+        job = self._board.get(job_id)
+        if job is None:
+            job = await asyncio.to_thread(self._records.job, customer_id, job_id)
+            return job is not None and job.status.is_terminal
+        return await asyncio.to_thread(self._has_original, job)
+
+    def _has_original(self, job: ProfilePhotoJob) -> bool:
+        stored = self._storage.list(job_prefix(job.customer_id, job.job_id))
+        return any(found.key == job.original.key for found in stored)
 
     async def _accept(self, new: NewJob) -> ProfilePhotoJob:
         job_id = new.job.job_id
@@ -108,6 +134,8 @@ class Intake:
             return known
         accepting = self._accepting.get(job_id)
         if accepting is None:
+            if job_id in self._refused:
+                raise TrackerUnavailable("the submission came too late: its client was told so")
             self._backlog.enter(new.job)
             accepting = asyncio.create_task(self._accept_new(new), name="accept")
             self._accepting[job_id] = accepting

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -43,6 +44,9 @@ class Janitor:
     """Until objects that storage did not let go are deleted again."""
     MOST_FAILURES = 3
     """Deletions that fail one after the other before storage counts as away."""
+    THREADS = 2
+    """Threads of its own, which end with it: storage that hangs must not take those from others, who read
+    the database in them. What more there is to remove waits."""
 
     def __init__(
         self,
@@ -64,6 +68,7 @@ class Janitor:
         self._pruned_at = float("-inf")
         self._wanted = asyncio.Event()
         self._waiting: list[asyncio.Future[None]] = []
+        self._threads = ThreadPoolExecutor(self.THREADS, thread_name_prefix="janitor")
 
     async def work_forever(self) -> None:
         """One round after the other."""
@@ -94,7 +99,7 @@ class Janitor:
     async def discard(self, key: str) -> None:
         """Remove an object that no job names, if storage answers."""
         try:
-            await asyncio.to_thread(self._storage.delete, key)
+            await self._in_thread(self._storage.delete, key)
         except StorageUnavailable as error:
             log.warning("orphaned object was left", key=key, reason=error.reason)
 
@@ -102,7 +107,7 @@ class Janitor:
         """Remove what earlier attempts at a job that has ended have stored, if storage answers."""
         kept = {job.original.key} | ({job.outcome.avatar.key} if job.outcome is not None else set())
         try:
-            await asyncio.to_thread(self._delete_but, job_prefix(job.customer_id, job.job_id), kept)
+            await self._in_thread(self._delete_but, job_prefix(job.customer_id, job.job_id), kept)
         except StorageUnavailable as error:
             log.warning("stale objects were left to the sweeper", job_id=job.job_id, reason=error.reason)
 
@@ -113,12 +118,15 @@ class Janitor:
 
     async def _delete_due(self) -> None:
         while due := await asyncio.to_thread(self._deletions.due, self._shard, self._now(), self.PAGE):
-            await asyncio.to_thread(self._delete, due)
+            await self._in_thread(self._delete, due)
 
     async def _prune_old(self) -> None:
         if steady() - self._pruned_at >= self.PRUNE_EVERY:
             self._pruned_at = steady()
             await self._prune()
+
+    async def _in_thread(self, call: Callable[..., None], *arguments: Any) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
 
     def _delete(self, due: Sequence[ObjectDeletion]) -> None:
         """Delete what storage lets go; what it keeps is put off, so that it holds nothing else up.

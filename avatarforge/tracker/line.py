@@ -1,6 +1,6 @@
 """The waiting line: which job goes next."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from itertools import chain, islice
 
@@ -95,13 +95,18 @@ class WaitingLine:
 
     def _ordered(self) -> Iterator[str]:
         for priority in sorted(self._turns, reverse=True):
-            queues = [self._oldest_first(heap) for _, heap in self._turns[priority].in_order()]
-            while queues:
+            # Begun as they are asked for: of very many customers the first ones are.
+            queues: Iterable[Iterator[str]] = (
+                self._oldest_first(heap) for _, heap in self._turns[priority].in_order()
+            )
+            while True:
                 left = []
                 for queue in queues:
                     if (job_id := next(queue, None)) is not None:
                         yield job_id
                         left.append(queue)
+                if not left:
+                    break
                 queues = left
 
     def _oldest_first(self, heap: list[str]) -> Iterator[str]:

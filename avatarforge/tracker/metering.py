@@ -1,7 +1,6 @@
 """What one shard's tracker counts and logs of its jobs, and what other processes have told it to add up."""
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 
@@ -16,6 +15,7 @@ from avatarforge.telemetry import metrics
 from avatarforge.telemetry.exposition import TrackerFigures
 from avatarforge.telemetry.figures import Figures
 from avatarforge.telemetry.reports import Report, Sums
+from avatarforge.tracker.clocks import steady
 from avatarforge.tracker.estimates import Forecast
 from avatarforge.tracker.fleet_figures import FleetFigures
 
@@ -30,13 +30,12 @@ class Metering:
         figures: Figures,
         jobs: Callable[[], Iterable[ProfilePhotoJob]],
         now: Callable[[], datetime],
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`figures` are the tracker's own, to which its parts add; `jobs` gives the unfinished ones."""
         self._figures = figures
         self._jobs = jobs
         self._now = now
-        self._sums = Sums(clock)
+        self._sums = Sums(steady)
         self._fleet = FleetFigures()
         for status in (ProcessingStatus.PENDING, ProcessingStatus.PROCESSING):
             figures.watch(metrics.JOBS, self._in_state(status), status.value)

@@ -6,8 +6,9 @@ from typing import Protocol
 from avatarforge.domain.generations import GenerationProgress
 from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.domain.replicas import ReplicaReport
+from avatarforge.tracker.clocks import Clock
 from avatarforge.tracker.estimates import Estimates, Forecast, RunningJob
-from avatarforge.tracker.reports import Clock, ReplicaReports
+from avatarforge.tracker.reports import ReplicaReports
 
 
 class Dispatching(Protocol):

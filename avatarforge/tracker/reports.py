@@ -1,11 +1,7 @@
 """What the replicas have told of themselves last, and the model that has proved good."""
 
-from collections.abc import Callable
-
 from avatarforge.domain.replicas import ReplicaReport, ReplicaState
-
-Clock = Callable[[], float]
-"""Seconds of any steady clock."""
+from avatarforge.tracker.clocks import Clock
 
 
 class ReplicaReports:

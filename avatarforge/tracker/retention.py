@@ -7,7 +7,7 @@ from typing import Protocol
 
 import structlog
 
-from avatarforge.domain.errors import DatabaseUnavailable
+from avatarforge.domain.errors import DatabaseUnavailable, Overtaken
 from avatarforge.domain.jobs import ProfilePhotoJob
 
 log = structlog.get_logger(__name__)
@@ -55,6 +55,11 @@ class Retention:
                 await self.erase_outlived()
             except DatabaseUnavailable as error:
                 log.warning("retention has to wait", shard=self._shard, reason=error.reason)
+            except Overtaken:
+                raise
+            except Exception as error:
+                # The edge of a look: a job that cannot be erased must not end the tracker each time anew.
+                log.error("retention broke off", shard=self._shard, exc_info=error)
             await asyncio.sleep(self.EVERY)
 
     async def erase_outlived(self) -> int:

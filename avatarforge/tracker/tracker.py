@@ -129,7 +129,7 @@ class JobTracker:
             lambda: self._dispatcher.figures[0],
         )
         self._intake = Intake(
-            records, self._board, self._backlog, self._readiness, on_accepted=self._taken_up, now=now
+            records, self._board, self._backlog, self._readiness, storage, on_accepted=self._taken_up, now=now
         )
         self._commands = Commands(
             shard,
@@ -238,6 +238,7 @@ class JobTracker:
 
     async def disown(self, customer_id: str, job_id: str) -> None:
         """See `Commands.disown`."""
+        self._intake.refuse(job_id)
         await self._intake.settled(job_id)
         self._committer.check_settled(job_id)
         await self._commands.disown(customer_id, job_id)
@@ -311,9 +312,10 @@ class JobTracker:
         """Take what a replica tells of itself, once the tracker is ready.
 
         Returns the model that served last as it was wished, if this is the first shard, which keeps it on
-        record.
+        record. Raises what stands in the way of being ready: replicas report again and again, and all that
+        they told in a long outage would wait here.
         """
-        await self._readiness.reached()
+        await self._readiness.in_time()
         before = self._outlook.replicas.last_good
         self._outlook.reported(report)
         if self._shard == 0:

@@ -58,6 +58,12 @@ async def test_a_photo_becomes_an_avatar_on_the_page(installation: Installation,
     assert (job.parameters.seed, job.parameters.style, job.outcome.crop) == (7, "watercolor", "face")
 
 
+def test_where_nobody_is_asked_for_a_key_pages_of_other_sites_are_refused(client: httpx.Client) -> None:
+    assert client.get("/styles").status_code == 200
+    refused = client.get("/styles", headers={"Host": "evil.example"})
+    assert (refused.status_code, refused.json()["code"]) == (403, "foreign_site")
+
+
 @pytest.mark.parametrize("kind", ["original", "generated"])
 def test_a_picture_comes_without_a_redirect_where_one_asks_for_that(
     installation: Installation, client: httpx.Client, portrait: bytes, kind: str

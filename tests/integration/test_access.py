@@ -18,6 +18,7 @@ from starlette.routing import Mount, Route
 from avatarforge.access.ring import KeyRing
 from avatarforge.access.rules import GRPC, HTTP, Rule
 from avatarforge.domain.access import ApiKey
+from avatarforge.domain.errors import DatabaseUnavailable
 from avatarforge.domain.identifiers import new_job_id
 from avatarforge.grpc_generated import profile_photo_job_pb2 as pb
 from avatarforge.grpc_generated.profile_photo_job_pb2_grpc import (
@@ -348,6 +349,25 @@ async def test_a_stream_tells_nothing_more_once_its_key_is_revoked(guarded: Guar
     assert not any("data:" in line for line in rest)
 
 
+async def test_a_stream_ends_well_where_nobody_can_tell_any_more_whether_its_key_is_valid(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with guarded.service.client.stream(
+        "GET", "/customers/ben/photos/stream", headers={"Authorization": f"Bearer {guarded.key}"}
+    ) as stream:
+        lines = stream.aiter_lines()
+        while "data:" not in await anext(lines):
+            continue
+
+        async def cannot_tell(key: ApiKey | None) -> None:
+            raise DatabaseUnavailable("it is away")
+
+        monkeypatch.setattr(guarded.service.gate, "check", cannot_tell)
+        await guarded.ask("POST", "/customers/ben", guarded.key, files={"photo": a_jpeg()})
+        rest = [line async for line in lines]
+    assert not any("data:" in line for line in rest)
+
+
 # --- links ------------------------------------------------------------------------------------------------
 
 
@@ -473,6 +493,23 @@ async def test_every_grpc_method_asks_for_a_key_of_the_customer(grpc_calls: Call
         assert code == "PERMISSION_DENIED"
     code = await grpc_calls.code(method, f"Bearer {guarded.key}")
     assert code not in ("UNAUTHENTICATED", "PERMISSION_DENIED")
+
+
+async def test_a_grpc_upload_takes_no_place_before_its_key_is_known(
+    grpc_calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guarded = grpc_calls.guarded
+    taken = []
+    admit = guarded.service.gate.admit
+
+    async def noted(*arguments: Any) -> ApiKey | None:
+        taken.append(guarded.service.photos.uploads.taken)
+        return await admit(*arguments)
+
+    monkeypatch.setattr(guarded.service.gate, "admit", noted)
+
+    assert await grpc_calls.code("SubmitPhoto", "Bearer x") == "UNAUTHENTICATED"
+    assert taken == [0]
 
 
 async def drained(stream: Any) -> None:

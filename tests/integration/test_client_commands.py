@@ -15,6 +15,7 @@ from avatarforge.cli import app
 from avatarforge.cli.photos import SAMPLE
 from avatarforge.cli.terminal import Exit
 from avatarforge.settings import PREFIX, variables
+from tests.integration.rest import a_jpeg
 from tests.integration.service import SECONDS, Service
 from tests.waiting import wait_until
 
@@ -199,6 +200,16 @@ async def test_a_job_that_takes_too_long_goes_on_and_says_so(run: Shell, service
     puppet.finish()
 
 
+async def test_forge_hands_its_wishes_on(run: Shell, service: Service) -> None:
+    wishes = ("--whole", "--job-timeout", "500", "--start-timeout", "90.5", "--strength", "0.5")
+    service.generations.avatar = lambda task: a_jpeg(128, 128)
+    [made] = (await run.process("forge", *wishes, "--json")).json
+
+    asked = service.recorded(made["job"]["jobId"], "me").parameters
+    assert (asked.cut_face, asked.strength) == (False, 0.5)
+    assert (asked.timeout_seconds, asked.start_timeout_seconds) == (500, 90.5)
+
+
 async def test_a_bench_measures_and_leaves_nothing_behind(run: Shell, service: Service) -> None:
     report = (await run.process("bench", "--photos", "5", "--at-once", "2", "--json")).json
     assert (report["photos"], report["atOnce"], report["models"]) == (5, 2, ["avatar-mini"])
@@ -206,3 +217,10 @@ async def test_a_bench_measures_and_leaves_nothing_behind(run: Shell, service: S
     assert report["avatarsPerSecond"] == pytest.approx(5 / report["seconds"], rel=0.01)
     assert service.records.customers(None, 10) == []
     assert service.objects() == []
+
+
+async def test_a_bench_that_cannot_begin_says_why(run: Shell, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("hello")
+    done = await run.process("bench", "--photos", "1", "--photo", "text.png")
+    assert done.code == Exit.REFUSED
+    assert "picture" in done.err

@@ -18,6 +18,7 @@ from avatarforge.diagnosis import Finding, State, examine
 from avatarforge.diagnosis.redis import check_redis
 from avatarforge.persistence.upgrade import latest, upgrade
 from avatarforge.settings import Settings, load_settings
+from tests.keys import kept_key
 from tests.servers.mariadb import MariaDbServer, free_port
 from tests.servers.redis import PASSWORD, RedisServer
 from tests.servers.s3 import S3Server
@@ -74,6 +75,7 @@ def test_a_deployment_that_has_everything_is_found_well(
         "data folder": State.OK,
         "database": State.OK,
         "migrations": State.OK,
+        "API keys": State.ABSENT,
         "storage": State.OK,
         "Redis": State.OK,
         "GPU": State.ABSENT,
@@ -103,6 +105,21 @@ def test_the_embedded_default_needs_nothing_before_its_first_start(tmp_path: Pat
     assert [finding for finding in findings.values() if finding.state is State.FAILED] == []
     assert findings["database"].state is State.ABSENT
     assert not (tmp_path / "new" / "avatarforge.db").exists()
+
+
+def test_a_service_that_others_reach_needs_a_key(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, http={"host": "0.0.0.0", "port": free_port()})
+    upgrade(settings.database_url)
+    finding = found(settings)["API keys"]
+    assert finding.state is State.FAILED
+    assert "avatarforge keys create" in finding.advice
+    local = settings_of(tmp_path, http={"port": free_port()})
+    assert found(local)["API keys"].state is State.ABSENT
+
+    kept_key(settings, "*")
+    assert found(settings)["API keys"].state is State.OK
+    nobody = settings_of(tmp_path, access={"required": "never"})
+    assert found(nobody)["API keys"].state is State.ABSENT
 
 
 def test_a_database_that_does_not_answer(tmp_path: Path) -> None:

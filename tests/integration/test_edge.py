@@ -10,7 +10,9 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Page, async_playwright
 
-from tests.integration.rest import Rest, a_jpeg, running_rest
+from avatarforge.embedded import access_variables
+from avatarforge.settings import load_settings
+from tests.integration.rest import Rest, a_jpeg, problem, running_rest
 from tests.integration.service import Service, running_service
 from tests.keys import kept_key
 
@@ -67,6 +69,71 @@ async def test_a_site_that_settings_name_may_read_answers_even_refusals(tmp_path
     assert {"location", "retry-after"} <= _names(asked, "access-control-expose-headers")
     assert refused.status_code == 401
     assert "access-control-allow-origin" not in stranger.headers
+
+
+LOCAL = "localhost, 127.0.0.1, ::1"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Host": "127.0.0.1.evil.example:8000"},
+        {"Host": "[::2]:8000"},
+        {"Host": "[:"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+    ],
+)
+async def test_a_service_for_this_machine_does_nothing_for_the_pages_of_other_sites(
+    tmp_path: Path, headers: dict[str, str]
+) -> None:
+    async with running_rest(tmp_path, access={"hosts": LOCAL}) as rest:
+        headers = {"Host": "localhost:8000", **headers}
+        refused = await rest.client.post("/customers/ana", files={"photo": a_jpeg()}, headers=headers)
+        read = await rest.client.get("/styles", headers=headers)
+        assert list(rest.storage.list("")) == []
+    assert (refused.status_code, problem(refused)["code"]) == (403, "foreign_site")
+    assert (read.status_code, problem(read)["code"]) == (403, "foreign_site")
+    assert "access.hosts" in problem(read)["detail"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "localhost"},
+        {"Host": "LocalHost:8000"},
+        {"Host": "[::1]:8000"},
+        {"Host": "127.0.0.1:8000", "Origin": "http://127.0.0.1:8000"},
+        {"Host": "127.0.0.1:8000", "Origin": SHOP},
+    ],
+)
+async def test_a_service_for_this_machine_answers_its_own_pages_and_those_of_named_sites(
+    tmp_path: Path, headers: dict[str, str]
+) -> None:
+    async with running_rest(tmp_path, access={"hosts": LOCAL, "cors_origins": SHOP}) as rest:
+        assert (await rest.client.get("/styles", headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, {"REQUIRED": "never", "HOSTS": "localhost,127.0.0.1,::1"}),
+        (
+            {"http": {"host": "127.0.0.9"}},
+            {"REQUIRED": "never", "HOSTS": "localhost,127.0.0.1,::1,127.0.0.9"},
+        ),
+        ({"access": {"hosts": "forge.example"}}, {"REQUIRED": "never"}),
+        ({"access": {"required": "never"}}, {"REQUIRED": "never"}),
+        ({"access": {"required": "always"}}, {"REQUIRED": "always"}),
+        ({"http": {"host": "0.0.0.0"}}, {"REQUIRED": "always"}),
+    ],
+)
+def test_only_who_lets_everybody_in_for_its_address_minds_by_what_name_it_is_called(
+    given: dict[str, Any], told: dict[str, str]
+) -> None:
+    variables = access_variables(load_settings(given, environ={}))
+    assert variables == {f"AVATARFORGE_ACCESS_{name}": value for name, value in told.items()}
 
 
 def _names(answer: httpx.Response, header: str) -> set[str]:

@@ -282,17 +282,17 @@ async def test_an_unexpected_error_is_told_without_its_trace(
 
 
 async def test_health_is_readiness(api: Grpc, monkeypatch: pytest.MonkeyPatch) -> None:
-    for service in ("", SERVICE):
+    for service in ("", SERVICE.full_name):
         assert (await api.health.Check(HealthCheckRequest(service=service))).status == 1
     listed = await api.health.List(HealthListRequest())
-    assert {name: health.status for name, health in listed.statuses.items()} == {"": 1, SERVICE: 1}
+    assert {name: health.status for name, health in listed.statuses.items()} == {"": 1, SERVICE.full_name: 1}
     status, code, _ = await refused(api.health.Check(HealthCheckRequest(service="other")))
     assert (status, code) == ("NOT_FOUND", "service_not_found")
     unknown = api.health.Watch(HealthCheckRequest(service="other"))
     assert (await unknown.read()).status == HealthCheckResponse.SERVICE_UNKNOWN
     unknown.cancel()
 
-    watch = api.health.Watch(HealthCheckRequest(service=SERVICE))
+    watch = api.health.Watch(HealthCheckRequest(service=SERVICE.full_name))
     assert (await watch.read()).status == HealthCheckResponse.SERVING
     ready = await api.rest.photos.health.readiness()
     parts = {**ready.parts, "database": dataclasses.replace(ready.parts["database"], ok=False)}

@@ -99,6 +99,12 @@ async def test_failures_are_counted_by_code_and_requests_by_route(service: Servi
     assert await get(client, "avatarforge_http_requests_total", method="other") == 1
 
 
+async def test_an_upload_under_a_key_is_timed_as_any_other_and_its_replay_is_not(service: Service) -> None:
+    for _ in range(2):
+        assert (await service.post(key="once")).status_code == 202
+    assert await value(service.client, "avatarforge_accept_seconds_count") == 1
+
+
 async def test_whichever_replica_answers_tells_the_same(service: Service) -> None:
     async with service.fresh_replica() as second:
         for replica in (service, second, second):

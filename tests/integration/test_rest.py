@@ -233,6 +233,8 @@ async def test_every_call_is_described_with_its_errors(rest: Rest) -> None:
         "POST /customers/{customerId}/photos/{jobId}/deliveries/{deliveryId}/redeliver",
         "GET /customers/{customerId}/photos/{jobId}/original",
         "GET /customers/{customerId}/photos/{jobId}/generated",
+        "GET /customers/{customerId}/photos/{jobId}/links",
+        "POST /customers/{customerId}/tickets",
         "GET /models",
         "GET /styles",
         "GET /healthz",
@@ -242,7 +244,15 @@ async def test_every_call_is_described_with_its_errors(rest: Rest) -> None:
     assert all(call["summary"] for call in calls.values())
     assert all("400" in call["responses"] for name, call in calls.items() if "{customerId}" in name)
     upload = calls["POST /customers/{customerId}"]
-    assert set(upload["responses"]) == {"202", "400", "409", "413", "415", "422", "503"}
+    refused_to_all = {"401", "403", "429"}
+    assert set(upload["responses"]) == {"202", "400", "409", "413", "415", "422", "503"} | refused_to_all
+    assert {name for name, call in calls.items() if refused_to_all <= call["responses"].keys()} == {
+        name for name in calls if name not in ("GET /healthz", "GET /readyz")
+    }
+    stream = calls["GET /customers/{customerId}/photos/stream"]
+    assert {parameter["name"] for parameter in stream["parameters"]} == {
+        *("customerId", "jobId", "after", "Last-Event-ID", "previews", "ticket")
+    }
     form = upload["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert set(form["properties"]) == {
         "photo",

@@ -177,6 +177,15 @@ async def test_without_its_tracker_the_promise_is_not_given(service: Service) ->
     assert answer.headers["retry-after"] == "5"
 
 
+async def test_a_busy_service_says_when_to_come_again(tmp_path: Path) -> None:
+    async with running_service(tmp_path, http={"sdapi": True}, ingress={"max_uploads": 1}) as service:
+        with service.photos.uploads.one():
+            # A client that is still sending reads the answer, too.
+            answer = await asked(service, init_images=[a_picture(b"x" * 3_000_000)])
+    assert (answer.status_code, answer.json()["error"]) == (429, "too_many_uploads")
+    assert answer.headers["retry-after"] == "1"
+
+
 async def test_progress_is_told_while_a_picture_is_made(service: Service) -> None:
     idle = await progress_of(service)
     assert (idle["progress"], idle["state"]["job_count"]) == (0, 0)

@@ -272,6 +272,25 @@ async def test_a_broken_device_makes_the_replica_unfit(switch: ModelSwitch) -> N
 # --- memory that does not hold two --------------------------------------------------------------------------
 
 
+async def test_an_engine_that_does_not_close_does_not_leave_the_replica_draining(models: Path) -> None:
+    def stuck() -> None:
+        raise RuntimeError("the device hangs")
+
+    switch = Impatient("first", loader_of(models, swap="drain"))
+    switch.start()
+    try:
+        async with switch.model() as first:
+            close = first.engine.close
+        first.engine.close = stuck  # type: ignore[method-assign]  # as a driver's fault would have it
+        switch.wish("second")
+        assert "the device hangs" in await failed(switch)
+        await serves(switch, "first")
+        assert switch.state is ReplicaState.SERVING
+        close()
+    finally:
+        await switch.close()
+
+
 class OneAtATime(ModelLoader):
     """A loader whose memory holds one model: it notes when two are there."""
 

@@ -41,7 +41,14 @@ async def test_a_key_is_asked_for_kept_for_the_tab_and_used_for_every_call(
         await job_shown(page)
         await expect(page.locator(".compare")).to_be_visible()
         await wait_until(lambda: is_painted(page, ".compare .after"))
-        await page.click(".tabs [data-view=queue]")
-        await expect(page.locator("#queue .nothing")).to_be_visible()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        for _ in range(2):
+            async with page.expect_response("**/customers/ana/photos?limit=24"):
+                await page.click(".tabs [data-view=gallery]")
+                await page.click(".tabs [data-view=queue]")
+            await expect(page.locator("#queue .nothing")).to_be_visible()
         await expect(page.locator(".toast.error")).to_have_count(0)
+        others = [url for url in asked if "/customers?" in url]
+        assert len(others) == 1, "what the key does not reach is not asked for again and again"
         assert await page.evaluate("Object.values(localStorage).concat(document.cookie).join()") == "ana,"

@@ -35,7 +35,16 @@ async def test_a_photo_becomes_an_avatar_before_ones_eyes(service: Service, page
     await expect(page.locator("#said")).to_have_text("The avatar is done.")
     asked = service.recorded(job_id).parameters
     assert (asked.style, asked.prompt, asked.cut_face) == ("neon", "red hair", True)
-    assert asked.strength == 0.65, "the model's default"
+    assert asked.strength is None, "what nobody has chosen is the model's to choose"
+
+
+async def test_the_strength_is_the_models_until_it_is_chosen(service: Service, page: Page) -> None:
+    await expect(page.locator("#strength-value")).to_have_text("0.65")
+    await page.set_input_files("#photo", PORTRAIT)
+    await page.fill("#strength", "0.4")
+    await page.click("#forge")
+
+    assert service.recorded(await job_shown(page)).parameters.strength == 0.4
 
 
 async def test_a_square_that_was_cut_by_hand_is_taken_as_it_is(service: Service, page: Page) -> None:

@@ -10,6 +10,7 @@ from ray.serve._private.autoscaling_state import _resolve_policy_callable
 from ray.serve._private.common import DeploymentID
 from ray.serve.autoscaling_policy import _apply_autoscaling_config
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
+from structlog.testing import capture_logs
 
 from avatarforge.autoscaling.gauge import Gauge
 from avatarforge.autoscaling.policy import PATH, BacklogPolicy
@@ -168,7 +169,10 @@ def test_a_context_that_breaks_keeps_the_present_target(policy: Made) -> None:
     broken = context(running=2, target=3)
     broken.config = None
     broken.current_num_replicas = None  # type: ignore[assignment]
-    assert policy(RuntimeError())(broken) == (3, {})
+    made = policy(RuntimeError())
+    with capture_logs() as lines:
+        assert [made(broken) for _ in range(3)] == [(3, {})] * 3
+    assert [line["event"] for line in lines if line["log_level"] == "error"] == ["replicas stay as they are"]
 
 
 def test_a_call_does_not_wait_for_trackers_that_hang() -> None:

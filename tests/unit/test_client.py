@@ -2,9 +2,11 @@
 
 import asyncio
 import inspect
+import io
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -127,6 +129,16 @@ def test_a_customer_id_with_a_slash_stays_one_segment_of_the_path() -> None:
     assert requests[0].url.raw_path == b"/customers/a%2Fb"
 
 
+@pytest.mark.parametrize("name", [".", ".."])
+def test_erasing_a_job_named_by_dots_does_not_erase_what_is_above_it(name: str) -> None:
+    answer, requests = answers(problem(404, "job_not_found"))
+    with client_of(answer) as client, pytest.raises(NotFound):
+        client.erase(JobName("ana", name))
+    assert [request.url.raw_path for request in requests] == [
+        f"/customers/ana/photos/{'%2E' * len(name)}".encode()
+    ]
+
+
 def test_the_key_and_the_address_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AVATARFORGE_URL", "http://there:81/")
     monkeypatch.setenv("AVATARFORGE_API_KEY", "af_secret")
@@ -148,7 +160,23 @@ def test_the_key_does_not_go_to_another_host() -> None:
     assert "authorization" not in requests[1].headers
 
 
-@pytest.mark.parametrize("url", ["forge:8000", "ftp://forge", "http://", "forge"])
+def test_the_key_may_come_with_the_end_of_its_line() -> None:
+    answer, requests = answers(job())
+    with client_of(answer, api_key="af_secret\n") as client:
+        client.status(JOB)
+    assert requests[0].headers["authorization"] == "Bearer af_secret"
+
+
+@pytest.mark.parametrize("key", ["af_sécret", "af_a\nf_b", "af_\x00"])
+def test_a_key_that_no_header_can_carry_is_refused_without_being_told(key: str) -> None:
+    with pytest.raises(ValueError, match="The API key") as refused:
+        Client("http://forge", api_key=key)
+    assert key not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["forge:8000", "ftp://forge", "http://", "forge", "http://[forge", "http://forge:99999"]
+)
 def test_an_address_that_is_no_url_is_refused_with_one_that_is(url: str) -> None:
     with pytest.raises(ValueError, match=r"must be such as http://127\.0\.0\.1:8000"):
         Client(url)
@@ -322,6 +350,20 @@ def test_both_clients_have_the_same_methods_and_arguments() -> None:
         assert steps is getattr(asynchronous[name], "_steps", None)
     ours, theirs = (inspect.signature(each).parameters for each in (Client, AsyncClient))
     assert [*ours] == [*theirs]
+
+
+async def test_the_asynchronous_client_reads_an_open_file_in_another_thread() -> None:
+    class File(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            readers.append(threading.current_thread())
+            return super().read(size)
+
+    readers: list[threading.Thread] = []
+    answer, _ = answers(job())
+    async with AsyncClient("http://forge", transport=httpx.MockTransport(answer), patience=0) as client:
+        await client.submit("ana", File(b"a photo"))
+    assert len(readers) == 1
+    assert readers[0] is not threading.main_thread()
 
 
 async def test_the_asynchronous_client_asks_again_too(photo: Path) -> None:

@@ -43,6 +43,18 @@ async def submitted(tracker: JobTracker, job: ProfilePhotoJob) -> ProfilePhotoJo
     return answer
 
 
+async def test_deadlines_of_jobs_that_have_ended_are_not_kept_till_they_come(bench: Bench) -> None:
+    tracker = await bench.start()
+    deadlines = tracker._deadlines
+    deadlines.FEW = deadlines._tidied_at = 10
+    for _ in range(5):
+        jobs = [await submitted(tracker, a_hurried_job(timeout=604_800)) for _ in range(5)]
+        for job in jobs:
+            await bench.ended(job)
+        await wait_until(lambda: tracker.describe()["unfinished"] == 0)
+    assert len(deadlines._due) <= 15
+
+
 async def test_a_generation_stops_at_its_jobs_deadline(bench: Bench) -> None:
     bench.replicas.script = silent
     tracker = await bench.start()

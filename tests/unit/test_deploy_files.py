@@ -59,6 +59,15 @@ def test_every_variable_is_a_setting(manifests: dict[str, dict[str, Any]]) -> No
     load_settings(environ={"AVATARFORGE_DATABASE_URL": "mysql+pymysql://a:b@c/d"})
 
 
+@pytest.mark.parametrize("file", ["cluster.yaml", "serve_config.yaml", "deploy/kuberay.yaml"])
+def test_the_instructions_make_a_key_after_the_tables_and_before_the_start(file: str) -> None:
+    text = (TREE / file).read_text(encoding="utf-8")
+    tables, key = text.index("avatarforge db upgrade"), text.index("avatarforge keys create")
+    assert tables < key
+    for start in ("serve deploy serve_config.yaml'", "kubectl apply -f"):
+        assert start not in text or key < text.index(start)
+
+
 def test_secrets_are_only_referred_to(manifests: dict[str, dict[str, Any]], cluster: dict[str, Any]) -> None:
     entries = [entry for container in containers(manifests) for entry in container["env"]]
     entries.append(cluster["gcsFaultToleranceOptions"]["redisPassword"])

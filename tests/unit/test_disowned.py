@@ -13,6 +13,8 @@ from tests.waiting import wait_until
 class Bench:
     def __init__(self) -> None:
         self.away = 0
+        self.breaks = ""
+        """The job that breaks the tracker's answer."""
         self.asked: list[str] = []
         self.disowned = Disowned(self._disown)
         self.disowned.FIRST_PAUSE = 0.01
@@ -21,6 +23,8 @@ class Bench:
         if self.away:
             self.away -= 1
             raise TrackerUnavailable("switched off by the test")
+        if job_id == self.breaks:
+            raise ValueError("a fault of ours")
         self.asked.append(f"{customer_id}/{job_id}")
 
 
@@ -43,6 +47,13 @@ async def test_what_comes_after_a_pause_is_asked_for_too(bench: Bench) -> None:
     await wait_until(lambda: bench.asked == ["ana/1"])
     bench.disowned.add("ana", "2")
     await wait_until(lambda: bench.asked == ["ana/1", "ana/2"])
+
+
+async def test_one_that_breaks_the_answer_does_not_hold_the_others_up(bench: Bench) -> None:
+    bench.breaks = "1"
+    bench.disowned.add("ana", "1")
+    bench.disowned.add("ben", "2")
+    await wait_until(lambda: bench.asked == ["ben/2"])
 
 
 async def test_of_too_many_the_first_ones_are_forgotten(bench: Bench) -> None:

@@ -70,6 +70,8 @@ def test_the_list_tells_what_each_key_is_for_and_whether_it_is_valid() -> None:
         (("create", "x"), "--customer ID"),
         (("create", "x", "--customer", "a/b"), "'a/b'"),
         (("create", " ", "--admin"), "name"),
+        (("create", "x", "--customer", "ana", "--expires-days", "inf"), "36500"),
+        (("create", "x", "--customer", "ana", "--expires-days", "1e12"), "36500"),
         (("revoke", "nobody"), "'nobody'"),
     ],
 )
@@ -80,6 +82,14 @@ def test_a_wrong_wish_is_one_sentence_and_makes_nothing(arguments: tuple[str, ..
     assert told in refused.output
     assert "Traceback" not in refused.output
     assert listed() == []
+
+
+def test_a_key_that_is_none_is_refused_without_being_told() -> None:
+    refused = CliRunner().invoke(app, ["jobs", "list", "--api-key", "af_sécret"])
+
+    assert refused.exit_code == 2
+    assert "The API key" in refused.output
+    assert "sécret" not in refused.output
 
 
 def test_a_server_that_others_reach_does_not_start_without_a_key() -> None:

@@ -2,7 +2,9 @@ import asyncio
 import io
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from avatarforge.domain.errors import (
     IdempotencyKeyInFlight,
     JobNotFound,
     StorageUnavailable,
+    TrackerUnavailable,
 )
 from avatarforge.domain.events import EventKind
 from avatarforge.domain.generations import (
@@ -27,7 +30,9 @@ from avatarforge.domain.jobs import GenerationParameters, ImageFormat, JobError,
 from avatarforge.domain.status import ProcessingStatus
 from avatarforge.settings import TrackerSettings
 from avatarforge.storage.folder import FolderStorage
+from avatarforge.storage.interface import StoredObject
 from avatarforge.storage.keys import avatar_key, job_prefix, original_key
+from avatarforge.tracker.backends import Backend, Backends
 from avatarforge.tracker.committer import Committer
 from avatarforge.tracker.dispatcher import Dispatcher
 from avatarforge.tracker.feed import FeedCursor
@@ -467,10 +472,18 @@ def test_a_key_that_nobody_frees_is_free_after_a_while() -> None:
     keys.hold("ana", "k1")
 
 
+def a_stored_job(bench: Bench) -> ProfilePhotoJob:
+    """A job whose original is in storage."""
+    job = a_job()
+    job = replace(job, original=replace(job.original, key=original_key("ana", job.job_id, "image/png")))
+    bench.storage.put(job.original.key, io.BytesIO(b"a photo"), "image/png")
+    return job
+
+
 async def test_a_second_job_of_one_key_is_refused_by_the_record(bench: Bench) -> None:
     tracker = await bench.start()
     key = IdempotencyKey(key="k1", fingerprint="f0" * 32)
-    [first] = await tracker.submit([NewJob(job=a_job(), idempotency_key=key)])
+    [first] = await tracker.submit([NewJob(job=a_stored_job(bench), idempotency_key=key)])
     [second] = await tracker.submit([NewJob(job=a_job(), idempotency_key=key)])
     assert isinstance(first, ProfilePhotoJob)
     assert isinstance(second, IdempotencyKeyInFlight)
@@ -500,6 +513,43 @@ async def test_a_key_whose_job_is_about_to_be_erased_is_no_answer(bench: Bench) 
         await tracker.hold_key(job.customer_id, "mine")
     settled.set()
     await wait_until(lambda: EventKind.ERASED in bench.story(job))
+
+
+@pytest.mark.parametrize("is_stored", [True, False], ids=["stored", "gone"])
+async def test_a_key_whose_answer_was_lost_is_an_answer_while_its_original_is_there(
+    bench: Bench, *, is_stored: bool
+) -> None:
+    """The original goes before a caller is told that the job is not kept, and the tracker knows nothing."""
+    bench.replicas.script = silent
+    first = await bench.start()
+    job = a_stored_job(bench) if is_stored else a_job()
+    await first.submit([NewJob(job=job, idempotency_key=IdempotencyKey(key="mine", fingerprint="f"))])
+    await first.stop()
+    second = await bench.start()
+    if is_stored:
+        assert await second.hold_key("ana", "mine") == KnownKey(fingerprint="f", job_id=job.job_id)
+    else:
+        with pytest.raises(IdempotencyKeyInFlight):
+            await second.hold_key("ana", "mine")
+
+
+async def test_a_submission_that_comes_after_its_client_was_told_503_is_not_kept(bench: Bench) -> None:
+    tracker = await bench.start()
+    job = a_job()
+    await tracker.disown("ana", job.job_id)
+    [late] = await tracker.submit([NewJob(job=job)])
+    assert isinstance(late, TrackerUnavailable)
+    assert bench.records.jobs == {}
+
+
+async def test_a_tracker_that_is_not_ready_keeps_no_report_waiting(bench: Bench) -> None:
+    bench.records.down = True
+    starting = asyncio.create_task(bench.start())
+    await wait_until(lambda: bench.trackers != [])
+    with pytest.raises(DatabaseUnavailable):
+        await bench.trackers[0].report_replica(a_report())
+    bench.records.down = False
+    await starting
 
 
 @pytest.mark.parametrize("turns", range(6))
@@ -560,6 +610,29 @@ async def test_one_object_that_storage_keeps_holds_no_other_up(bench: Bench) -> 
     ]
 
 
+async def test_storage_that_hangs_does_not_keep_others_from_the_record(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go = threading.Event()
+
+    def hanging(prefix: str) -> Iterator[StoredObject]:
+        let_go.wait(10)
+        return iter(())
+
+    monkeypatch.setattr(bench.storage, "list", hanging)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    tracker = await bench.start()
+    bench.replicas.script = broken
+    jobs = await tracker.submit([NewJob(job=a_job()) for _ in range(4)])
+    for job in jobs:
+        assert isinstance(job, ProfilePhotoJob)
+        await bench.ended(job)
+    try:
+        assert await asyncio.wait_for(tracker.hold_key("ana", "another"), 5) is None
+    finally:
+        let_go.set()
+
+
 # --- replicas ---------------------------------------------------------------------------------------------
 
 
@@ -582,6 +655,28 @@ async def test_the_last_good_model_is_recorded_once_the_database_is_back(
     bench.records.down = False
     await wait_until(lambda: bench.records.models == {0: "first"})
     assert bench.broken == []
+
+
+async def test_a_long_line_is_not_searched_while_no_replica_has_a_model(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Dispatcher, "RECHECK", 0.01)
+    looked_at: list[str] = []
+    takes = Backends.takes
+
+    def noted(self: Backends, backend: Backend, job: ProfilePhotoJob) -> bool:
+        looked_at.append(job.job_id)
+        return takes(self, backend, job)
+
+    tracker = await bench.start()
+    await tracker.report_replica(empty("a"))
+    jobs = [NewJob(job=a_job()) for _ in range(20)]
+    await tracker.submit(jobs)
+    monkeypatch.setattr(Backends, "takes", noted)
+    await asyncio.sleep(0.1)
+    assert looked_at == []
+    await tracker.report_replica(a_report("a"))
+    await bench.ended(jobs[-1].job)
 
 
 async def test_replicas_and_the_work_before_them_are_told(bench: Bench) -> None:

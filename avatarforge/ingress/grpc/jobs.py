@@ -40,7 +40,6 @@ class JobMethods:
         with (
             refusing(grpc_context, "SubmitPhoto", self._photos.figures),
             traces.upload(_metadata(grpc_context, "traceparent")),
-            self._photos.uploads.one(),
         ):
             request = readable(request)
             await self._admit("SubmitPhoto", request.customer_id, grpc_context)
@@ -49,13 +48,14 @@ class JobMethods:
             limit = self._photos.settings.upload.max_bytes
             if len(request.photo) > limit:
                 raise PhotoTooLarge(limit)
-            submitted = await self._photos.submit(
-                request.customer_id,
-                BytesIO(request.photo),
-                "photo",
-                messages.form_fields(request),
-                _idempotency_key(grpc_context),
-            )
+            with self._photos.uploads.one():
+                submitted = await self._photos.submit(
+                    request.customer_id,
+                    BytesIO(request.photo),
+                    "photo",
+                    messages.form_fields(request),
+                    _idempotency_key(grpc_context),
+                )
             if submitted.replayed:
                 grpc_context.set_trailing_metadata([("idempotent-replayed", "true")])
             return messages.job_status(submitted.live)

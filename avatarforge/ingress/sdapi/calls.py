@@ -32,7 +32,7 @@ from avatarforge.ingress.sdapi.messages import (
     progress_answer,
 )
 from avatarforge.ingress.service import ImageKind, ProfilePhotos
-from avatarforge.ingress.uploads import drain, until_silence
+from avatarforge.ingress.uploads import announced_length, drain, until_silence, upload_place
 
 CUSTOMER = SDAPI_CUSTOMER
 """Whose jobs they are."""
@@ -64,8 +64,8 @@ def _refusing(call: Call) -> Call:
         try:
             return await call(request)
         except (AvatarForgeError, WrongBody) as error:
-            headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Unavailable) else {}
-            return _answer(Refusal.of(error), headers)
+            seconds = getattr(error, "retry_after", None)
+            return _answer(Refusal.of(error), {} if seconds is None else {"Retry-After": str(seconds)})
 
     return refusing
 
@@ -120,10 +120,11 @@ class _Calls:
 
     async def _submitted(self, request: Request) -> tuple[Img2Img, LiveJob]:
         """What was asked for, without its picture, and the job for it."""
-        with self._photos.uploads.one():
+        length = announced_length(request.headers)
+        async with upload_place(self._photos.uploads, request.stream(), length):
             largest = self._photos.settings.upload.max_bytes
             # Base64 makes four bytes of three.
-            body = await _body(request, largest * 4 // 3 + _BESIDES_PHOTO, largest)
+            body = await _body(request, length, largest * 4 // 3 + _BESIDES_PHOTO, largest)
             wish = await asyncio.to_thread(Img2Img.parsed, body)
             photo = await asyncio.to_thread(wish.photo)
             submission = wish.submission(await self._photos.model())
@@ -196,10 +197,8 @@ class _Calls:
         return self._marking.file(scaled, ImageFormat.PNG)
 
 
-async def _body(request: Request, most: int, largest_photo: int) -> bytes:
+async def _body(request: Request, announced: int | None, most: int, largest_photo: int) -> bytes:
     """The whole body. Raises `PhotoTooLarge`, and `MalformedUpload` when the client falls silent."""
-    length = request.headers.get("content-length", "")
-    announced = int(length) if length.isascii() and length.isdigit() else None
     stream = request.stream()
     if announced is not None and announced > most:
         await drain(stream, announced)

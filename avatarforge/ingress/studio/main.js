@@ -140,7 +140,8 @@ startCustomer();
 startIntake(() => (location.hash = "#/"));
 startWishes((job) => {
   location.hash = `#/photo/${job.jobId}`;
-  say(t("accepted"));
+  // The stream may have told its end before the upload's answer came.
+  if (!jobs.get(job.jobId)?.isTerminal) say(t("accepted"));
 });
 jobs.onJobs(onJob);
 jobs.onConnection(onConnection);

@@ -7,14 +7,18 @@ import { moment, t } from "./i18n.js";
 import * as jobs from "./jobs.js";
 import { show } from "./pictures.js";
 import { attempt } from "./say.js";
-import { session } from "./session.js";
+import { onSession, session } from "./session.js";
 import { bar, remaining, situation } from "./states.js";
 
 let others = null; // null where the server does not tell
+let mayAsk = true; // until the server has refused this key
+
+onSession(() => (mayAsk = true));
 
 // Positions change without an event of the job's own, so they are asked for while one looks.
 export async function refreshQueue() {
   await jobs.load();
+  if (!mayAsk) return;
   try {
     const { customers } = await api.customers();
     others = customers
@@ -26,6 +30,7 @@ export async function refreshQueue() {
   } catch (error) {
     if (![401, 403].includes(error.status)) throw error;
     others = null;
+    mayAsk = false;
   }
 }
 

@@ -3,6 +3,7 @@
 import { Problem, call, pause } from "./api.js";
 
 const SILENCE = 45_000; // the server sends a comment every 15 seconds
+const SHORTEST_PAUSE = 0.25; // after a stream that ended well, too: something between may end each at once
 const LONGEST_PAUSE = 5;
 
 export class JobStream {
@@ -27,6 +28,7 @@ export class JobStream {
       try {
         await this.#once();
         failures = 0;
+        await pause(SHORTEST_PAUSE);
       } catch (error) {
         if (this.#stopping.signal.aborted) return;
         if (error instanceof Problem && error.code === "invalid_request") this.#lastId = null;
@@ -37,7 +39,7 @@ export class JobStream {
         failures += 1;
         // The first loss of a stream may be a matter of milliseconds.
         if (failures > 1) this.onState("lost", error);
-        await pause(Math.min(LONGEST_PAUSE, 0.25 * 2 ** failures));
+        await pause(Math.min(LONGEST_PAUSE, SHORTEST_PAUSE * 2 ** failures));
       }
     }
   }

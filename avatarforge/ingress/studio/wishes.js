@@ -10,7 +10,7 @@ import { session } from "./session.js";
 import { drawing } from "./styles.js";
 
 const form = $("#wishes");
-let defaults = null;
+let strengthChosen = false; // until then it is left to the model, which may have none to choose
 let key = api.newKey();
 
 export function startWishes(onAccepted) {
@@ -21,7 +21,10 @@ export function startWishes(onAccepted) {
   form.addEventListener("input", changed);
   onPhoto(changed);
   $(".more").open = matchMedia("(min-width: 1081px) and (min-height: 860px)").matches; // there is room for it
-  $("#strength").addEventListener("input", showStrength);
+  $("#strength").addEventListener("input", () => {
+    strengthChosen = true;
+    showStrength();
+  });
   $("#roll").addEventListener("click", () => {
     $("#seed").value = crypto.getRandomValues(new Uint32Array(1))[0];
     changed();
@@ -31,14 +34,13 @@ export function startWishes(onAccepted) {
 // The styles and defaults of the model that serves.
 export async function loadStyles() {
   const [{ styles }, { models }] = await Promise.all([api.styles(), api.models()]);
-  const first = defaults === null;
-  defaults = models[0].defaults;
+  const { defaults } = models[0];
   const chosen = form.elements.style?.value ?? "";
   $("#styles").replaceChildren(
     styleCard("", t("ownWords"), chosen),
     ...styles.map(({ name, title }) => styleCard(name, title, chosen)),
   );
-  if (first) $("#strength").value = defaults.strength;
+  if (!strengthChosen) $("#strength").value = defaults.strength;
   $("#steps").placeholder = defaults.steps;
   $("#guidance").placeholder = number(defaults.guidance, 1);
   showStrength();
@@ -86,7 +88,8 @@ async function send(onAccepted) {
 // Fields come before the photo, and empty ones stay away.
 function filledIn(file, name, cutFace) {
   const data = new FormData();
-  for (const [field, value] of new FormData(form)) if (value !== "") data.append(field, value);
+  for (const [field, value] of new FormData(form))
+    if (value !== "" && (field !== "strength" || strengthChosen)) data.append(field, value);
   if (!cutFace) data.append("cutFace", "false");
   data.append("photo", file, name);
   return data;
