@@ -79,7 +79,8 @@ class Terminal:
 
     def close(self) -> None:
         for process in self._background:
-            process.send_signal(signal.SIGINT)
+            # Not SIGINT: where a shell started us in its background, that one is ignored.
+            process.terminate()
         for process in self._background:
             try:
                 process.wait(30)

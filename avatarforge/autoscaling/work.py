@@ -16,7 +16,8 @@ class Work:
     MEMORY_JOBS = 50.0
     """Done jobs after which one weighs a third."""
     MEMORY_SECONDS = 60.0
-    """Seconds after which an arrival weighs a third: bursts show in the backlog, what is under them here."""
+    """Seconds after which an arrival weighs a third: bursts show in the backlog, what is under them here.
+    When nothing has come for so long, nothing is expected any more."""
 
     def __init__(self) -> None:
         self._last: Counts | None = None
@@ -24,6 +25,7 @@ class Work:
         self._busy = 0.0
         self._done = 0.0
         self._demand = 0.0
+        self._arrival_at = float("-inf")
 
     @property
     def job_seconds(self) -> float | None:
@@ -57,3 +59,7 @@ class Work:
             rate = (counts.accepted - before.accepted) * self.job_seconds / seconds
             kept = math.exp(-seconds / self.MEMORY_SECONDS)
             self._demand = self._demand * kept + rate * (1 - kept)
+        if counts.accepted > before.accepted:
+            self._arrival_at = counts.at
+        elif counts.at - self._arrival_at > self.MEMORY_SECONDS:
+            self._demand = 0.0

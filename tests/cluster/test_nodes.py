@@ -76,9 +76,10 @@ def test_targets_change_while_everything_runs(nodes: Nodes, photo: bytes) -> Non
     assert nodes.replicas("Ingress") == ingress
 
 
+@pytest.mark.skipif(JOBS < 200, reason="the last replica goes after minutes: `make chaos`")
 def test_the_last_replica_goes_and_the_next_job_brings_one_back(nodes: Nodes, photo: bytes) -> None:
     aim(nodes, min_replicas=0)
-    nodes.until(lambda: not nodes.replicas(), 60, "no replica is left")
+    nodes.until(lambda: not nodes.replicas(), 150, "no replica is left")
     crowd = nodes.crowd(photo, 2)
     crowd.start()
     crowd.finish()

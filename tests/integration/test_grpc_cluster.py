@@ -39,10 +39,17 @@ with LocalCluster(folder / "data", port=int(sys.argv[2]), grpc_port=int(sys.argv
     from avatarforge.ingress.health import HealthChecks
     from avatarforge.ingress.news import Erased
     from avatarforge.access.gate import Gate
+    from avatarforge.ingress.scrapes import Clients
     from avatarforge.settings import AccessSettings, Settings
+    from avatarforge.telemetry.figures import Figures
 
     class Photos:
         settings = Settings()
+
+        def __init__(self):
+            self.figures = Figures()
+            self.clients = Clients(self.figures)
+
         health = HealthChecks({}, feed_lag=lambda: 0.0)
 
         async def status(self, customer_id, job_id, wait_seconds, after):

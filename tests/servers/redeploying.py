@@ -7,8 +7,10 @@ model and number of replicas, as JSON.
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any, ClassVar
 
+from avatarforge.cli.terminal import terminating_like_ctrl_c
 from avatarforge.embedded import running
 from avatarforge.settings import Settings, load_settings
 from tests.servers.avatarforge import AvatarForgeServer
@@ -53,7 +55,11 @@ def config_of(settings: Settings, model: str, replicas: int) -> dict[str, Any]:
 
 def main() -> None:
     settings = load_settings()
-    with running(settings, config=config_of(settings, settings.diffusion.model, 1)):
+    with (
+        terminating_like_ctrl_c(),
+        suppress(KeyboardInterrupt),
+        running(settings, config=config_of(settings, settings.diffusion.model, 1)),
+    ):
         for line in sys.stdin:
             _deploy(config_of(settings, **json.loads(line)))
 

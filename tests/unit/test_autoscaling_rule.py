@@ -237,8 +237,20 @@ class TestWork:
             shop.accepted += 1
         busy = shop.after(1, 1)
         shop.running = 0
-        later = shop.after(120, 1)
-        assert later.demand == pytest.approx(busy.demand * 0.135, rel=0.1)
+        later = shop.after(30, 1)
+        assert later.demand == pytest.approx(busy.demand * 0.607, rel=0.1)
+
+    def test_nothing_is_expected_after_a_minute_without_arrivals(self) -> None:
+        shop = Shop()
+        shop.running = 1
+        for _ in range(100):
+            shop.after(1, 1)
+            shop.finished += 1
+            shop.accepted += 1
+        shop.after(1, 1)
+        shop.running = 0
+        assert shop.after(59, 1).demand > 0
+        assert shop.after(2, 1).demand == 0
 
     def test_the_same_counts_twice_change_nothing(self) -> None:
         shop = Shop()
