@@ -47,7 +47,7 @@ class EventStreams:
     def __enter__(self) -> Self:
         for number, path in enumerate(self._paths):
             connection = socket.create_connection(self._address, timeout=30)
-            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: benchmark\r\n\r\n".encode())
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             connection.setblocking(False)
             self._sockets.append(connection)
             self._selector.register(connection, selectors.EVENT_READ, _Reader(number))

@@ -69,14 +69,14 @@ def upload(path: str, photo: bytes, media_type: str, fields: Mapping[str, object
     )
     body = b"".join(parts) + b"--%b--\r\n" % BOUNDARY
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: benchmark\r\nContent-Length: {len(body)}\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
         f"Content-Type: multipart/form-data; boundary={BOUNDARY.decode()}\r\n\r\n"
     )
     return head.encode() + body
 
 
 def get(path: str) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nHost: benchmark\r\n\r\n".encode()
+    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
 
 
 def send(url: str, requests: Iterator[bytes], clients: int) -> Load:

@@ -38,7 +38,7 @@ def cancel(url: str, jobs: Sequence[tuple[str, str]], *, a_second: float, patien
 def _cancel(url: str, customer_id: str, job_id: str, patience: float) -> None:
     request = (
         f"POST /customers/{customer_id}/photos/{job_id}/cancel HTTP/1.1\r\n"
-        f"Host: benchmark\r\nContent-Length: 0\r\n\r\n"
+        f"Host: localhost\r\nContent-Length: 0\r\n\r\n"
     )
     deadline = time.monotonic() + patience
     while True:

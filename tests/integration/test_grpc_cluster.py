@@ -45,12 +45,11 @@ with LocalCluster(folder / "data", port=int(sys.argv[2]), grpc_port=int(sys.argv
 
     class Photos:
         settings = Settings()
+        health = HealthChecks({}, feed_lag=lambda: 0.0)
 
         def __init__(self):
             self.figures = Figures()
             self.clients = Clients(self.figures)
-
-        health = HealthChecks({}, feed_lag=lambda: 0.0)
 
         async def status(self, customer_id, job_id, wait_seconds, after):
             try:
