@@ -24,6 +24,7 @@ _MOST_ADDED = 0.2
 """How much of the square may lie above the photo, where its topmost row is repeated."""
 
 _one_at_a_time = Lock()  # a CascadeClassifier must not be used by two threads at once
+_importing = Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,7 @@ def square(photo: Image.Image, size: int) -> tuple[Image.Image, Crop]:
 
 
 def _largest_face(photo: Image.Image) -> _Box | None:
-    import cv2
-
+    cv2 = _opencv()
     scale = min(1.0, _SEARCHED / max(photo.size))
     width, height = (max(1, round(side * scale)) for side in photo.size)
     grey = photo.convert("L").resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
@@ -84,14 +84,20 @@ def _largest_face(photo: Image.Image) -> _Box | None:
     return _Box(left / scale, top / scale, side / scale)
 
 
+def _opencv() -> Any:
+    """OpenCV, imported late. While it is imported it takes itself out of `sys.modules`, so that another
+    thread would get one without its data."""
+    with _importing:
+        import cv2
+    return cv2
+
+
 @cache
 def _detector() -> Any:
-    import cv2
-
+    cv2 = _opencv()
     # One thread: the cores belong to the ones who denoise.
     cv2.setNumThreads(1)
-    folder = cv2.data.haarcascades  # type: ignore[attr-defined]  # OpenCV's stubs leave its data out
-    return cv2.CascadeClassifier(folder + "haarcascade_frontalface_default.xml")
+    return cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_default.xml")
 
 
 def _portrait(face: _Box) -> _Box:
