@@ -101,6 +101,21 @@ def running(
         )
 
 
+def redeploy(config: Config) -> None:
+    """Apply a changed config to what `running` started, as `serve deploy` does it, and return at once.
+
+    Raises `ClusterError` for one that Serve does not take; then all goes on as it was.
+    """
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    schema = _validated(config)
+    try:
+        _apply(schema)
+    except (RayError, RayServeException, ValueError) as error:
+        raise ClusterError(f"Serve does not take the config file: {error}") from error
+
+
 def read_config(path: Path) -> Config:
     """A Serve config file as it is written. Raises `ClusterError` when it is none.
 
@@ -218,16 +233,20 @@ def _deploy(settings: Settings, schema: "ServeDeploySchema | None") -> None:
     from ray import serve
 
     if schema is not None:
-        from ray.serve.context import _get_global_client
-
-        client = _get_global_client()
-        assert client is not None, "it raises instead"
-        client.deploy_apps(schema)  # as `serve run` does it
+        _apply(schema)
         return
     from avatarforge.app import build
 
     target = serve.RunTarget(build(settings.as_arguments()), name=APPLICATION, route_prefix="/")
     serve.run_many([target], wait_for_applications_running=False)
+
+
+def _apply(schema: "ServeDeploySchema") -> None:
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client()
+    assert client is not None, "it raises instead"
+    client.deploy_apps(schema)  # as `serve run` does it
 
 
 def _validated(config: Config) -> "ServeDeploySchema":

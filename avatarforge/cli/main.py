@@ -54,7 +54,10 @@ DataDirOption = Annotated[
 @errors_in_one_sentence
 def up(
     config: Annotated[
-        Path | None, typer.Option("--config", help="Serve config file, such as serve_config.yaml.")
+        Path | None,
+        typer.Option(
+            "--config", help="Serve config file, such as serve_config.yaml; applied when it changes."
+        ),
     ] = None,
     host: HostOption = None,
     port: PortOption = None,

@@ -3,18 +3,24 @@
 import os
 import shlex
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from avatarforge.cli.photos import SAMPLE
 from avatarforge.cli.terminal import err, out, terminating_like_ctrl_c
+from avatarforge.cluster import ClusterError
 from avatarforge.cluster.timings import Timings
 from avatarforge.diffusion.provenance import open_marking
-from avatarforge.embedded import Instance, arguments_of, read_config, running
+from avatarforge.embedded import Instance, arguments_of, read_config, redeploy, running
 from avatarforge.settings import load_settings
+
+LOOK_SECONDS = 0.5
+"""Between two looks at the config file."""
 
 
 def up(*, config: Path | None, options: dict[str, str], timings: bool) -> None:
@@ -23,9 +29,35 @@ def up(*, config: Path | None, options: dict[str, str], timings: bool) -> None:
         try:
             with started(config, options) as instance:
                 _say_where(instance, timings)
-                threading.Event().wait()
+                _serve(config)
         except KeyboardInterrupt:
             err.print("Stopped.")
+
+
+def _serve(config: Path | None) -> None:
+    """Never return. A config file that is changed is applied, as `serve deploy` does it on a cluster."""
+    if config is None:
+        threading.Event().wait()
+        return
+    applied = config.read_bytes()
+    while True:
+        time.sleep(LOOK_SECONDS)
+        try:
+            content = config.read_bytes()
+        except OSError:
+            continue  # It is just being replaced.
+        if content != applied:
+            applied = content
+            _apply(config)
+
+
+def _apply(config: Path) -> None:
+    try:
+        redeploy(read_config(config))
+    except ClusterError as error:
+        err.print(f"[bold red]Not applied:[/] {escape(str(error))}", highlight=False)
+    else:
+        err.print(f"{escape(str(config))} has changed and was applied.", highlight=False)
 
 
 @contextmanager

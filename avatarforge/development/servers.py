@@ -138,6 +138,13 @@ def _running(
 def _has_database(path: Path) -> bool:
     if not path.exists():
         return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(5)
+        try:
+            # PyMySQL leaves its socket open where nobody listens.
+            probe.connect(str(path))
+        except OSError:
+            return False
     try:
         connection = pymysql.connect(unix_socket=str(path), user="root", connect_timeout=5)
     except pymysql.err.OperationalError:

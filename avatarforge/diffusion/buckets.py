@@ -75,13 +75,13 @@ class Buckets:
             self._raise_again(shape, images)
 
     def lower(self, shape: Shape, failed: int) -> None:
-        """So many images were too many: half of them are the limit, until it has been quiet for a while."""
+        """So many images were too many: half of their bucket is the limit, until all is quiet for a while."""
         with self._lock:
             limit = self._limits.get(shape, self._most)
             lowered = self._lowered.setdefault(shape, _Lowered(found=limit, patience=self.QUIET // 2))
             lowered.patience *= 2
             lowered.quiet = 0
-            self._limits[shape] = max(1, min(limit, failed // 2))
+            self._limits[shape] = max(1, min(limit, bucket_of(failed) // 2))
 
     def _raise_again(self, shape: Shape, images: int) -> None:
         """What took the memory may be gone; only steps that fill the limit tell."""

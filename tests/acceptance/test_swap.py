@@ -36,6 +36,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedeployedServ
     folder = tmp_path_factory.mktemp("swap")
     with RedeployedServer(
         folder,
+        "first",
         DIFFUSION_MODELS_DIR=str(models),
         DIFFUSION_MODEL="first",
         DIFFUSION_THREADS="1",
@@ -175,6 +176,9 @@ def test_a_hundred_jobs_outlive_swaps_a_broken_checkpoint_and_a_killed_replica(
         service.deploy("second", 1)
         loads += loading(await_replicas(client, number=1, model="second", wish="second"))
         gaps["swap"] = steps.longest_gap(at, at := time.monotonic())
+
+        service.write("applications: [{name: avatarforge, import_path: 7}]")
+        service.await_log("Not applied")
 
         service.deploy("broken", 1)
         [before] = await_replicas(client, number=1, model="second", wish="broken")

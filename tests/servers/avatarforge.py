@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Self
 
 import httpx
 import psutil
@@ -17,10 +17,6 @@ from tests.servers.mariadb import free_port
 
 class AvatarForgeServer:
     """Starts on entering, is ready then, and is stopped on leaving. Logs lie in the data folder."""
-
-    COMMAND: ClassVar[tuple[str, ...]] = ("-m", "avatarforge", "up")
-    """What Python runs."""
-    STDIN: ClassVar[int | None] = None
 
     def __init__(self, data_dir: Path, **variables: str) -> None:
         """`variables` are settings by the last part of their variable's name: `DATABASE_URL="…"`."""
@@ -42,6 +38,11 @@ class AvatarForgeServer:
     def configure(self, **variables: str) -> None:
         """Settings for the next start."""
         self._variables |= {f"AVATARFORGE_{name}": value for name, value in variables.items()}
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What Python runs."""
+        return ("-m", "avatarforge", "up")
 
     @property
     def url(self) -> str:
@@ -70,7 +71,7 @@ class AvatarForgeServer:
         }
         with (self.data_dir / "service.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, *self.COMMAND], env=environ, stdin=self.STDIN, stdout=log, stderr=log
+                [sys.executable, *self.arguments], env=environ, stdout=log, stderr=log
             )
         self._await_ready(time.monotonic() + seconds)
 

@@ -1,77 +1,48 @@
-"""The service from a Serve config, changed while it runs as `serve deploy` changes it.
+"""The service from a Serve config file that changes while it runs."""
 
-`python -m tests.servers.redeploying` deploys and goes on; each line on its standard input is another
-model and number of replicas, as JSON.
-"""
+import time
+from pathlib import Path
 
-import json
-import subprocess
-import sys
-from contextlib import suppress
-from typing import Any, ClassVar
+import yaml
 
-from avatarforge.cli.terminal import terminating_like_ctrl_c
-from avatarforge.embedded import running
-from avatarforge.settings import Settings, load_settings
 from tests.servers.avatarforge import AvatarForgeServer
 
 
 class RedeployedServer(AvatarForgeServer):
-    """Its checkpoint and its number of replicas can be changed."""
+    """Its checkpoint and its number of replicas can be changed, by its file, as its users do it."""
 
-    COMMAND: ClassVar[tuple[str, ...]] = ("-m", "tests.servers.redeploying")
-    STDIN: ClassVar[int | None] = subprocess.PIPE
+    def __init__(self, data_dir: Path, model: str, **variables: str) -> None:
+        super().__init__(data_dir, **variables)
+        self.config = data_dir / "serve_config.yaml"
+        data_dir.mkdir(parents=True, exist_ok=True)
+        self.deploy(model, replicas=1)
 
-    def stop(self, seconds: float = 30) -> None:
-        """As its base, and the pipe is closed."""
-        process = self._process
-        super().stop(seconds)
-        if process is not None and process.stdin is not None:
-            process.stdin.close()
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        return (*super().arguments, "--config", str(self.config))
 
     def deploy(self, model: str, replicas: int) -> None:
         """Have it applied; returns at once."""
-        assert self._process is not None, "the service does not run"
-        assert self._process.stdin is not None, "a pipe"
-        line = json.dumps({"model": model, "replicas": replicas})
-        self._process.stdin.write(f"{line}\n".encode())
-        self._process.stdin.flush()
+        application = {
+            "name": "avatarforge",
+            "route_prefix": "/",
+            "import_path": "avatarforge.app:build",
+            "deployments": [
+                {"name": "Ingress", "user_config": {"model": model}},
+                {"name": "StableDiffusion", "num_replicas": replicas, "user_config": {"model": model}},
+            ],
+        }
+        self.write(yaml.safe_dump({"applications": [application]}))
 
+    def await_log(self, words: str, seconds: float = 30) -> None:
+        """Return once the service has said so."""
+        deadline = time.monotonic() + seconds
+        while words not in self.log:
+            assert time.monotonic() < deadline, self.log[-2000:]
+            time.sleep(0.1)
 
-def config_of(settings: Settings, model: str, replicas: int) -> dict[str, Any]:
-    """As `serve_config.yaml` has it: what changes while running stands in `user_config`."""
-    application = {
-        "name": "avatarforge",
-        "route_prefix": "/",
-        "import_path": "avatarforge.app:build",
-        "args": settings.as_arguments(),
-        "deployments": [
-            {"name": "Ingress", "user_config": {"model": model}},
-            {"name": "StableDiffusion", "num_replicas": replicas, "user_config": {"model": model}},
-        ],
-    }
-    return {"applications": [application]}
-
-
-def main() -> None:
-    settings = load_settings()
-    with (
-        terminating_like_ctrl_c(),
-        suppress(KeyboardInterrupt),
-        running(settings, config=config_of(settings, settings.diffusion.model, 1)),
-    ):
-        for line in sys.stdin:
-            _deploy(config_of(settings, **json.loads(line)))
-
-
-def _deploy(config: dict[str, Any]) -> None:
-    from ray.serve.context import _get_global_client
-    from ray.serve.schema import ServeDeploySchema
-
-    client = _get_global_client()
-    assert client is not None, "it raises instead"
-    client.deploy_apps(ServeDeploySchema.model_validate(config))
-
-
-if __name__ == "__main__":
-    main()
+    def write(self, text: str) -> None:
+        """The file as it is from now on: whole or not at all."""
+        new = self.config.with_suffix(".new")
+        new.write_text(text, encoding="utf-8")
+        new.rename(self.config)

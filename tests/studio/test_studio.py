@@ -8,6 +8,7 @@ from PIL import Image
 from playwright.async_api import Browser, Page, expect
 
 from avatarforge.domain.replicas import ModelFailure
+from avatarforge.domain.status import ProcessingStatus
 from tests.factories import NOON
 from tests.integration.service import Service, a_preview
 from tests.studio.browser import PORTRAIT, is_painted, job_shown, opened, send, tab_to
@@ -191,7 +192,11 @@ async def test_the_queue_shows_who_runs_and_who_waits(service: Service, page: Pa
     await expect(page.locator(".row.other")).to_contain_text("bea")
     await expect(page.locator("#queue-count")).to_have_text("4")
     await page.locator(".lane").nth(0).locator("button").first.click()
-    await expect(page.locator("#queue-count")).to_have_text("3")
+    # Its slot is free now: those who wait are soon done.
+    await expect(page.locator("#queue-count")).to_have_text("1")
+    await expect(page.locator(".lane").nth(0).locator("li")).to_have_count(1)
+    ends = [service.recorded(job_id).status for job_id in running]
+    assert ends.count(ProcessingStatus.CANCELLED) == 1
 
 
 async def test_the_models_tell_what_serves_and_how_the_service_is(page: Page) -> None:

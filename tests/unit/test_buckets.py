@@ -45,3 +45,9 @@ def test_steps_that_do_not_fill_the_limit_say_nothing() -> None:
     buckets = found()
     buckets.lower(SHAPE, 8)
     assert steps(buckets, 2, 10 * Buckets.QUIET) == 4
+
+
+def test_a_batch_that_is_not_full_halves_its_bucket() -> None:
+    buckets = Buckets(8)
+    buckets.lower(SHAPE, 3)
+    assert buckets.limit(SHAPE) == 2
