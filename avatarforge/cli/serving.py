@@ -26,29 +26,35 @@ LOOK_SECONDS = 0.5
 def up(*, config: Path | None, options: dict[str, str], timings: bool) -> None:
     """Serve until Ctrl-C or SIGTERM."""
     with terminating_like_ctrl_c():
+        # Before the start, which takes seconds: what is saved meanwhile is a change.
+        applied = None if config is None else _content(config)
         try:
             with started(config, options) as instance:
                 _say_where(instance, timings)
-                _serve(config)
+                _serve(config, applied)
         except KeyboardInterrupt:
             err.print("Stopped.")
 
 
-def _serve(config: Path | None) -> None:
+def _serve(config: Path | None, applied: bytes | None) -> None:
     """Never return. A config file that is changed is applied, as `serve deploy` does it on a cluster."""
     if config is None:
         threading.Event().wait()
         return
-    applied = config.read_bytes()
     while True:
-        time.sleep(LOOK_SECONDS)
-        try:
-            content = config.read_bytes()
-        except OSError:
-            continue  # It is just being replaced.
-        if content != applied:
+        content = _content(config)
+        if content is not None and content != applied:
             applied = content
             _apply(config)
+        time.sleep(LOOK_SECONDS)
+
+
+def _content(config: Path) -> bytes | None:
+    """What the file holds; `None` while it is not there, as in the moment in which it is replaced."""
+    try:
+        return config.read_bytes()
+    except OSError:
+        return None
 
 
 def _apply(config: Path) -> None:
