@@ -4,10 +4,11 @@ from collections.abc import Collection, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, update
 
 from avatarforge.domain.changes import JobChange
 from avatarforge.persistence.tables import (
+    customers,
     idempotency_keys,
     job_events,
     object_deletions,
@@ -34,11 +35,26 @@ def erase(connection: Connection, shard: int, erasures: Sequence[JobChange]) -> 
         .values(snapshot=None)
     )
     _erase_deliveries(connection, job_ids)
+    _discount(connection, job_ids)
     for table in (idempotency_keys, profile_photos, profile_photo_jobs):
         connection.execute(table.delete().where(table.c.job_id.in_(job_ids)))
     connection.execute(
         object_deletions.insert(), [row for change in erasures for row in _deletion_rows(shard, change)]
     )
+
+
+def _discount(connection: Connection, job_ids: Collection[str]) -> None:
+    """Take the jobs that are on record from their customers' counts."""
+    jobs = profile_photo_jobs.c
+    counted = (
+        select(jobs.customer_id, func.count()).where(jobs.job_id.in_(job_ids)).group_by(jobs.customer_id)
+    )
+    for customer_id, number in connection.execute(counted).all():
+        connection.execute(
+            update(customers)
+            .where(customers.c.customer_id == customer_id)
+            .values(photo_count=customers.c.photo_count - number)
+        )
 
 
 def _erase_deliveries(connection: Connection, job_ids: Collection[str]) -> None:

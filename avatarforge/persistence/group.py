@@ -1,6 +1,7 @@
 """Writing a group of changes: few statements for many jobs, inside the caller's transaction."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Insert, bindparam, insert, select, update
@@ -66,7 +67,8 @@ def write_group(connection: Connection, shard: int, changes: Sequence[JobChange]
     kept = [(job, seq) for job, seq in last.values() if job.job_id not in erased]
     new = [(job, seq) for job, seq in kept if job.job_id in submitted]
 
-    _introduce_customers(connection, shard, [change.job for change in changes if change.is_submission])
+    submissions = [change.job for change in changes if change.is_submission]
+    _introduce_customers(connection, shard, submissions, Counter(job.customer_id for job, _ in new))
     _insert(connection, profile_photo_jobs.insert(), [job_row(job, seq) for job, seq in new])
     _update_jobs(connection, [(job, seq) for job, seq in kept if job.job_id not in submitted])
     originals = [photo_row(job, PhotoKind.ORIGINAL, job.original) for job, _ in new]
@@ -104,22 +106,34 @@ def _append_events(
     return [numbers[change.event.job_id, change.event.revision] for change in changes]
 
 
-def _introduce_customers(connection: Connection, shard: int, jobs: Sequence[ProfilePhotoJob]) -> None:
+def _introduce_customers(
+    connection: Connection, shard: int, jobs: Sequence[ProfilePhotoJob], kept: Mapping[str, int]
+) -> None:
+    """Bring the jobs' customers into being, and count the jobs that are `kept` of each."""
     first: dict[str, ProfilePhotoJob] = {}
     for job in jobs:
         first.setdefault(job.customer_id, job)
     rows = [
-        {"customer_id": customer_id, "shard": shard, "created_at": job.created_at}
+        {
+            "customer_id": customer_id,
+            "shard": shard,
+            "created_at": job.created_at,
+            "photo_count": kept.get(customer_id, 0),
+        }
         for customer_id, job in first.items()
     ]
-    _insert(connection, _insert_unless_known(connection), rows)
+    _insert(connection, _insert_or_count(connection), rows)
 
 
-def _insert_unless_known(connection: Connection) -> Insert:
+def _insert_or_count(connection: Connection) -> Insert:
     if connection.dialect.name == "sqlite":
-        return sqlite_insert(customers).on_conflict_do_nothing(index_elements=[customers.c.customer_id])
-    # Not INSERT IGNORE, which makes a warning of every other fault too.
-    return mariadb_insert(customers).on_duplicate_key_update(customer_id=customers.c.customer_id)
+        new = sqlite_insert(customers)
+        return new.on_conflict_do_update(
+            index_elements=[customers.c.customer_id],
+            set_={"photo_count": customers.c.photo_count + new.excluded.photo_count},
+        )
+    added = mariadb_insert(customers)
+    return added.on_duplicate_key_update(photo_count=customers.c.photo_count + added.inserted.photo_count)
 
 
 def _insert(connection: Connection, statement: Insert, rows: list[dict[str, Any]]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine, Insert, Select, exists, func, select
+from sqlalchemy import Engine, Insert, Select, Update, exists, func, select
 from sqlalchemy.dialects.mysql import insert as mariadb_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -54,12 +54,18 @@ class JobRecords:
     def claim_shard(self, shard: int) -> int:
         """Raise the shard's epoch and return it: 1 at first. Writers of lower epochs are overtaken.
 
-        No two callers get the same epoch. It waits for the transaction that holds the shard.
+        No two callers get the same epoch. It waits for the transaction that holds the shard. Where the last
+        epoch's writer was of a version that did not count customers' photos, they are counted anew.
         """
+        ours = tracker_shards.c.shard == shard
         with writing(self._engine) as connection:
             connection.execute(_raised_epoch(connection.dialect.name, shard))
-            epoch = select(tracker_shards.c.epoch).where(tracker_shards.c.shard == shard)
-            return int(connection.execute(epoch).scalar_one())
+            held = select(tracker_shards.c.epoch, tracker_shards.c.counted_epoch).where(ours)
+            epoch, counted_epoch = connection.execute(held).one()
+            if counted_epoch != epoch - 1:
+                connection.execute(_counted_photos(shard))
+            connection.execute(tracker_shards.update().where(ours).values(counted_epoch=epoch))
+            return int(epoch)
 
     def commit(self, shard: int, epoch: int, changes: Sequence[JobChange]) -> list[int]:
         """Write the changes in one transaction, or none of them; returns the events' `seq`s in order.
@@ -181,14 +187,14 @@ class JobRecords:
 
     def customers(self, after: str | None, limit: int) -> list[CustomerSummary]:
         """At most `limit` customers by the bytes of their ids, from the one next to `after`."""
-        page = select(customers.c.customer_id, customers.c.created_at)
+        page = select(customers.c.customer_id, customers.c.created_at, customers.c.photo_count)
         if after is not None:
             page = page.where(customers.c.customer_id > after)
         return self._summaries(page.order_by(customers.c.customer_id).limit(limit))
 
     def customer(self, customer_id: str) -> CustomerSummary | None:
         """The customer; `None` for one who never sent a photo."""
-        page = select(customers.c.customer_id, customers.c.created_at)
+        page = select(customers.c.customer_id, customers.c.created_at, customers.c.photo_count)
         return next(iter(self._summaries(page.where(customers.c.customer_id == customer_id))), None)
 
     def events_after(self, shard: int, seq: int, limit: int) -> list[LoggedChange]:
@@ -316,25 +322,28 @@ _JOBS = select(*_COLUMNS).select_from(_with_photos(profile_photo_jobs))
 
 
 def _summarised(page: Select[Any]) -> Select[Any]:
-    """For each customer of the page: how many jobs, and the columns of the latest one."""
+    """Each customer of the page with the columns of the latest job."""
     listed = page.subquery("listed")
-    counted = (
+    jobs = profile_photo_jobs
+    # By itself, so that the index gives it at once; grouped it would be sought among all of the customer's.
+    latest_id = select(func.max(jobs.c.job_id)).where(jobs.c.customer_id == listed.c.customer_id)
+    latest = listed.outerjoin(jobs, jobs.c.job_id == latest_id.correlate(listed).scalar_subquery())
+    return (
         select(
             listed.c.customer_id.label("summary_customer_id"),
             listed.c.created_at.label("summary_created_at"),
-            func.count(profile_photo_jobs.c.job_id).label("summary_jobs"),
-            func.max(profile_photo_jobs.c.job_id).label("summary_latest"),
+            listed.c.photo_count.label("summary_jobs"),
+            *_COLUMNS,
         )
-        .outerjoin_from(listed, profile_photo_jobs, profile_photo_jobs.c.customer_id == listed.c.customer_id)
-        .group_by(listed.c.customer_id, listed.c.created_at)
-        .subquery("counted")
-    )
-    latest = counted.outerjoin(profile_photo_jobs, profile_photo_jobs.c.job_id == counted.c.summary_latest)
-    return (
-        select(*counted.c, *_COLUMNS)
         .select_from(_with_photos(latest))
-        .order_by(counted.c.summary_customer_id)
+        .order_by(listed.c.customer_id)
     )
+
+
+def _counted_photos(shard: int) -> Update:
+    jobs = profile_photo_jobs.c
+    count = select(func.count()).where(jobs.customer_id == customers.c.customer_id).scalar_subquery()
+    return customers.update().where(customers.c.shard == shard).values(photo_count=count)
 
 
 def _raised_epoch(dialect: str, shard: int) -> Insert:

@@ -86,6 +86,8 @@ customers = Table(
     Column("customer_id", String(64), primary_key=True),
     Column("shard", Integer, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    # The customer's rows in `profile_photo_jobs`: counting them takes longer with each.
+    Column("photo_count", Integer, nullable=False, server_default=text("0")),
     **_OPTIONS,
 )
 
@@ -167,6 +169,8 @@ tracker_shards = Table(
     Column("pruned_seq", _long(), nullable=False, server_default=text("0")),
     # The model that served last as it was wished; only the first shard's row has it.
     Column("model", String(255)),
+    # The last epoch whose writer kept `customers.photo_count`: those of earlier versions do not.
+    Column("counted_epoch", _long(), nullable=False, server_default=text("0")),
     **_OPTIONS,
 )
 

@@ -287,6 +287,19 @@ def test_a_customer_stays_when_the_last_job_is_erased(records: JobRecords, epoch
     assert records.customer("ana") == CustomerSummary(customer_id="ana", created_at=NOON, jobs=0, latest=None)
 
 
+def test_an_erased_job_is_counted_no_more(records: JobRecords, epoch: int) -> None:
+    jobs, other = [a_job("ana") for _ in range(4)], a_job("ben")
+    records.commit(0, epoch, [*map(submission, jobs), submission(other)])
+
+    # The last one comes and goes in one group.
+    records.commit(
+        0, epoch, [erasure(jobs[0]), erasure(jobs[1]), submission(last := a_job("ana")), erasure(last)]
+    )
+
+    counts = {customer.customer_id: customer.jobs for customer in records.customers(None, 10)}
+    assert counts == {"ana": 2, "ben": 1}
+
+
 def test_a_customer_without_jobs_can_be_forgotten(records: JobRecords, epoch: int) -> None:
     job, other = a_job("ana"), a_job("ben")
     records.commit(0, epoch, [submission(job), submission(other), erasure(job)])

@@ -16,7 +16,7 @@ from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.domain.status import ProcessingStatus
 from avatarforge.persistence import JobRecords
 from avatarforge.persistence.group import hold_shard, write_group
-from avatarforge.persistence.tables import customers, job_events, metadata
+from avatarforge.persistence.tables import customers, job_events, metadata, tracker_shards
 from tests.factories import NOON
 from tests.jobs import (
     a_detailed_job,
@@ -356,6 +356,32 @@ def test_customer_ids_are_compared_byte_by_byte(records: JobRecords, other: str)
     assert records.jobs_of("Ana", None, 10) == [job]
     assert records.jobs_of(other, None, 10) == [theirs]
     assert sorted(customer.customer_id for customer in records.customers(None, 10)) == sorted(["Ana", other])
+
+
+def test_photos_that_an_earlier_version_accepted_are_counted_by_the_next_tracker(
+    records: JobRecords, engine: Engine
+) -> None:
+    submitted(records, a_job("ana"), a_job("ana"), a_job("ben"))
+    submitted(records, a_job("cleo"), shard=1)
+    with engine.begin() as connection:
+        # What a tracker leaves behind that knows nothing of the numbers.
+        connection.execute(tracker_shards.update().values(epoch=tracker_shards.c.epoch + 1))
+        connection.execute(customers.update().values(photo_count=0))
+
+    records.claim_shard(0)
+
+    counts = {customer.customer_id: customer.jobs for customer in records.customers(None, 10)}
+    assert counts == {"ana": 2, "ben": 1, "cleo": 0}
+
+
+def test_numbers_of_photos_are_not_counted_again(records: JobRecords, engine: Engine) -> None:
+    submitted(records, a_job("ana"))
+    with engine.begin() as connection:
+        connection.execute(customers.update().values(photo_count=7))
+
+    records.claim_shard(0)
+
+    assert [customer.jobs for customer in records.customers(None, 10)] == [7]
 
 
 def test_customers_are_ordered_by_the_bytes_of_their_ids(records: JobRecords) -> None:

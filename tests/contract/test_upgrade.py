@@ -2,7 +2,6 @@
 
 import multiprocessing
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,15 @@ from avatarforge.domain.changes import LogBounds
 from avatarforge.domain.errors import DatabaseUnavailable
 from avatarforge.persistence import JobRecords, open_engine
 from avatarforge.persistence.database import writing
-from avatarforge.persistence.tables import metadata
+from avatarforge.persistence.rows import PhotoKind, event_row, job_row, photo_row
+from avatarforge.persistence.tables import (
+    customers,
+    job_events,
+    metadata,
+    profile_photo_jobs,
+    profile_photos,
+    tracker_shards,
+)
 from avatarforge.persistence.upgrade import current, latest, lock_name, upgrade
 from avatarforge.settings import DatabaseSettings
 from tests.jobs import a_job, submission
@@ -92,6 +99,7 @@ def test_an_upgrade_that_was_cut_short_is_finished_by_the_next(empty_database_ur
     engine = open_engine(DatabaseSettings(), empty_database_url)
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE tracker_shards"))
+        connection.execute(text("ALTER TABLE customers DROP COLUMN photo_count"))
         connection.execute(text("DELETE FROM alembic_version"))
 
     upgrade(empty_database_url)
@@ -127,16 +135,25 @@ def test_an_upgrade_waits_for_another_no_longer_than_its_patience(mariadb: Maria
 def test_an_upgrade_from_the_first_release_keeps_what_is_on_record(empty_database_url: str) -> None:
     _migrate(empty_database_url, command.upgrade, "0001")
     engine = open_engine(DatabaseSettings(), empty_database_url)
-    records = JobRecords(engine)
-    epoch = records.claim_shard(0)
-    job = a_job()
-    [seq] = records.commit(0, epoch, [submission(job)])
+    change = submission(a_job()).numbered(7)
+    job = change.job
+    with engine.begin() as connection:
+        for table, row in (
+            (tracker_shards, {"shard": 0, "epoch": 1}),
+            (customers, {"customer_id": job.customer_id, "shard": 0, "created_at": job.created_at}),
+            (profile_photo_jobs, job_row(job, job.seq)),
+            (profile_photos, photo_row(job, PhotoKind.ORIGINAL, job.original)),
+            (job_events, {"seq": job.seq, **event_row(0, change, with_snapshot=True)}),
+        ):
+            connection.execute(table.insert(), row)
 
     upgrade(empty_database_url)
 
-    assert records.unfinished(0) == [replace(job, seq=seq)]
-    assert records.log_bounds(0) == LogBounds(pruned_seq=0, latest_seq=seq)
-    assert records.claim_shard(0) == epoch + 1
+    records = JobRecords(engine)
+    assert records.unfinished(0) == [job]
+    assert records.log_bounds(0) == LogBounds(pruned_seq=0, latest_seq=job.seq)
+    assert records.claim_shard(0) == 2
+    assert [customer.jobs for customer in records.customers(None, 10)] == [1]
     engine.dispose()
 
 
