@@ -1,6 +1,6 @@
 """What a user would write first: a Serve ingress that only reads the upload."""
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, UploadFile
 from fastapi.responses import JSONResponse
 from ray import serve
 from ray.serve import Application
@@ -21,6 +21,11 @@ class BareIngress:
         size = 0
         async for chunk in request.stream():
             size += len(chunk)
+        return JSONResponse({"customerId": customer_id, "bytes": size}, 202)
+
+    @api.post("/forms/{customer_id}")
+    async def read_form(self, customer_id: str, photo: UploadFile) -> JSONResponse:
+        size = len(await photo.read())
         return JSONResponse({"customerId": customer_id, "bytes": size}, 202)
 
     @api.get("/customers/{customer_id}/photos/{job_id}/status")

@@ -17,7 +17,7 @@ from avatarforge.domain.errors import IdempotencyKeyReused, Unavailable
 from avatarforge.domain.idempotency import IdempotencyKey, KnownKey
 from avatarforge.domain.identifiers import new_job_id
 from avatarforge.domain.jobs import GenerationParameters, ProfilePhotoJob, StoredImage
-from avatarforge.ingress.photos import examine, pixels_to_decode
+from avatarforge.ingress.photos import examine, is_decoded, pixels_to_decode
 from avatarforge.ingress.room import Room
 from avatarforge.ingress.submissions import Submission
 from avatarforge.settings import UploadSettings
@@ -144,7 +144,8 @@ class Acceptance:
         filename: str,
         key: IdempotencyKey | None,
     ) -> ProfilePhotoJob:
-        pixels = await self._in_thread(pixels_to_decode, photo, self._limits)
+        decoded = is_decoded(photo)
+        pixels = await self._in_thread(pixels_to_decode, photo, self._limits) if decoded else 0
         async with self._room.taken(pixels):
             with traces.span("store original"):
                 original = await self._in_thread(self._keep, customer_id, job_id, photo, filename)

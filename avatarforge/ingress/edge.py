@@ -1,7 +1,6 @@
 """The outermost layer: what no route may forget."""
 
 import structlog
-from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -35,6 +34,14 @@ _HEADERS = {
 """For every answer that does not say otherwise itself."""
 
 
+def _encoded(policy: str) -> list[tuple[bytes, bytes]]:
+    headers = {**_HEADERS, "Content-Security-Policy": policy}
+    return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+
+
+_OF_PAGES, _OF_OTHERS = _encoded(PAGES), _encoded(REST)
+
+
 class Edge:
     """Guards an ASGI application.
 
@@ -55,7 +62,7 @@ class Edge:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                _secure(MutableHeaders(scope=message))
+                _secure(message)
             await send(message)
 
         # Frameworks route by the decoded path, in which "a%2Fphotos" is the photos of "a".
@@ -74,8 +81,10 @@ class Edge:
             await unexpected_response(scope)(scope, receive, guarded)
 
 
-def _secure(headers: MutableHeaders) -> None:
-    for name, value in _HEADERS.items():
-        headers.setdefault(name, value)
-    is_page = headers.get("content-type", "").startswith("text/html")
-    headers.setdefault("Content-Security-Policy", PAGES if is_page else REST)
+def _secure(message: Message) -> None:
+    # Not by starlette's `MutableHeaders`, which search and encode anew for each of them.
+    headers = list(message.get("headers", ()))
+    given = {name.lower(): value for name, value in headers}
+    is_page = given.get(b"content-type", b"").startswith(b"text/html")
+    wanted = _OF_PAGES if is_page else _OF_OTHERS
+    message["headers"] = headers + [header for header in wanted if header[0] not in given]

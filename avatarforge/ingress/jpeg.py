@@ -60,10 +60,14 @@ class StrippedJpeg:
     scans: list[int] = field(default_factory=list)
     """Where each scan's entropy-coded data begin in `source`."""
 
-    def content(self) -> io.BufferedReader:
-        """The file without metadata. It reads `source`, which must stay open as long."""
-        pieces = [(self.head, 0, len(self.head)), *((self.source, *span) for span in self.ranges)]
-        return io.BufferedReader(_Pieces([*pieces, (_END, 0, 2)]), 64 * 1024)
+    def content(self) -> io.BufferedReader | io.BytesIO:
+        """The file without metadata. It may read `source`, which must stay open as long."""
+        if isinstance(self.source, bytes):
+            with memoryview(self.source) as view:
+                return io.BytesIO(b"".join([self.head, *(view[slice(*span)] for span in self.ranges), _END]))
+        kept: list[tuple[Source, int, int]] = [(self.source, *span) for span in self.ranges]
+        pieces = [(self.head, 0, len(self.head)), *kept, (_END, 0, 2)]
+        return io.BufferedReader(_Pieces(pieces), 64 * 1024)
 
     def sample(self) -> bytes:
         """The top of the picture as a file of its own: quick to try a decoder on.

@@ -81,12 +81,16 @@ def examine(file: BinaryIO, filename: str, limits: UploadSettings) -> Photo:
     return _examined_other(file, kind, filename, limits)
 
 
+def is_decoded(file: BinaryIO) -> bool:
+    """Whether `examine` is going to hold the file's pixels in memory: not those of a JPEG, whose top alone is
+    decoded."""
+    return _kind_of(file) not in (None, "JPEG")
+
+
 def pixels_to_decode(file: BinaryIO, limits: UploadSettings) -> int:
-    """How many pixels `examine` is going to hold in memory: none of a JPEG, whose top alone is decoded, and
-    none of a file that it refuses before it decodes. Blocks."""
-    file.seek(0)
-    kind = _kind(file.read(16))
-    file.seek(0)
+    """How many pixels `examine` is going to hold in memory: none of a file that is not decoded, and none of
+    one that it refuses before. Blocks."""
+    kind = _kind_of(file)
     if kind in (None, "JPEG"):
         return 0
     try:
@@ -99,6 +103,13 @@ def pixels_to_decode(file: BinaryIO, limits: UploadSettings) -> int:
         # Any kind of error, as in `_decoding`: `examine` meets it again and says what is wrong.
         return 0
     return width * height if width * height <= limits.max_pixels else 0
+
+
+def _kind_of(file: BinaryIO) -> str | None:
+    file.seek(0)
+    kind = _kind(file.read(16))
+    file.seek(0)
+    return kind
 
 
 def _kind(head: bytes) -> str | None:

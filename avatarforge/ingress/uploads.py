@@ -1,4 +1,4 @@
-"""Multipart uploads read as a stream: the photo into a file without a name, the fields into memory.
+"""Multipart uploads read as a stream: a large photo into a file without a name, all else into memory.
 
 The grammar is RFC 7578's (multipart/form-data) on RFC 2046's (boundaries).
 """
@@ -6,10 +6,12 @@ The grammar is RFC 7578's (multipart/form-data) on RFC 2046's (boundaries).
 import asyncio
 import difflib
 import errno
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -53,7 +55,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Upload:
-    """What a client sent. The photo is a file without a name: closing it, or dying, removes it."""
+    """What a client sent. A photo on disk is a file without a name: closing it, or dying, removes it."""
 
     photo: BinaryIO
     """At its beginning."""
@@ -71,16 +73,17 @@ async def receive_upload(
     folder: Path,
     content_length: int | None = None,
 ) -> AsyncIterator[Upload]:
-    """Read a request's body to its end; the photo lies in `folder` as long as the context is open.
+    """Read a request's body to its end; a photo of more than `limits.memory_bytes` lies in `folder` as long
+    as the context is open.
 
     Raises `UnsupportedMediaType`, `MalformedUpload` (a client that goes away or falls silent, too),
     `MissingPhoto`, `PhotoTooLarge`, `InvalidRequest` for a field that is unknown, repeated, too long or
     not text, `StorageFull` and `StorageUnavailable` if `folder` takes no file. In each case what the
     client still sends is read within `DRAIN_BYTES` and `DRAIN_SECONDS`, and nothing is kept.
     """
-    with _kept(folder) as file:
+    with closing(_Spool(folder, limits.memory_bytes)) as spool:
         try:
-            upload = await _received(stream, content_type, limits, file, content_length)
+            upload = await _received(stream, content_type, limits, spool, content_length)
         except AvatarForgeError:
             await drain(stream, content_length)
             raise
@@ -104,24 +107,53 @@ async def upload_place(
         yield
 
 
-def _kept(folder: Path) -> BinaryIO:
-    with _writing():
-        # Unbuffered: parts come in chunks anyhow, and closing then never writes, so it never fails.
-        try:
-            return tempfile.TemporaryFile(dir=folder, buffering=0)
-        except FileNotFoundError:
-            folder.mkdir(parents=True, exist_ok=True)
-            return tempfile.TemporaryFile(dir=folder, buffering=0)
+class _Spool:
+    """Takes a photo's bytes: into memory as long as they are few, then into a file."""
+
+    def __init__(self, folder: Path, most_in_memory: int) -> None:
+        self._folder = folder
+        self._most_in_memory = most_in_memory
+        self._size = 0
+        self._on_disk = most_in_memory == 0
+        self.file: BinaryIO = self._opened() if self._on_disk else BytesIO()
+
+    def write(self, data: memoryview) -> None:
+        self._size += len(data)
+        if not self._on_disk and self._size > self._most_in_memory:
+            self._move()
+        # On the event loop: the bytes go to the page cache, some 20 microseconds for a chunk of 64 KiB,
+        # which is less than handing it to a thread and back.
+        with _writing():
+            while data:
+                data = data[self.file.write(data) :]
+
+    def close(self) -> None:
+        self.file.close()
+
+    def _move(self) -> None:
+        memory, self.file, self._on_disk = self.file, self._opened(), True
+        with memory, _writing():
+            memory.seek(0)
+            shutil.copyfileobj(memory, self.file)
+
+    def _opened(self) -> BinaryIO:
+        with _writing():
+            # Unbuffered: parts come in chunks anyhow, and closing then never writes, so it never fails.
+            try:
+                return tempfile.TemporaryFile(dir=self._folder, buffering=0)
+            except FileNotFoundError:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                return tempfile.TemporaryFile(dir=self._folder, buffering=0)
 
 
 async def _received(
     stream: AsyncIterator[bytes],
     content_type: str,
     limits: UploadSettings,
-    file: BinaryIO,
+    spool: _Spool,
     content_length: int | None,
 ) -> Upload:
-    form = _Form(file, limits)
+    form = _Form(spool, limits)
     parser = _parser(content_type, form)
     left = limits.max_bytes + _BESIDES_PHOTO
     if content_length is not None and content_length > left:
@@ -226,8 +258,8 @@ class _Part:
 class _Form:
     """The parser's callbacks: what the parts say so far. Raises at the first thing that is wrong."""
 
-    def __init__(self, file: BinaryIO, limits: UploadSettings) -> None:
-        self._file = file
+    def __init__(self, spool: _Spool, limits: UploadSettings) -> None:
+        self._spool = spool
         self._limits = limits
         self._parts = 0
         self._part = _Part()
@@ -300,18 +332,14 @@ class _Form:
             raise MalformedUpload("it ends before its closing boundary")
         if self._filename is None:
             raise MissingPhoto
-        self._file.seek(0)
-        return Upload(photo=self._file, filename=self._filename, fields=self._fields)
+        self._spool.file.seek(0)
+        return Upload(photo=self._spool.file, filename=self._filename, fields=self._fields)
 
     def _add_to_photo(self, data: memoryview) -> None:
         self._photo_bytes += len(data)
         if self._photo_bytes > self._limits.max_bytes:
             raise PhotoTooLarge(self._limits.max_bytes)
-        with _writing():
-            # On the event loop: the bytes go to the page cache, some 20 microseconds for a chunk of 64 KiB,
-            # which is less than handing it to a thread and back.
-            while data:
-                data = data[self._file.write(data) :]
+        self._spool.write(data)
 
 
 def _check_name(name: str) -> None:

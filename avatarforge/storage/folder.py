@@ -1,5 +1,7 @@
 """Object storage in a folder: the embedded default."""
 
+# ruff: noqa: PTH102, PTH103, PTH105, PTH108, PTH110, PTH120
+
 import errno
 import os
 import time
@@ -33,19 +35,21 @@ class FolderStorage:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._root = str(folder.absolute())
         self._sweep()
 
     def put(self, key: str, content: BinaryIO, media_type: str) -> None:
         """The media type is not kept: the key's extension says it."""
-        path = self._path(key)
-        incoming = self.folder / INCOMING / uuid4().hex
+        # Plain strings: path objects would take longer than the system's calls themselves.
+        path = f"{self._root}/{checked_key(key)}"
+        incoming = f"{self._root}/{INCOMING}/{uuid4().hex}"
         try:
-            self._write(incoming, content)
+            _write(incoming, content)
             with _translated():
-                self._publish(incoming, path)
+                _publish(incoming, path)
         except BaseException:
             with suppress(OSError):
-                incoming.unlink(missing_ok=True)
+                os.unlink(incoming)
             raise
 
     def get(self, key: str) -> bytes:
@@ -89,40 +93,6 @@ class FolderStorage:
     def _path(self, key: str) -> Path:
         return self.folder / checked_key(key)
 
-    def _write(self, path: Path, content: BinaryIO) -> None:
-        with _translated():
-            try:
-                file = path.open("xb", buffering=0)
-            except FileNotFoundError:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                file = path.open("xb", buffering=0)
-        with file:
-            # Reading stays outside of the translation: a source that fails is not the storage's fault.
-            while chunk := content.read(_CHUNK):
-                with _translated():
-                    _write_all(file, chunk)
-            with _translated():
-                os.fsync(file.fileno())
-
-    def _publish(self, incoming: Path, path: Path) -> None:
-        """Give the file its key and make every folder entry on the way to it durable."""
-        while True:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                incoming.replace(path)
-                break
-            except (FileNotFoundError, FileExistsError):
-                # A concurrent delete may have pruned the parent between two calls (`mkdir` itself makes
-                # two: it finds the folder there, and then looks whether it is one).
-                if not incoming.exists() or path.parent.is_file():
-                    raise
-        # Plain strings: path objects would take longer than the calls themselves.
-        folder = str(path.parent)
-        for _ in range(len(path.parts) - len(self.folder.parts)):
-            # ext4 commits all of it with the first; the others then cost nothing.
-            _sync(folder)
-            folder = os.path.dirname(folder) or "."  # noqa: PTH120
-
     def _prune(self, folder: Path) -> Path:
         """Remove the folder and its parents as far as they are empty; the first that stays."""
         while folder != self.folder:
@@ -160,11 +130,66 @@ def _translated(key: str | None = None) -> Iterator[None]:
         raise StorageUnavailable(str(error)) from error
 
 
-def _write_all(file: BinaryIO, chunk: bytes) -> None:
-    """An unbuffered file takes what has room, which may be less than all."""
+def _write(path: str, content: BinaryIO) -> None:
+    """A new file, on the disk."""
+    with _translated():
+        descriptor = _opened(path)
+    try:
+        # Reading stays outside of the translation: a source that fails is not the storage's fault.
+        while chunk := content.read(_CHUNK):
+            with _translated():
+                _write_all(descriptor, chunk)
+        with _translated():
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _opened(path: str) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o666)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        return os.open(path, flags, 0o666)
+
+
+def _write_all(descriptor: int, chunk: bytes) -> None:
+    """The system takes what has room, which may be less than all."""
     rest = memoryview(chunk)
     while rest:
-        rest = rest[file.write(rest) :]
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _publish(incoming: str, path: str) -> None:
+    """Give the file its key and make every folder entry on the way to it durable."""
+    folder = os.path.dirname(path)
+    while True:
+        try:
+            made = _make(folder)
+            os.replace(incoming, path)
+            break
+        except FileNotFoundError:
+            # A concurrent delete may have pruned a folder between two calls.
+            if not os.path.exists(incoming):
+                raise
+    # Up to the first folder that was there already: whoever made that one makes its entry durable, at the
+    # latest now, since file systems write their journal in order.
+    for _ in range(made + 1):
+        _sync(folder)
+        folder = os.path.dirname(folder)
+
+
+def _make(folder: str) -> int:
+    """Make the folder and what is missing above it; returns how many folders that were."""
+    try:
+        os.mkdir(folder)
+    except FileExistsError:
+        return 0
+    except FileNotFoundError:
+        made = _make(os.path.dirname(folder))
+        return made + _make(folder)
+    return 1
 
 
 def _sync(folder: str | Path) -> None:

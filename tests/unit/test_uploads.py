@@ -28,7 +28,9 @@ from avatarforge.ingress.uploads import MOST_FIELD_BYTES, MOST_PARTS, Upload, re
 from avatarforge.settings import UploadSettings
 from tests import pictures
 
-LIMITS = UploadSettings(max_bytes=100_000)
+LIMITS = UploadSettings(max_bytes=100_000, memory_bytes=0)
+"""All photos lie on disk."""
+IN_MEMORY = UploadSettings(max_bytes=100_000, memory_bytes=1000)
 BOUNDARY = "----form7MA4YWxk"
 FORM = f"multipart/form-data; boundary={BOUNDARY}"
 
@@ -336,6 +338,28 @@ async def test_the_file_is_gone_when_the_request_is_cancelled(tmp_path: Path) ->
     with pytest.raises(asyncio.CancelledError):
         await task
     assert open_files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("size", [0, 999, 1000, 1001, 50_000])
+@pytest.mark.parametrize("chunk", [100, 7000])
+async def test_a_small_photo_needs_no_file_and_a_larger_one_comes_whole(
+    tmp_path: Path, size: int, chunk: int
+) -> None:
+    content = pictures.noise(size)
+    whole = body(photo(content))
+    client = Client(whole[at : at + chunk] for at in range(0, len(whole), chunk))
+    async with receive_upload(client.stream(), FORM, IN_MEMORY, tmp_path) as upload:
+        assert bool(open_files_in(tmp_path)) == (size > 1000)
+        assert upload.photo.read() == content
+    assert open_files_in(tmp_path) == []
+    assert upload.photo.closed
+
+
+async def test_a_photo_that_grows_too_large_for_memory_leaves_no_file_when_it_is_refused(
+    tmp_path: Path,
+) -> None:
+    error = await refusal(Client([photo(pictures.noise(2000))]), tmp_path, limits=IN_MEMORY)
+    assert isinstance(error, MalformedUpload)
 
 
 def test_the_file_is_gone_when_the_process_is_killed(tmp_path: Path) -> None:
