@@ -314,9 +314,9 @@ async def test_over_a_socket_a_large_upload_hears_why_it_is_refused(rest: Rest, 
 async def test_over_a_socket_a_client_that_goes_away_leaves_nothing(rest: Rest, address: str) -> None:
     _, writer = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
     writer.write(
-        b"POST /customers/ana HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n"
+        b"POST /customers/ana HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n"
         b"Content-Type: multipart/form-data; boundary=b\r\n\r\n"
-        b'--b\r\nContent-Disposition: form-data; name="photo"; filename="a.jpg"\r\n\r\n' + bytes(1000)
+        b'--b\r\nContent-Disposition: form-data; name="photo"; filename="a.jpg"\r\n\r\n' + bytes(600_000)
     )
     await writer.drain()
     await wait_until(rest.photos.upload_folder.exists)

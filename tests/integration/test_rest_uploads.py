@@ -12,6 +12,7 @@ import pytest
 
 from avatarforge.domain.errors import DatabaseUnavailable, StorageUnavailable, TrackerUnavailable
 from avatarforge.domain.jobs import ProfilePhotoJob
+from tests import pictures
 from tests.factories import an_image
 from tests.integration.rest import Rest, a_jpeg, problem
 
@@ -41,9 +42,15 @@ async def test_an_upload_is_accepted_with_its_status_and_where_to_follow_it(rest
     assert {**followed.json(), **live_only} == {**body, **live_only}
 
 
-async def test_an_accepted_upload_is_in_the_record_and_in_storage(rest: Rest) -> None:
+@pytest.mark.parametrize("size", [100_000, 700_000], ids=["in memory", "on disk"])
+async def test_an_accepted_upload_is_in_the_record_and_in_storage(rest: Rest, size: int) -> None:
     job = await rest.submitted(
-        "ana", a_jpeg(), style="neon", strength="0.5", priority="3", callbackUrl="https://example.org/hook"
+        "ana",
+        pictures.photo(900, 800, size),
+        style="neon",
+        strength="0.5",
+        priority="3",
+        callbackUrl="https://example.org/hook",
     )
 
     recorded = rest.records.job("ana", job.job_id)
@@ -55,10 +62,13 @@ async def test_an_accepted_upload_is_in_the_record_and_in_storage(rest: Rest) ->
         key=f"customers/ana/{job.job_id}/original.jpg",
         size=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
-        width=96,
-        height=64,
+        width=900,
+        height=800,
     )
-    assert list(rest.photos.upload_folder.iterdir()) == []
+    assert job.original.size == pytest.approx(size, rel=0.1)
+    was_on_disk = rest.photos.upload_folder.exists()
+    assert was_on_disk == (size > rest.settings.upload.memory_bytes)
+    assert not was_on_disk or list(rest.photos.upload_folder.iterdir()) == []
 
 
 async def test_ana_in_capitals_is_another_customer(rest: Rest) -> None:
