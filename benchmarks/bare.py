@@ -8,6 +8,7 @@ from ray.serve import Application
 from avatarforge.settings import IngressSettings
 
 PREFIX = "/bare"
+FORMS = "/forms"
 
 api = FastAPI()
 
@@ -23,8 +24,9 @@ class BareIngress:
             size += len(chunk)
         return JSONResponse({"customerId": customer_id, "bytes": size}, 202)
 
-    @api.post("/forms/{customer_id}")
+    @api.post(FORMS + "/{customer_id}")
     async def read_form(self, customer_id: str, photo: UploadFile) -> JSONResponse:
+        """Has FastAPI find the photo in the form."""
         size = len(await photo.read())
         return JSONResponse({"customerId": customer_id, "bytes": size}, 202)
 
