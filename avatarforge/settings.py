@@ -149,8 +149,8 @@ class UploadSettings(Group):
     max_bytes: int = Field(20 * 1024 * 1024, ge=1)
     """Largest photo that is accepted."""
     memory_bytes: int = Field(512 * 1024, ge=0)
-    """Photos up to this size are kept in memory while they are read and examined, at most
-    `ingress.max_uploads` at a time; larger ones in a file without a name."""
+    """Photos up to this size are kept in memory until they are answered, at most `ingress.max_uploads` at a
+    time; larger ones in a file without a name, into which they are moved while everything else waits."""
     min_side: int = Field(32, ge=1)
     """Shortest side of a photo, in pixels."""
     max_pixels: int = Field(64_000_000, ge=1)

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray import serve
 
+from avatarforge import __version__
 from avatarforge.diffusion.serve_shell import ServeShell
 from avatarforge.diffusion.stopping import Stopping
 from avatarforge.domain.customers import shard_of
@@ -107,7 +108,8 @@ async def trackers(folder: Path) -> dict[str, Any]:
         "kept": same == first,
         "replaced": other != first,
         "followed": followed,
-        "lastArguments": await told.was_started_with.remote(others),
+        "lastArguments": await told.was_started_with.remote(others, __version__),
+        "isOfAnotherRelease": not await told.was_started_with.remote(others, "another"),
         "epochs": [
             batch.cursor.tracker.split("-")[0],
             (await clients.feed(0, FeedCursor(), 0)).cursor.tracker.split("-")[0],

@@ -62,7 +62,7 @@ class Photo:
 
 
 def examine(file: BinaryIO, filename: str, limits: UploadSettings) -> Photo:
-    """The picture in `file`, a temporary file of which nobody else knows. Blocks: use a thread.
+    """The picture in `file`, of which nobody else knows. Blocks: use a thread.
 
     JPEGs (the first picture of MPO included) keep their pixels bit by bit and at most an orientation.
     PNG, WebP and GIF become PNG: first frame, upright, eight bits a channel, with their colour profile.
@@ -84,14 +84,14 @@ def examine(file: BinaryIO, filename: str, limits: UploadSettings) -> Photo:
 def is_decoded(file: BinaryIO) -> bool:
     """Whether `examine` is going to hold the file's pixels in memory: not those of a JPEG, whose top alone is
     decoded."""
-    return _kind_of(file) not in (None, "JPEG")
+    return _decoded_kind(file) is not None
 
 
 def pixels_to_decode(file: BinaryIO, limits: UploadSettings) -> int:
     """How many pixels `examine` is going to hold in memory: none of a file that is not decoded, and none of
     one that it refuses before. Blocks."""
-    kind = _kind_of(file)
-    if kind in (None, "JPEG"):
+    kind = _decoded_kind(file)
+    if kind is None:
         return 0
     try:
         if kind == "GIF":
@@ -105,11 +105,12 @@ def pixels_to_decode(file: BinaryIO, limits: UploadSettings) -> int:
     return width * height if width * height <= limits.max_pixels else 0
 
 
-def _kind_of(file: BinaryIO) -> str | None:
+def _decoded_kind(file: BinaryIO) -> str | None:
+    """Pillow's name of the file's format, if it is one that is decoded."""
     file.seek(0)
     kind = _kind(file.read(16))
     file.seek(0)
-    return kind
+    return None if kind == "JPEG" else kind
 
 
 def _kind(head: bytes) -> str | None:

@@ -1,6 +1,7 @@
 """Object storage in a folder: the embedded default."""
 
-# ruff: noqa: PTH102, PTH103, PTH105, PTH108, PTH110, PTH120
+# ruff: noqa: PTH102, PTH103, PTH105, PTH108, PTH110, PTH114, PTH120
+# `put` names files by plain strings: path objects would take longer than the system's calls themselves.
 
 import errno
 import os
@@ -40,7 +41,6 @@ class FolderStorage:
 
     def put(self, key: str, content: BinaryIO, media_type: str) -> None:
         """The media type is not kept: the key's extension says it."""
-        # Plain strings: path objects would take longer than the system's calls themselves.
         path = f"{self._root}/{checked_key(key)}"
         incoming = f"{self._root}/{INCOMING}/{uuid4().hex}"
         try:
@@ -163,33 +163,36 @@ def _write_all(descriptor: int, chunk: bytes) -> None:
 
 def _publish(incoming: str, path: str) -> None:
     """Give the file its key and make every folder entry on the way to it durable."""
-    folder = os.path.dirname(path)
+    folder = known = os.path.dirname(path)
     while True:
         try:
-            made = _make(folder)
+            known = min(known, _make(folder), key=len)
             os.replace(incoming, path)
             break
         except FileNotFoundError:
             # A concurrent delete may have pruned a folder between two calls.
             if not os.path.exists(incoming):
                 raise
-    # Up to the first folder that was there already: whoever made that one makes its entry durable, at the
-    # latest now, since file systems write their journal in order.
-    for _ in range(made + 1):
-        _sync(folder)
+    # From the object's folder up to the one that was there already. What others have made above that is
+    # durable with ours: file systems that keep a journal, as all usual ones do, write it in order.
+    _sync(folder)
+    while folder != known:
         folder = os.path.dirname(folder)
+        _sync(folder)
 
 
-def _make(folder: str) -> int:
-    """Make the folder and what is missing above it; returns how many folders that were."""
+def _make(folder: str) -> str:
+    """Make the folder and what is missing above it; returns the lowest that was there already."""
     try:
         os.mkdir(folder)
     except FileExistsError:
-        return 0
+        if os.path.islink(folder) and not os.path.exists(folder):
+            raise  # It leads nowhere, such as to a disk that is not mounted.
+        return folder
     except FileNotFoundError:
-        made = _make(os.path.dirname(folder))
-        return made + _make(folder)
-    return 1
+        known = _make(os.path.dirname(folder))
+        return min(known, _make(folder), key=len)
+    return os.path.dirname(folder)
 
 
 def _sync(folder: str | Path) -> None:

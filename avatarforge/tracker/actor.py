@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import structlog
 
+from avatarforge import __version__
 from avatarforge.actors import APPLICATION, DEPLOYMENT, REMOTE_DEPLOYMENT
 from avatarforge.domain.changes import NewJob
 from avatarforge.domain.deliveries import WebhookDelivery
@@ -131,9 +132,9 @@ class JobTrackerActor:
     async def reports(self) -> tuple[ReplicaReport, ...]:
         return self._tracker.reports()
 
-    async def was_started_with(self, arguments: dict[str, Any]) -> bool:
-        """Whether a tracker that these arguments started would be no other."""
-        return arguments == self._arguments
+    async def was_started_with(self, arguments: dict[str, Any], release: str = "") -> bool:
+        """Whether a tracker that these arguments and this release started would be no other."""
+        return arguments == self._arguments and release == __version__
 
     async def stop(self) -> None:
         """Finish the commit under way; the actor may then be killed without losing anything."""

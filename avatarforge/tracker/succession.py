@@ -8,6 +8,7 @@ import structlog
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from avatarforge import __version__
 from avatarforge.actors import NAMESPACE, tracker_name
 from avatarforge.domain.errors import TrackerUnavailable
 from avatarforge.tracker.actor import JobTrackerActor
@@ -23,12 +24,12 @@ MANY = 10_000
 def tracker_actor(arguments: dict[str, Any], shard: int) -> "ActorHandle[JobTrackerActor]":
     """The shard's tracker, started if it is not running. Blocks.
 
-    It outlives the application that started it. One that was started with other arguments is replaced: it
-    finishes its commit and ends, and the new one takes the epoch and the jobs over.
+    It outlives the application that started it. One that was started with other arguments, or by another
+    release, is replaced: it finishes its commit and ends, and the new one takes the epoch and the jobs over.
     """
     known = running_tracker(shard)
     if known is not None and not _was_started_with(known, arguments):
-        log.info("tracker is replaced: its arguments have changed", shard=shard)
+        log.info("tracker is replaced: its arguments or the release have changed", shard=shard)
         _retire(known, shard)
     actor: Any = ray.remote(JobTrackerActor)
     handle: ActorHandle[JobTrackerActor] = actor.options(
@@ -54,9 +55,11 @@ def running_tracker(shard: int) -> "ActorHandle[JobTrackerActor] | None":
 
 def _was_started_with(tracker: Any, arguments: dict[str, Any]) -> bool:
     try:
-        return bool(ray.get(tracker.was_started_with.remote(arguments), timeout=ANSWER_SECONDS))
-    except RayError as error:
-        # A new one loses nothing, since all is in the database.
+        asked = tracker.was_started_with.remote(arguments, __version__)
+        return bool(ray.get(asked, timeout=ANSWER_SECONDS))
+    except (RayError, TypeError) as error:
+        # It is away, or of a release that does not know the question. A new one loses nothing: all is in the
+        # database.
         log.warning("tracker does not answer", reason=str(error))
         return False
 

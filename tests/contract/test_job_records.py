@@ -15,6 +15,7 @@ from avatarforge.domain.events import EventKind
 from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.domain.status import ProcessingStatus
 from avatarforge.persistence import JobRecords
+from avatarforge.persistence import jobs as job_records
 from avatarforge.persistence.group import hold_shard, write_group
 from avatarforge.persistence.tables import customers, job_events, metadata, tracker_shards
 from tests.factories import NOON
@@ -359,9 +360,11 @@ def test_customer_ids_are_compared_byte_by_byte(records: JobRecords, other: str)
 
 
 def test_photos_that_an_earlier_version_accepted_are_counted_by_the_next_tracker(
-    records: JobRecords, engine: Engine
+    records: JobRecords, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submitted(records, a_job("ana"), a_job("ana"), a_job("ben"))
+    monkeypatch.setattr(job_records, "_COUNTED_AT_ONCE", 2)
+    others = ["dora", "emil", "fritz"]
+    submitted(records, a_job("ana"), a_job("ana"), a_job("ben"), *map(a_job, others))
     submitted(records, a_job("cleo"), shard=1)
     with engine.begin() as connection:
         # What a tracker leaves behind that knows nothing of the numbers.
@@ -371,7 +374,7 @@ def test_photos_that_an_earlier_version_accepted_are_counted_by_the_next_tracker
     records.claim_shard(0)
 
     counts = {customer.customer_id: customer.jobs for customer in records.customers(None, 10)}
-    assert counts == {"ana": 2, "ben": 1, "cleo": 0}
+    assert counts == {"ana": 2, "ben": 1, "cleo": 0, **dict.fromkeys(others, 1)}
 
 
 def test_numbers_of_photos_are_not_counted_again(records: JobRecords, engine: Engine) -> None:

@@ -24,6 +24,7 @@ import pytest
 from avatarforge.domain.errors import ObjectNotFound, StorageFull, StorageUnavailable
 from avatarforge.settings import Settings, StorageSettings
 from avatarforge.storage import ObjectStorage, open_storage
+from avatarforge.storage import folder as storage_folder
 from avatarforge.storage.folder import INCOMING, STALE_SECONDS, FolderStorage
 from avatarforge.storage.s3 import S3Storage
 from tests.servers.mariadb import free_port
@@ -451,6 +452,33 @@ def test_a_folder_that_is_no_folder_is_unavailable(tmp_path: Path) -> None:
     for call in (lambda: put(storage, KEY, b"photo"), storage.check):
         with pytest.raises(StorageUnavailable):
             call()
+
+
+def test_a_folder_that_leads_nowhere_is_unavailable(folder: FolderStorage, tmp_path: Path) -> None:
+    folder.folder.mkdir(exist_ok=True)
+    (folder.folder / "customers").symlink_to(tmp_path / "not mounted")
+    with pytest.raises(StorageUnavailable):
+        put(folder, KEY, b"photo")
+
+
+def test_every_new_folder_entry_on_the_way_to_an_object_is_made_durable(
+    folder: FolderStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(storage_folder, "_sync", lambda path: synced.append(str(path)))
+    root = str(folder.folder)
+
+    put(folder, "customers/ana/1/original.jpg", b"photo")
+    # `root` exists: what is written has lain in it.
+    assert synced == [f"{root}/customers/ana/1", f"{root}/customers/ana", f"{root}/customers", root]
+
+    synced.clear()
+    put(folder, "customers/ana/2/original.jpg", b"photo")
+    assert synced == [f"{root}/customers/ana/2", f"{root}/customers/ana"]
+
+    synced.clear()
+    put(folder, "customers/ana/2/avatar-1.png", b"avatar")
+    assert synced == [f"{root}/customers/ana/2"]
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:

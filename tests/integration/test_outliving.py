@@ -42,6 +42,10 @@ def test_a_tracker_is_kept_for_the_same_arguments_and_replaced_for_others(seen: 
     assert (seen["kept"], seen["replaced"], seen["lastArguments"]) == (True, True, True)
 
 
+def test_a_tracker_of_another_release_would_be_replaced(seen: Any) -> None:
+    assert seen["isOfAnotherRelease"]
+
+
 def test_clients_follow_to_the_tracker_that_has_taken_the_epoch(seen: Any) -> None:
     assert seen["followed"]
     assert seen["epochs"] == ["1", "2"]

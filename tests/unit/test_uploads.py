@@ -374,7 +374,7 @@ async def stream():
     os.kill(os.getpid(), signal.SIGKILL)
 
 async def main():
-    async with receive_upload(stream(), sys.argv[3], UploadSettings(), Path(sys.argv[1])):
+    async with receive_upload(stream(), sys.argv[3], UploadSettings(memory_bytes=0), Path(sys.argv[1])):
         pass
 
 asyncio.run(main())
@@ -385,23 +385,28 @@ asyncio.run(main())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limits", ["LIMITS", "IN_MEMORY"])
+def test_a_full_disk_is_told(tmp_path: Path, limits: str) -> None:
     # In a process of its own: the limit on files' sizes holds for all that a process writes.
     script = """
 import asyncio, resource, sys
 from pathlib import Path
 from avatarforge.domain.errors import StorageFull
-from tests.unit.test_uploads import LIMITS, body, photo, refusal
+from tests.unit import test_uploads
+from tests.unit.test_uploads import body, photo, refusal
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
-error = asyncio.run(refusal(body(photo(b"x" * 50_000)), Path(sys.argv[1])))
+limits = getattr(test_uploads, sys.argv[2])
+error = asyncio.run(refusal(body(photo(b"x" * 50_000)), Path(sys.argv[1]), limits=limits))
 assert type(error) is StorageFull, error
 """
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, cwd=Path(__file__).parents[2])
+    command = [sys.executable, "-c", script, str(tmp_path), limits]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
 
 
-async def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limits", [LIMITS, IN_MEMORY])
+async def test_a_folder_that_cannot_be_is_told(tmp_path: Path, limits: UploadSettings) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StorageUnavailable) as raised:
-        await received(body(photo()), tmp_path / "file")
+        await received(body(photo(bytes(2000))), tmp_path / "file", limits=limits)
     assert not isinstance(raised.value, StorageFull)
