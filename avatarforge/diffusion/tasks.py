@@ -16,6 +16,8 @@ from typing import ClassVar, TypeVar
 import structlog
 from PIL import Image
 
+from avatarforge.diffusion.catalogue import Manifest
+from avatarforge.diffusion.engine import EngineRequest
 from avatarforge.diffusion.provenance import Marking
 from avatarforge.diffusion.squares import cut
 from avatarforge.domain.errors import (
@@ -163,14 +165,29 @@ class TaskWorker(ABC):
             timings={stage.value: round(taken, 6) for stage, taken in seconds.items()},
         )
 
-    async def _square(self, generation: "Generation", original: bytes, size: int) -> tuple[Image.Image, Crop]:
-        """The square of `size` x `size` pixels to begin with. Raises `DamagedPhoto`."""
+    async def _request(
+        self, generation: "Generation", original: bytes, manifest: Manifest
+    ) -> tuple[EngineRequest, Crop]:
+        """The task's wishes, with the manifest's defaults for what they leave open; and how the square is cut.
+
+        Raises `InvalidRequest` and `DamagedPhoto`.
+        """
+        wanted, defaults = generation.task.parameters, manifest.defaults
+        # First: words that no model understands need no decoding.
+        prompt = manifest.prompt_for(wanted.style, wanted.prompt)
         begun = perf_counter()
-        prepared = await asyncio.to_thread(
-            _prepared, original, size, cut_face=generation.task.parameters.cut_face
-        )
+        picture, crop = await asyncio.to_thread(_prepared, original, manifest.size, cut_face=wanted.cut_face)
         generation.seconds[Stage.FETCH] += perf_counter() - begun
-        return prepared
+        request = EngineRequest(
+            image=picture,
+            prompt=prompt,
+            negative_prompt=wanted.negative_prompt or defaults.negative_prompt,
+            seed=wanted.seed,
+            strength=defaults.strength if wanted.strength is None else wanted.strength,
+            steps=defaults.steps if wanted.steps is None else wanted.steps,
+            guidance=defaults.guidance if wanted.guidance is None else wanted.guidance,
+        )
+        return request, crop
 
     async def _upload(self, generation: "Generation", image: Image.Image) -> StoredImage:
         task = generation.task

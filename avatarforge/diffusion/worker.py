@@ -3,14 +3,11 @@
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, aclosing
 
-from PIL import Image
-
-from avatarforge.diffusion.catalogue import Manifest
 from avatarforge.diffusion.engine import EngineRequest, EngineResult, EngineStep
 from avatarforge.diffusion.loading import LoadedModel
 from avatarforge.diffusion.provenance import Marking
 from avatarforge.diffusion.tasks import Generation, Made, TaskWorker
-from avatarforge.domain.generations import GenerationProgress, GenerationTask
+from avatarforge.domain.generations import GenerationProgress
 from avatarforge.storage import ObjectStorage
 
 ModelSource = Callable[[], AbstractAsyncContextManager[LoadedModel]]
@@ -34,12 +31,8 @@ class GenerationWorker(TaskWorker):
         self._models = models
 
     async def _made(self, generation: Generation, original: bytes) -> Made:
-        task = generation.task
         async with self._models() as model:
-            # Asked first: words that no model understands need no decoding.
-            prompt = model.manifest.prompt_for(task.parameters.style, task.parameters.prompt)
-            picture, crop = await self._square(generation, original, model.manifest.size)
-            request = _request(task, model.manifest, picture, prompt)
+            request, crop = await self._request(generation, original, model.manifest)
             result = await _generated(model, request, generation)
         return Made(image=result.image, crop=crop, model=model.manifest.name, timings=result.timings)
 
@@ -54,17 +47,3 @@ async def _generated(model: LoadedModel, request: EngineRequest, generation: Gen
                 case EngineResult():
                     return update
     raise AssertionError("an engine's generator ends with a result or an error")
-
-
-def _request(task: GenerationTask, manifest: Manifest, picture: Image.Image, prompt: str) -> EngineRequest:
-    """The task's wishes, with the manifest's defaults for what it leaves open."""
-    wanted, defaults = task.parameters, manifest.defaults
-    return EngineRequest(
-        image=picture,
-        prompt=prompt,
-        negative_prompt=wanted.negative_prompt or defaults.negative_prompt,
-        seed=wanted.seed,
-        strength=defaults.strength if wanted.strength is None else wanted.strength,
-        steps=defaults.steps if wanted.steps is None else wanted.steps,
-        guidance=defaults.guidance if wanted.guidance is None else wanted.guidance,
-    )

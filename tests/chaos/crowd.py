@@ -21,6 +21,8 @@ FIELDS = {"steps": "4", "strength": "0.5"}
 TERMINAL = {EventKind.DONE, EventKind.FAILED, EventKind.CANCELLED}
 WORKING = {EventKind.STARTED, EventKind.DONE}
 """Events that tell of work."""
+RECOVERED, STARTED_AGAIN = 10.0, 30.0
+"""Seconds until there is work again: after a killed process, and after everything was started again."""
 
 
 class Crowd:

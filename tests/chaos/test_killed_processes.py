@@ -3,10 +3,7 @@
 import pytest
 
 from tests.chaos.conftest import IS_LONG, JOBS, Rig, told
-from tests.chaos.crowd import Crowd, now, soon
-
-RECOVERED, STARTED_AGAIN = 10.0, 30.0
-"""Seconds until there is work again: after a killed process, and after everything was started again."""
+from tests.chaos.crowd import RECOVERED, STARTED_AGAIN, Crowd, now, soon
 
 
 def working(rig: Rig, crowd: Crowd) -> None:

@@ -1,16 +1,15 @@
 """Several nodes: what happens to jobs while workers die, replicas come and go, and versions change."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from benchmarks.photos import noisy_jpeg
+from tests.chaos.conftest import IS_LONG, JOBS, told
+from tests.chaos.crowd import RECOVERED, STARTED_AGAIN, now
 from tests.cluster.nodes import Nodes, running_nodes
 from tests.servers.redis import PASSWORD, RedisServer
-
-JOBS = int(os.environ.get("CHAOS_JOBS", "24"))
 
 ON_CPU = {"diffusion": {"num_gpus": 1, "num_cpus": 1, "device": "cpu", "threads": 1}}
 """Ray counts GPUs that are not there."""
@@ -76,7 +75,7 @@ def test_targets_change_while_everything_runs(nodes: Nodes, photo: bytes) -> Non
     assert nodes.replicas("Ingress") == ingress
 
 
-@pytest.mark.skipif(JOBS < 200, reason="the last replica goes after minutes: `make chaos`")
+@pytest.mark.skipif(not IS_LONG, reason="the last replica goes after minutes: `make chaos`")
 def test_the_last_replica_goes_and_the_next_job_brings_one_back(nodes: Nodes, photo: bytes) -> None:
     aim(nodes, min_replicas=0)
     nodes.until(lambda: not nodes.replicas(), 150, "no replica is left")
@@ -116,10 +115,15 @@ def test_jobs_of_a_worker_that_is_killed_are_done_by_another(nodes: Nodes, photo
     crowd.await_accepted(JOBS)
     nodes.until(lambda: nodes.call("tracker")["localRunning"], 60, "jobs are in flight")
     worker = next(iter(nodes.replicas().values()))
+    killed_at = now()
     nodes.call("kill_worker", name=worker)
     crowd.finish()
-    nodes.outcome(crowd).await_ends()
-    nodes.outcome(crowd).assert_all_done()
+    outcome = nodes.outcome(crowd)
+    outcome.await_ends()
+    outcome.assert_all_done()
+    seconds = outcome.seconds_until_work(killed_at)
+    told("kill -9 a worker node", "work again after", seconds, "s")
+    assert seconds <= RECOVERED or not IS_LONG
 
 
 def test_a_head_that_is_killed_comes_back_with_what_it_knew(tmp_path: Path, photo: bytes) -> None:
@@ -132,10 +136,15 @@ def test_a_head_that_is_killed_comes_back_with_what_it_knew(tmp_path: Path, phot
             crowd.start()
             crowd.await_accepted(JOBS // 2)
             nodes.call("kill_head")
+            started_at = now()
             nodes.start_head()
             nodes.until(nodes.is_ready, 120, "the service is ready again")
             crowd.finish()
-            nodes.outcome(crowd).await_ends()
-            nodes.outcome(crowd).assert_all_done()
+            outcome = nodes.outcome(crowd)
+            outcome.await_ends()
+            outcome.assert_all_done()
+            seconds = outcome.seconds_until_work(started_at)
+            told("kill -9 the head", "work after its start", seconds, "s")
+            assert seconds <= STARTED_AGAIN or not IS_LONG
             nodes.until(nodes.replicas, 60, "Serve knows its replicas again")
             assert nodes.replicas() == before, "the worker's replica outlived the head"

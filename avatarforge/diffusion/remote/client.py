@@ -11,14 +11,15 @@ from uuid import uuid4
 import httpx
 import structlog
 
+from avatarforge.diffusion.engine import EngineRequest
 from avatarforge.diffusion.remote.messages import (
     PAUSE,
-    PictureWish,
     RemotePicture,
     RemoteProgress,
     error_of,
     read_picture,
     read_progress,
+    request_body,
 )
 from avatarforge.domain.errors import RemoteFailed, RemoteUnavailable
 from avatarforge.settings import RemoteSettings, SettingsError
@@ -64,7 +65,7 @@ class RemoteServer:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def picture(self, wish: PictureWish, tell: Callable[[int, int], None]) -> RemotePicture:
+    async def picture(self, request: EngineRequest, tell: Callable[[int, int], None]) -> RemotePicture:
         """The picture. `tell` hears of steps done and of how many there are; cancelling stops the server.
 
         Raises `RemoteUnavailable` where the server has not begun, `RemoteFailed` where it broke off or
@@ -73,7 +74,7 @@ class RemoteServer:
         async with self._slots:
             task_id = f"task({uuid4().hex})"
             body = await asyncio.to_thread(
-                wish.as_json, task_id, model=self._settings.model, sampler=self._settings.sampler
+                request_body, request, task_id, model=self._settings.model, sampler=self._settings.sampler
             )
             self._asked[task_id] = None
             asking = asyncio.create_task(self._ask(body), name="remote picture")

@@ -16,6 +16,7 @@ from typing import Any
 
 from PIL import Image
 
+from avatarforge.diffusion.engine import EngineRequest
 from avatarforge.domain.errors import AvatarForgeError, RemoteFailed, RemoteRefused, RemoteUnavailable
 from avatarforge.storage.pictures import STORED_FORMATS, load_upright
 
@@ -30,43 +31,33 @@ _AWAY = frozenset({401, 403, 407, 408, 429, 502, 503})
 _TITLE = re.compile(rb"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PictureWish:
-    """One picture from another."""
-
-    image: Image.Image
-    prompt: str
-    negative_prompt: str
-    seed: int
-    strength: float
-    steps: int
-    guidance: float
-
-    def as_json(self, task_id: str, *, model: str | None, sampler: str | None) -> dict[str, Any]:
-        """The body of `POST /sdapi/v1/img2img`. Encodes the picture: use a thread."""
-        buffer = BytesIO()
-        self.image.save(buffer, "PNG")
-        body = {
-            "init_images": [base64.b64encode(buffer.getvalue()).decode()],
-            "prompt": self.prompt,
-            "negative_prompt": self.negative_prompt,
-            "seed": self.seed,
-            "denoising_strength": self.strength,
-            "steps": self.steps,
-            "cfg_scale": self.guidance,
-            "width": self.image.width,
-            "height": self.image.height,
-            "batch_size": 1,
-            "n_iter": 1,
-            "force_task_id": task_id,
-        }
-        if sampler is not None:
-            body["sampler_name"] = sampler
-        if model is not None:
-            body["override_settings"] = {"sd_model_checkpoint": model}
-            # Else it would load its own checkpoint again after every picture.
-            body["override_settings_restore_afterwards"] = False
-        return body
+def request_body(
+    request: EngineRequest, task_id: str, *, model: str | None, sampler: str | None
+) -> dict[str, Any]:
+    """The body of `POST /sdapi/v1/img2img`. Encodes the picture: use a thread."""
+    buffer = BytesIO()
+    request.image.save(buffer, "PNG")
+    body = {
+        "init_images": [base64.b64encode(buffer.getvalue()).decode()],
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "seed": request.seed,
+        "denoising_strength": request.strength,
+        "steps": request.steps,
+        "cfg_scale": request.guidance,
+        "width": request.image.width,
+        "height": request.image.height,
+        "batch_size": 1,
+        "n_iter": 1,
+        "force_task_id": task_id,
+    }
+    if sampler is not None:
+        body["sampler_name"] = sampler
+    if model is not None:
+        body["override_settings"] = {"sd_model_checkpoint": model}
+        # Else it would load its own checkpoint again after every picture.
+        body["override_settings_restore_afterwards"] = False
+    return body
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,16 +4,13 @@ import asyncio
 from collections.abc import Callable
 from time import perf_counter
 
-from PIL import Image
-
 from avatarforge.diffusion.catalogue import Manifest
 from avatarforge.diffusion.provenance import Marking
 from avatarforge.diffusion.remote.breaker import CircuitBreaker
 from avatarforge.diffusion.remote.client import RemoteServer
-from avatarforge.diffusion.remote.messages import PictureWish
 from avatarforge.diffusion.tasks import Generation, Made, TaskWorker
 from avatarforge.domain.errors import RemoteRefused
-from avatarforge.domain.generations import GenerationProgress, GenerationTask
+from avatarforge.domain.generations import GenerationProgress
 from avatarforge.domain.jobs import Stage
 from avatarforge.storage import ObjectStorage
 
@@ -44,8 +41,7 @@ class RemoteWorker(TaskWorker):
         self._model = model or self.UNNAMED
 
     async def _made(self, generation: Generation, original: bytes) -> Made:
-        task = generation.task
-        if not task.parameters.allow_remote:
+        if not generation.task.parameters.allow_remote:
             # The tracker does not send such a task; a photo must not leave by a mistake there.
             raise RemoteRefused("the photo may not leave the house")
 
@@ -53,28 +49,13 @@ class RemoteWorker(TaskWorker):
             generation.progress = GenerationProgress(step=step, total_steps=total_steps)
 
         manifest = await asyncio.to_thread(self._manifest)
-        prompt = manifest.prompt_for(task.parameters.style, task.parameters.prompt)
-        picture, crop = await self._square(generation, original, manifest.size)
+        request, crop = await self._request(generation, original, manifest)
         begun = perf_counter()
         with self._breaker.guarded():
-            made = await self._server.picture(_wish(task, manifest, picture, prompt), tell)
+            made = await self._server.picture(request, tell)
         return Made(
             image=made.image,
             crop=crop,
             model=made.model or self._model,
             timings={Stage.STEPS: perf_counter() - begun},
         )
-
-
-def _wish(task: GenerationTask, manifest: Manifest, picture: Image.Image, prompt: str) -> PictureWish:
-    """The task's wishes, with the manifest's defaults for what it leaves open."""
-    wanted, defaults = task.parameters, manifest.defaults
-    return PictureWish(
-        image=picture,
-        prompt=prompt,
-        negative_prompt=wanted.negative_prompt or defaults.negative_prompt,
-        seed=wanted.seed,
-        strength=defaults.strength if wanted.strength is None else wanted.strength,
-        steps=defaults.steps if wanted.steps is None else wanted.steps,
-        guidance=defaults.guidance if wanted.guidance is None else wanted.guidance,
-    )
