@@ -168,7 +168,7 @@ class TaskWorker(ABC):
     async def _request(
         self, generation: "Generation", original: bytes, manifest: Manifest
     ) -> tuple[EngineRequest, Crop]:
-        """The task's wishes, with the manifest's defaults for what they leave open; and how the square is cut.
+        """The task's wishes, with the manifest's defaults for what they leave open; and the square's cut.
 
         Raises `InvalidRequest` and `DamagedPhoto`.
         """

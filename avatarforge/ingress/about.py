@@ -21,7 +21,7 @@ async def list_models(request: Request) -> Response:
     service = service_of(request)
     return json_answer(
         rest_messages.ModelList(
-            models=(schemas.model_message(await service.model()),),
+            models=(schemas.model_message(await service.model.manifest()),),
             replicas=tuple(schemas.replica_message(report) for report in service.replicas),
         )
     )
@@ -32,7 +32,7 @@ async def list_models(request: Request) -> Response:
 )
 async def list_styles(request: Request) -> Response:
     """What the field `style` of an upload may be."""
-    manifest = await service_of(request).model()
+    manifest = await service_of(request).model.manifest()
     return json_answer(rest_messages.StyleList(model=manifest.name, styles=schemas.style_messages(manifest)))
 
 

@@ -66,7 +66,7 @@ class Ingress(JobMethods, HealthMethods):
         """Which model's styles and defaults count: the one that the replicas are told to serve; and what
         autoscaling aims at."""
         if (model := user_config.get("model")) is not None:
-            self._photos.use_model(str(model))
+            self._photos.model.wish_for(str(model))
         if (targets := user_config.get("scaling")) is not None:
             self._aiming.at(targets)
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 
 import structlog
 
-from avatarforge.diffusion.catalogue import Catalogue, Manifest
+from avatarforge.diffusion.catalogue import Catalogue
 from avatarforge.diffusion.squares import cut
 from avatarforge.domain.changes import LogBounds, LoggedChange
 from avatarforge.domain.customers import CustomerSummary, checked_customer_id, shard_of
@@ -22,7 +22,6 @@ from avatarforge.domain.errors import (
     CustomerNotFound,
     ImageNotFound,
     JobNotFound,
-    ModelUnusable,
     NotFinished,
     ObjectNotFound,
     TooManyUploads,
@@ -37,6 +36,7 @@ from avatarforge.ingress.health import HealthChecks
 from avatarforge.ingress.news import LiveJob
 from avatarforge.ingress.places import Places
 from avatarforge.ingress.scrapes import Clients, Scrapes
+from avatarforge.ingress.served_model import ServedModel
 from avatarforge.ingress.streams import JobStreams, LiveNews, StreamItem
 from avatarforge.ingress.submissions import Submission, checked_key, read_submission
 from avatarforge.settings import Settings
@@ -152,8 +152,6 @@ class Stored:
 class ProfilePhotos:
     """The service of one ingress replica. It keeps nothing but threads; `close()` ends them."""
 
-    MANIFEST_AGE = 30.0
-    """Seconds after which the model's manifest is read again."""
     SQUARE_SIDE = 1024
     """Pixels of a side that `square` makes at most."""
     SQUARES = 2
@@ -187,11 +185,7 @@ class ProfilePhotos:
         )
         self.uploads = Places(settings.ingress.max_uploads, TooManyUploads)
         """Places for uploads that are read and stored."""
-        self._catalogue = catalogue
-        self._model = settings.diffusion.model
-        self._manifest: Manifest | None = None
-        self._read_model = self._model
-        self._manifest_read_at = 0.0
+        self.model = ServedModel(settings.diffusion.model, catalogue, self.read, lambda: live.replicas)
         self._records = records
         self._storage = storage
         self._live = live
@@ -253,7 +247,7 @@ class ProfilePhotos:
             raise ImageNotFound(job_id, ImageKind.ORIGINAL) from error
 
     async def _checked(self, fields: dict[str, str]) -> Submission:
-        submission = read_submission(fields, await self.model())
+        submission = read_submission(fields, await self.model.manifest())
         if submission.callback_url is not None:
             await check_callback_url(submission.callback_url, self.settings.webhook)
         return submission
@@ -412,41 +406,6 @@ class ProfilePhotos:
         picture.save(content, "JPEG", quality=90)
         return content.getvalue()
 
-    # --- models ------------------------------------------------------------------------------------------
-
-    def use_model(self, name: str) -> None:
-        """From now on this model's styles and defaults count, once its manifest could be read."""
-        self._model = name
-        self._manifest_read_at = float("-inf")
-
-    async def model(self) -> Manifest:
-        """The manifest of the model that serves, some seconds old at most; of the one that is to serve, while
-        none does.
-
-        Raises `ModelUnusable` if it never could be read; later it stays as it was while it is broken.
-        """
-        time = asyncio.get_running_loop().time()
-        name = serving_model(self._model, self.replicas)
-        is_old = time - self._manifest_read_at >= self.MANIFEST_AGE
-        if self._manifest is None or is_old or self._read_model != name:
-            self._manifest = await self._read_manifest(name)
-            self._manifest_read_at, self._read_model = time, name
-        return self._manifest
-
-    @property
-    def replicas(self) -> tuple[ReplicaReport, ...]:
-        """What the replicas told of themselves last."""
-        return self._live.replicas
-
-    async def _read_manifest(self, name: str) -> Manifest:
-        try:
-            return await self.read(self._catalogue.manifest, name)
-        except ModelUnusable as error:
-            if self._manifest is None:
-                raise
-            log.warning("manifest cannot be read any more", model=error.model, reason=error.reason)
-            return self._manifest
-
     # --- helpers -----------------------------------------------------------------------------------------
 
     def _check_ids(self, customer_id: str, job_id: str) -> None:
@@ -476,18 +435,14 @@ class ProfilePhotos:
         live = self._live.get(job.customer_id, job.job_id)
         return live if live is not None and live.job.seq >= job.seq else LiveJob(job=job)
 
+    @property
+    def replicas(self) -> tuple[ReplicaReport, ...]:
+        """What the replicas told of themselves last."""
+        return self._live.replicas
+
     async def read(self, call: Callable[..., T], *arguments: Any) -> T:
         """What a blocking call returns, made in one of the threads for reads."""
         return await asyncio.get_running_loop().run_in_executor(self._reads, call, *arguments)
-
-
-def serving_model(wish: str, replicas: Sequence[ReplicaReport]) -> str:
-    """The model whose styles and defaults count: the wish as soon as a replica serves it; until then, the one
-    that serves."""
-    served = [report.model for report in replicas if report.backend == "local" and report.model is not None]
-    if not served or any(model.name == wish for model in served):
-        return wish
-    return max(served, key=lambda model: model.since).name
 
 
 class _Events:

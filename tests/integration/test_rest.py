@@ -99,7 +99,7 @@ async def test_what_the_model_has_not_is_refused(rest: Rest, monkeypatch: pytest
     manifest = Catalogue().manifest("avatar-mini")
     capabilities = manifest.capabilities.model_copy(update={"strength": False})
     manifest = manifest.model_copy(update={"capabilities": capabilities})
-    monkeypatch.setattr(rest.photos, "_catalogue", Shelf(manifest))
+    monkeypatch.setattr(rest.photos.model, "_catalogue", Shelf(manifest))
 
     told = problem(await rest.post("ana", a_jpeg(), strength="0.5"))
     assert (told["status"], told["code"], told["field"], told["value"]) == (
@@ -126,8 +126,8 @@ async def test_a_manifest_that_breaks_later_changes_nothing(
     rest: Rest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = await rest.client.get("/styles")
-    monkeypatch.setattr(rest.photos, "MANIFEST_AGE", 0)
-    monkeypatch.setattr(rest.photos, "_catalogue", Catalogue(tmp_path))
+    monkeypatch.setattr(rest.photos.model, "MANIFEST_AGE", 0)
+    monkeypatch.setattr(rest.photos.model, "_catalogue", Catalogue(tmp_path))
 
     assert (await rest.client.get("/styles")).content == before.content
 

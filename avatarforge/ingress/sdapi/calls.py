@@ -109,11 +109,11 @@ class _Calls:
 
     async def models(self, request: Request) -> Response:
         """The model that serves: one at a time."""
-        return JSONResponse([model_answer(await self._photos.model())])
+        return JSONResponse([model_answer(await self._photos.model.manifest())])
 
     async def options(self, request: Request) -> Response:
         """The settings that clients look for."""
-        model = await self._photos.model()
+        model = await self._photos.model.manifest()
         return JSONResponse({"sd_model_checkpoint": model.name, "samples_format": "png"})
 
     # --- one picture ----------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ class _Calls:
             body = await _body(request, length, largest * 4 // 3 + _BESIDES_PHOTO, largest)
             wish = await asyncio.to_thread(Img2Img.parsed, body)
             photo = await asyncio.to_thread(wish.photo)
-            submission = wish.submission(await self._photos.model())
+            submission = wish.submission(await self._photos.model.manifest())
             live = await self._photos.submit_checked(CUSTOMER, submission, BytesIO(photo), "init_images[0]")
         # Many may wait for long: only who wants the picture back keeps it so long.
         return (wish if wish.include_init_images else wish.model_copy(update={"init_images": None})), live
