@@ -42,7 +42,7 @@ class Ingress(JobMethods, HealthMethods):
         actors = [tracker_actor(arguments, shard) for shard in range(settings.tracker.shards)]
         trackers = JobTrackers(actors, patience=READ_BACK_SECONDS, successor=running_tracker)
         self._trackers = trackers
-        self._live = LiveJobs(trackers)
+        self._live = LiveJobs(trackers, settings.ingress)
         self._aiming = Aiming(settings.scaling, trackers.aim)
         engine = open_engine(settings.database, settings.database_url)
         figures = Figures()

@@ -19,6 +19,7 @@ from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.domain.replicas import ReplicaReport
 from avatarforge.domain.status import ProcessingStatus
 from avatarforge.ingress.news import Changed, Erased, LiveJob, Progressed, Subscription
+from avatarforge.settings import IngressSettings
 from avatarforge.tracker.estimates import Forecast
 from avatarforge.tracker.feed import FeedBatch, FeedCursor
 
@@ -46,17 +47,22 @@ class LiveJobs:
     """Seconds from one question to the next, at least: under load one answer tells of many changes."""
     RETRY = 0.3
     """Seconds until a tracker that is away is asked again."""
-    KEEP_FINISHED = 10_000
-    """Finished jobs that are kept, oldest out first; older ones are in the database."""
-    KEEP_CHANGES = 20_000
-    """Changes that are kept of each shard for clients that resume; older ones are in the database."""
     FIRST_ANSWER = 5.0
     """Seconds that a stream waits for a tracker that has not answered yet."""
 
-    def __init__(self, source: FeedSource, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        source: FeedSource,
+        settings: IngressSettings,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`settings` say how many finished jobs and changes are kept, oldest out first; older ones are in the
+        database."""
         self._source = source
         self._clock = clock
-        self._shards = [_Shard(self.KEEP_FINISHED, self.KEEP_CHANGES, clock) for _ in range(source.shards)]
+        self._shards = [
+            _Shard(settings.recent_jobs, settings.recent_events, clock) for _ in range(source.shards)
+        ]
         self._subscriptions: dict[str, set[Subscription]] = {}
         self._waiters: dict[str, set[asyncio.Future[None]]] = {}
         self._tasks: list[asyncio.Task[None]] = []

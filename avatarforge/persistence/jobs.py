@@ -325,8 +325,13 @@ def _summarised(page: Select[Any]) -> Select[Any]:
     """Each customer of the page with the columns of the latest job."""
     listed = page.subquery("listed")
     jobs = profile_photo_jobs
-    # By itself, so that the index gives it at once; grouped it would be sought among all of the customer's.
-    latest_id = select(func.max(jobs.c.job_id)).where(jobs.c.customer_id == listed.c.customer_id)
+    # Not `max()`: inside a statement MariaDB would read all of the customer's entries of the index for it.
+    latest_id = (
+        select(jobs.c.job_id)
+        .where(jobs.c.customer_id == listed.c.customer_id)
+        .order_by(jobs.c.job_id.desc())
+        .limit(1)
+    )
     latest = listed.outerjoin(jobs, jobs.c.job_id == latest_id.correlate(listed).scalar_subquery())
     return (
         select(

@@ -124,11 +124,13 @@ class Feed:
         snapshot = None if known else tuple(self._jobs())
         self._reckon()
         tick = cursor.tick if known else 0
+        # What was read from the database may be ahead of what was told here: never back.
+        seq = changes[-1].event.seq if changes else max(self._seq, cursor.seq)
         self.answers += 1
         return FeedBatch(
             cursor=FeedCursor(
                 tracker=self._tracker,
-                seq=changes[-1].event.seq if changes else self._seq,
+                seq=seq,
                 tick=self._tick,
             ),
             snapshot=snapshot,

@@ -261,6 +261,9 @@ class JobTracker:
 
     def _erase_disowned(self, change: JobChange) -> None:
         """A submission turned out to be committed after its caller was told that it was not."""
+        assert self._feed is not None, "nothing is committed before the feed is there"
+        # It is in the log, and stays there if this tracker comes to its end before the job is erased.
+        self._feed.changed(change)
         self._own(self._commands.write_off(change.job), "erase")
 
     # --- telling ------------------------------------------------------------------------------------------

@@ -27,6 +27,14 @@ JOBS = int(os.environ.get("CHAOS_JOBS", "24"))
 IS_LONG = JOBS >= 200
 """Whether the times that are promised are checked too: on a machine that does nothing else."""
 
+SHORT_MEMORY = {
+    "TRACKER_RECENT_EVENTS": "500",
+    "INGRESS_RECENT_EVENTS": "500",
+    "INGRESS_RECENT_JOBS": "200",
+}
+"""What is kept in memory of the past is full within a minute or two, also after a process was killed: what
+grows then, grows without end. And what is older has to come from the database."""
+
 _figures: list[dict[str, object]] = []
 
 
@@ -85,6 +93,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             STORAGE_ENDPOINT_URL=storage_proxy.url,
             STORAGE_ACCESS_KEY_ID=settings.access_key_id.get_secret_value(),
             STORAGE_SECRET_ACCESS_KEY=settings.secret_access_key.get_secret_value(),
+            **SHORT_MEMORY,
         )
         with service:
             yield Rig(

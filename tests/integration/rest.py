@@ -167,7 +167,7 @@ async def running_rest(folder: Path, **arguments: Any) -> AsyncIterator[Rest]:
     records = JobRecords(open_engine(settings.database, settings.database_url))
     storage = CrowdedFolder(settings.storage_folder)
     tracker = TrackerTwin(records)
-    live = LiveJobs(tracker)
+    live = LiveJobs(tracker, settings.ingress)
     live.start()
     deliveries = DeliveryRecords(open_engine(settings.database, settings.database_url))
     photos = ProfilePhotos(settings, records, storage, tracker, live, Catalogue(), deliveries)

@@ -444,7 +444,7 @@ async def running_service(
 
 @asynccontextmanager
 async def _ingress(parts: Parts, port: int = 0) -> AsyncIterator[Replica]:
-    live, figures = LiveJobs(parts.trackers), Figures()
+    live, figures = LiveJobs(parts.trackers, parts.settings.ingress), Figures()
     photos = ProfilePhotos(
         parts.settings,
         parts.records,

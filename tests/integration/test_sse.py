@@ -191,11 +191,8 @@ async def test_a_replica_that_has_seen_nothing_tells_it_from_the_record(
     assert told(live) == [("status", 7, "PENDING"), ("status", 8, "PROCESSING"), ("status", 9, "DONE")]
 
 
-async def test_what_a_replica_no_longer_keeps_comes_from_the_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(LiveJobs, "KEEP_CHANGES", 2)
-    async with running_service(tmp_path) as service:
+async def test_what_a_replica_no_longer_keeps_comes_from_the_record(tmp_path: Path) -> None:
+    async with running_service(tmp_path, ingress={"recent_events": 2}) as service:
         story = await whole_story(service)
         assert service.live.recent("ana", 1) is None
         async with service.stream(last_event_id=1) as stream:

@@ -97,7 +97,7 @@ class Ingress:
         self.trackers = _WatchedTrackers(cluster.handles(), patience=weather.patience)
         self.trackers.witness = witness
         self.acceptance = _QuickAcceptance(storage, self.trackers, UploadSettings(), now)
-        self.live = LiveJobs(self.trackers, loop.time)
+        self.live = LiveJobs(self.trackers, IngressSettings(), loop.time)
         settings = IngressSettings(
             max_stream_seconds=chance.choice((3, 10, 300)), stream_buffer=chance.choice((1, 4, 256))
         )

@@ -54,7 +54,9 @@ class Simulation:
         self._processes: list[Process] = []
         self.storage = SimulatedStorage(self.weather, self.chance, self.trace, self._server_time)
         self.database = make_database()
-        self.witness = Witness(self.database, self.storage.objects, self.trace, self._complain)
+        self.witness = Witness(
+            self.database, self.storage.objects, self.storage.undeleted, self.trace, self._complain
+        )
         self._server = DatabaseServer(
             self.loop, self.database, self.weather, self.chance, self.trace, self.witness.written
         )

@@ -23,6 +23,8 @@ class SimulatedStorage:
         self._now = now
         self.objects: dict[str, datetime] = {}
         """Keys, and when each was stored."""
+        self.undeleted: set[str] = set()
+        """Keys whose deletion was refused, and not done all the same."""
         self.is_down = False
         self.is_calm = False
 
@@ -43,7 +45,12 @@ class SimulatedStorage:
         return iter([self.get(key)])
 
     def delete(self, key: str) -> None:
-        self._call("delete", key, lambda: self.objects.pop(key, None))
+        self.undeleted.add(key)
+        self._call("delete", key, lambda: self._remove(key))
+
+    def _remove(self, key: str) -> None:
+        self.objects.pop(key, None)
+        self.undeleted.discard(key)
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         self._call("list", prefix, None)

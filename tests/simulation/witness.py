@@ -1,6 +1,6 @@
 """Who watches: what must hold after every commit, every dispatch and everything that is told."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from sqlalchemy.exc import IntegrityError
@@ -34,10 +34,17 @@ class Witness:
     """Hears of everything and complains at the first promise that is broken."""
 
     def __init__(
-        self, truth: Truth, objects: Mapping[str, object], trace: Trace, complain: Callable[[Exception], None]
+        self,
+        truth: Truth,
+        objects: Mapping[str, object],
+        undeleted: Collection[str],
+        trace: Trace,
+        complain: Callable[[Exception], None],
     ) -> None:
+        """`undeleted` are the keys of objects whose deletion storage refused."""
         self._truth = truth
         self._objects = objects
+        self._undeleted = undeleted
         self._trace = trace
         self._complain = complain
         self._log: dict[int, list[JobEvent]] = {}
@@ -46,8 +53,6 @@ class Witness:
         """The last event of each job."""
         self._ended: set[str] = set()
         self._erased: set[str] = set()
-        self._untold: set[str] = set()
-        """Jobs whose submission was committed and not told: their callers must hear 503."""
         self.promised: dict[str, str] = {}
         """Jobs that were answered 202, with their customers."""
         self.refused: dict[str, tuple[str, Process]] = {}
@@ -141,10 +146,6 @@ class Witness:
             for event in self._log.get(shard, ())
             if cursor.tracker and cursor.seq < event.seq <= batch.cursor.seq
         ]
-        # Committed after the caller had been told 503, and erased next: nobody has to hear of it.
-        silent = {event.job_id for event in expected if event not in told and self._may_be_silent(event)}
-        self._untold |= silent
-        expected = [event for event in expected if event in told or event.job_id not in silent]
         if told != expected:
             self.violated(
                 f"after {cursor.seq} shard {shard} tells {[event.seq for event in told]} "
@@ -153,11 +154,6 @@ class Witness:
         latest = self._log[shard][-1].seq if self._log.get(shard) else 0
         if batch.cursor.seq > latest:
             self.violated(f"shard {shard} tells of {batch.cursor.seq}; the log goes up to {latest}")
-
-    def _may_be_silent(self, event: JobEvent) -> bool:
-        if event.kind is not EventKind.SUBMITTED or event.job_id in self.promised:
-            return False
-        return self._last[event.job_id].kind in (EventKind.SUBMITTED, EventKind.ERASED)
 
     def followed(self, customer_id: str, seqs: Sequence[int], excused_up_to: int) -> None:
         """A client that resumed by its last `seq` has heard so many changes, in this order."""
@@ -189,8 +185,6 @@ class Witness:
         self.promised[job_id] = customer_id
         if job_id in self._erased:
             return
-        if job_id in self._untold and job_id not in self.refused:
-            self.violated(f"{job_id} was answered 202 and its submission was never told")
         if self._truth.job(customer_id, job_id) is None:
             self.violated(f"{job_id} was answered 202 and is not on record")
         if key is None:
@@ -222,14 +216,16 @@ class Witness:
         """Refused jobs that are on record.
 
         An ingress takes back what it has refused; one that dies before it can may leave a job that fails, for
-        it has removed the original. A job that is sent again under its key meanwhile is promised.
+        it has removed the original, unless storage did not answer it either. A job that is sent again under
+        its key meanwhile is promised.
         """
         kept = []
         for job_id, (customer_id, process) in self.refused.items():
             job = self._truth.job(customer_id, job_id)
             if job is None or job_id in self.promised:
                 continue
-            if process.is_alive or job.status is ProcessingStatus.DONE:
+            is_whole = job.status is ProcessingStatus.DONE and job.original.key not in self._undeleted
+            if process.is_alive or is_whole:
                 kept.append(job_id)
         return kept
 

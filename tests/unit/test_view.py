@@ -13,6 +13,7 @@ from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.domain.status import ProcessingStatus
 from avatarforge.ingress.news import Changed, Overflowed, Progressed
 from avatarforge.ingress.view import LiveJobs
+from avatarforge.settings import IngressSettings
 from avatarforge.tracker.estimates import Forecast
 from avatarforge.tracker.feed import FeedBatch, FeedCursor
 from tests.factories import NOON, a_job, an_outcome
@@ -56,7 +57,7 @@ async def source() -> Source:
 
 @pytest.fixture
 async def live(source: Source) -> AsyncIterator[LiveJobs]:
-    view = LiveJobs(source)
+    view = LiveJobs(source, IngressSettings())
     view.start()
     yield view
     await view.stop()
@@ -152,9 +153,8 @@ async def test_a_tracker_that_was_away_is_asked_again_from_where_the_view_stands
     assert live.lag < 5
 
 
-async def test_old_finished_jobs_leave_the_view(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LiveJobs, "KEEP_FINISHED", 2)
-    view = LiveJobs(source)
+async def test_old_finished_jobs_leave_the_view(source: Source) -> None:
+    view = LiveJobs(source, IngressSettings(recent_jobs=2))
     view.start()
     jobs = [a_job().started(NOON).done(an_outcome(), NOON) for _ in range(3)]
     source.tell(*jobs, kind=EventKind.DONE)
@@ -227,9 +227,8 @@ async def test_recent_changes_are_kept_from_the_first_answer_on(live: LiveJobs, 
     assert live.recent("ana", 43) == []
 
 
-async def test_only_so_many_changes_are_kept(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LiveJobs, "KEEP_CHANGES", 2)
-    view = LiveJobs(source)
+async def test_only_so_many_changes_are_kept(source: Source) -> None:
+    view = LiveJobs(source, IngressSettings(recent_events=2))
     view.start()
     source.tell()
     source.tell(a_job(), a_job(customer_id="ben"), a_job())
