@@ -174,7 +174,7 @@ class IngressSettings(Group):
     recent_jobs: int = Field(10_000, ge=1)
     """Finished jobs of each shard that one ingress process keeps in memory for reads."""
     recent_events: int = Field(20_000, ge=1)
-    """Events of each shard that it keeps in memory for clients that resume; about 2 KB each."""
+    """Events of each shard that it keeps in memory for clients that resume."""
     max_wait_seconds: int = Field(60, ge=1)
     """Longest wait of one long-poll."""
     max_stream_seconds: float = Field(300, ge=1)
@@ -199,7 +199,7 @@ class TrackerSettings(Group):
     accept_timeout: float = Field(5, gt=0)
     """Seconds that an upload waits for its commit before it is answered 503."""
     recent_events: int = Field(10_000, ge=1)
-    """Events kept in memory for ingress replicas that ask again; about 4 KB each."""
+    """Events kept in memory for ingress replicas that ask again."""
     keep_events_days: float = Field(30, gt=0)
     """Age at which events leave the log; a client that was away for longer starts anew."""
     retention_days: float = Field(0, ge=0)

@@ -112,24 +112,20 @@ class _Spool:
     def __init__(self, folder: Path, most_in_memory: int) -> None:
         self._folder = folder
         self._most_in_memory = most_in_memory
-        self._size = 0
-        self._on_disk = most_in_memory == 0
-        self.file: BinaryIO = self._opened() if self._on_disk else BytesIO()
+        self.file: BinaryIO = BytesIO() if most_in_memory else self._opened()
 
     def write(self, data: memoryview) -> None:
-        self._size += len(data)
-        if not self._on_disk and self._size > self._most_in_memory:
-            self._move()
+        if isinstance(self.file, BytesIO) and self.file.tell() + len(data) > self._most_in_memory:
+            self._move(self.file)
         self._write(data)
 
     def close(self) -> None:
         self.file.close()
 
-    def _move(self) -> None:
-        memory, self.file, self._on_disk = self.file, self._opened(), True
-        with memory:
-            memory.seek(0)
-            self._write(memoryview(memory.read()))
+    def _move(self, memory: BytesIO) -> None:
+        self.file = self._opened()
+        with memory, memory.getbuffer() as content:
+            self._write(content)
 
     def _write(self, data: memoryview) -> None:
         # On the event loop: the bytes go to the page cache, some 20 microseconds for 64 KiB, which is less

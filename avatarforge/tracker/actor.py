@@ -133,7 +133,8 @@ class JobTrackerActor:
         return self._tracker.reports()
 
     async def was_started_with(self, arguments: dict[str, Any], release: str = "") -> bool:
-        """Whether a tracker that these arguments and this release started would be no other."""
+        """Whether a tracker that these arguments and this release started would be no other. Earlier releases
+        do not name themselves."""
         return arguments == self._arguments and release == __version__
 
     async def stop(self) -> None:

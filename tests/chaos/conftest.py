@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,15 @@ _figures: list[dict[str, object]] = []
 def told(fault: str, figure: str, value: float, unit: str) -> None:
     """Keep a figure for the table at the end of the run."""
     _figures.append({"fault": fault, "figure": figure, "value": round(value, 3), "unit": unit})
+
+
+def assert_recovered(outcome: Outcome, fault: str, figure: str, after: datetime, within: float) -> None:
+    """Every job comes to its end, and is done once; work went on soon enough after the given time."""
+    outcome.await_ends()
+    outcome.assert_all_done()
+    seconds = outcome.seconds_until_work(after)
+    told(fault, figure, seconds, "s")
+    assert seconds <= within or not IS_LONG
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.chaos.conftest import IS_LONG, JOBS, Rig, told
+from tests.chaos.conftest import JOBS, Rig, assert_recovered
 from tests.chaos.crowd import RECOVERED, STARTED_AGAIN, Crowd, now, soon
 
 
@@ -33,12 +33,8 @@ def test_a_killed_process_delays_jobs_and_loses_none(rig: Rig, title: str) -> No
     for process in processes:
         process.kill()
     crowd.finish()
-    outcome = rig.outcome(crowd)
-    outcome.await_ends()
-    outcome.assert_all_done()
-    seconds = outcome.seconds_until_work(killed_at)
-    told(f"kill -9 {title.removeprefix('ray::')}", "work again after", seconds, "s")
-    assert seconds <= RECOVERED or not IS_LONG
+    fault = f"kill -9 {title.removeprefix('ray::')}"
+    assert_recovered(rig.outcome(crowd), fault, "work again after", killed_at, RECOVERED)
     soon(lambda: len(rig.service.processes(title)) >= len(processes), 60, f"a new {title}")
 
 
@@ -50,9 +46,6 @@ def test_everything_killed_at_once_delays_jobs_and_loses_none(rig: Rig) -> None:
     started_at = now()
     rig.service.start()
     crowd.finish()
-    outcome = rig.outcome(crowd)
-    outcome.await_ends()
-    outcome.assert_all_done()
-    seconds = outcome.seconds_until_work(started_at)
-    told("kill -9 everything", "work after the start", seconds, "s")
-    assert seconds <= STARTED_AGAIN or not IS_LONG
+    assert_recovered(
+        rig.outcome(crowd), "kill -9 everything", "work after the start", started_at, STARTED_AGAIN
+    )

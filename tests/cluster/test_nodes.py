@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.photos import noisy_jpeg
-from tests.chaos.conftest import IS_LONG, JOBS, told
+from tests.chaos.conftest import IS_LONG, JOBS, assert_recovered
 from tests.chaos.crowd import RECOVERED, STARTED_AGAIN, now
 from tests.cluster.nodes import Nodes, running_nodes
 from tests.servers.redis import PASSWORD, RedisServer
@@ -118,12 +118,8 @@ def test_jobs_of_a_worker_that_is_killed_are_done_by_another(nodes: Nodes, photo
     killed_at = now()
     nodes.call("kill_worker", name=worker)
     crowd.finish()
-    outcome = nodes.outcome(crowd)
-    outcome.await_ends()
-    outcome.assert_all_done()
-    seconds = outcome.seconds_until_work(killed_at)
-    told("kill -9 a worker node", "work again after", seconds, "s")
-    assert seconds <= RECOVERED or not IS_LONG
+    fault = "kill -9 a worker node"
+    assert_recovered(nodes.outcome(crowd), fault, "work again after", killed_at, RECOVERED)
 
 
 def test_a_head_that_is_killed_comes_back_with_what_it_knew(tmp_path: Path, photo: bytes) -> None:
@@ -140,11 +136,7 @@ def test_a_head_that_is_killed_comes_back_with_what_it_knew(tmp_path: Path, phot
             nodes.start_head()
             nodes.until(nodes.is_ready, 120, "the service is ready again")
             crowd.finish()
-            outcome = nodes.outcome(crowd)
-            outcome.await_ends()
-            outcome.assert_all_done()
-            seconds = outcome.seconds_until_work(started_at)
-            told("kill -9 the head", "work after its start", seconds, "s")
-            assert seconds <= STARTED_AGAIN or not IS_LONG
+            fault = "kill -9 the head"
+            assert_recovered(nodes.outcome(crowd), fault, "work after its start", started_at, STARTED_AGAIN)
             nodes.until(nodes.replicas, 60, "Serve knows its replicas again")
             assert nodes.replicas() == before, "the worker's replica outlived the head"
