@@ -20,6 +20,9 @@ PREFIX = "AVATARFORGE_"
 FOR_CLIENTS = frozenset({f"{PREFIX}URL", f"{PREFIX}API_KEY"})
 """Variables that clients of a server read: which one, and with what key. They are no settings of a server."""
 
+ADDRESS = r"^https?://[^/\s?#@]+(/[^\s?#]*)?$"
+"""The URL of a server that is called without a password, a query or a fragment in it."""
+
 
 class SettingsError(ValueError):
     """A setting is unknown or has an impossible value. The text names it and what would be right."""
@@ -127,15 +130,15 @@ class DatabaseSettings(Group):
 class StorageSettings(Group):
     bucket: str | None = None
     """S3 bucket for originals and avatars; by default they lie in a folder under the data folder."""
-    endpoint_url: str | None = None
-    """URL of an S3-compatible server; by default Amazon's."""
+    endpoint_url: str | None = Field(None, pattern=ADDRESS)
+    """URL of an S3-compatible server, such as `https://s3.example:9000`; by default Amazon's."""
     region: str = "us-east-1"
     """S3 region."""
     access_key_id: SecretStr | None = None
     """S3 access key; by default boto3's own search (environment, profile, instance role)."""
     secret_access_key: SecretStr | None = None
     """The access key's secret."""
-    public_endpoint_url: str | None = None
+    public_endpoint_url: str | None = Field(None, pattern=ADDRESS)
     """URL under which clients reach the S3 server, for signed URLs; by default `endpoint_url`."""
     signed_urls: bool = True
     """Redirect clients to signed URLs where storage has them, instead of passing the bytes through."""
@@ -325,7 +328,7 @@ class ScalingSettings(Group):
 class RemoteSettings(Group):
     """Another server that makes pictures: one that speaks AUTOMATIC1111's API."""
 
-    url: str | None = Field(None, pattern=r"^https?://[^/\s?#@]+(/[^\s?#]*)?$")
+    url: str | None = Field(None, pattern=ADDRESS)
     """Where the server is, such as `https://host:7860`; by default there is none."""
     password: SecretStr | None = None
     """Password for HTTP basic authentication, where the server asks for it (`--api-auth`)."""
@@ -393,7 +396,7 @@ class ProvenanceSettings(Group):
 
 
 class TelemetrySettings(Group):
-    otlp_endpoint: str | None = Field(None, pattern=r"^https?://[^/\s?#@]+(/[^\s?#]*)?$")
+    otlp_endpoint: str | None = Field(None, pattern=ADDRESS)
     """Where traces go: a collector that speaks OTLP over HTTP, such as `http://collector:4318`. By default
     there are none. Needs `avatarforge[tracing]`."""
     otlp_headers: SecretStr | None = None

@@ -11,7 +11,7 @@ from sqlalchemy import make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from avatarforge.diagnosis.findings import Finding, State, failed, one_line
-from avatarforge.domain.errors import AvatarForgeError, DatabaseUnavailable
+from avatarforge.domain.errors import AvatarForgeError, DatabaseUnavailable, Unavailable
 from avatarforge.persistence.api_keys import ApiKeyRecords
 from avatarforge.persistence.database import is_sqlite, open_engine, reading
 from avatarforge.persistence.upgrade import current, latest
@@ -123,7 +123,8 @@ def check_storage(settings: Settings) -> Finding:
             else "Look at AVATARFORGE_STORAGE_BUCKET, _ENDPOINT_URL, _REGION and the keys. The bucket must "
             "exist, and the keys must be allowed to put, get, list and delete objects in it."
         )
-        return failed(check, f"{place}: {step} failed: {error}", advice)
+        why = error.reason if isinstance(error, Unavailable) else error
+        return failed(check, f"{place}: {step} failed: {why}", advice)
     if not same:
         return failed(check, f"{place}: another content came back", "Is a cache between us and the storage?")
     return Finding(check=check, state=State.OK, found=f"{place}: put, get, delete in {took * 1000:.0f} ms")

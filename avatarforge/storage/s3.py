@@ -4,7 +4,7 @@ import io
 import tempfile
 import threading
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from shutil import copyfileobj
 from typing import TYPE_CHECKING, BinaryIO, cast
 
@@ -39,6 +39,10 @@ class S3Storage:
         self._bucket = settings.bucket
         self._lock = threading.Lock()
         self._clients: dict[str | None, S3Client] = {}
+        # A client takes some 15 MB and a seventh of a second: better now than in the middle of the work. If
+        # none can be made (an unknown region or profile), each call says why.
+        with suppress(BotoCoreError):
+            self._client()
 
     def put(self, key: str, content: BinaryIO, media_type: str) -> None:
         checked_key(key)
@@ -103,7 +107,7 @@ class S3Storage:
         return self._client().get_object(Bucket=self._bucket, Key=key)["Body"]
 
     def _client(self, endpoint: str | None = None) -> "S3Client":
-        """The process's client for the endpoint, made at the first call. boto3 makes them unguarded."""
+        """The process's client for the endpoint, made when it is first wanted. boto3 makes them unguarded."""
         endpoint = endpoint or self._settings.endpoint_url
         client = self._clients.get(endpoint)
         if client is None:

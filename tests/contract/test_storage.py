@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.parse import urlsplit
 
+import boto3
 import httpx
 import pytest
 
@@ -528,3 +529,19 @@ def test_with_a_bucket_objects_lie_in_s3(s3_server: S3Server, s3: S3Storage) -> 
 def test_s3_is_opened_without_asking_it() -> None:
     nowhere = StorageSettings(bucket="avatars", endpoint_url=f"http://127.0.0.1:{free_port()}")
     assert isinstance(open_storage(Settings(storage=nowhere)), S3Storage)
+
+
+def test_s3_has_its_client_before_the_first_call(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(Settings(storage=s3_server.settings()))
+    monkeypatch.setattr(boto3.session, "Session", None)
+    storage.check()
+
+
+def test_s3_that_cannot_be_called_says_so_at_each_call() -> None:
+    storage = open_storage(Settings(storage=StorageSettings(bucket="avatars", region="no such region")))
+    for _ in range(2):
+        with pytest.raises(StorageUnavailable) as caught:
+            storage.check()
+        assert "no such region" in caught.value.reason

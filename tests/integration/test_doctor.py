@@ -164,6 +164,7 @@ def test_a_bucket_that_is_not_there(deployment: Deployment, tmp_path: Path) -> N
     finding = found(other)["storage"]
     assert finding.state is State.FAILED
     assert "AVATARFORGE_STORAGE_BUCKET" in finding.advice
+    assert "NoSuchBucket" in finding.found
 
 
 def test_storage_that_does_not_answer(tmp_path: Path) -> None:
@@ -177,6 +178,7 @@ def test_storage_that_does_not_answer(tmp_path: Path) -> None:
     finding = found(settings_of(tmp_path, storage=storage))["storage"]
     assert finding.state is State.FAILED
     assert "put failed" in finding.found
+    assert "Could not connect" in finding.found
 
 
 def test_redis_that_is_away_and_redis_with_another_password(deployment: Deployment) -> None:

@@ -42,6 +42,7 @@ def test_every_setting_has_a_variable_and_says_what_it_means() -> None:
         ({"AVATARFORGE_WEBHOOK_PAUSES": "5, soon"}, r"webhook.pauses .* is '5, soon': .*numbers of seconds"),
         ({"AVATARFORGE_REMOTE_POLICY": "remote"}, r"remote.policy .* is 'remote': .*set remote.url"),
         ({"AVATARFORGE_REMOTE_URL": "ftp://host"}, r"remote.url \(AVATARFORGE_REMOTE_URL\) is 'ftp://host'"),
+        ({"AVATARFORGE_STORAGE_ENDPOINT_URL": "minio:9000"}, r"storage.endpoint_url .* is 'minio:9000'"),
         ({"AVATARFORGE_REMOTE_PASSWORD": "s3cret"}, r"remote.username .* is None: .*belong together"),
         ({"AVATARFORGE_HTTP_PORT": "http"}, r"http.port \(AVATARFORGE_HTTP_PORT\) is 'http'"),
         ({"AVATARFORGE_HTTP_PORT": "70000"}, "less than or equal to 65535"),
