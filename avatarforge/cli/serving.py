@@ -4,7 +4,7 @@ import os
 import shlex
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,17 +71,29 @@ def started(config: Path | None, options: dict[str, str], *, grpc: bool = True) 
     """AvatarForge with these settings, and a line that says so while it starts."""
     measured = Timings()
     # Options win over variables, here and in every process that we start.
-    os.environ.update(options)
-    parsed = None if config is None else read_config(config)
-    settings = load_settings(None if parsed is None else arguments_of(parsed))
-    # Replicas find a certificate that cannot sign too, but this terminal would not show it.
-    open_marking(settings.provenance)
-    with (
-        err.status("Starting AvatarForge …") as line,
-        running(settings, config=parsed, grpc=grpc, timings=measured) as instance,
-    ):
-        line.stop()
-        yield instance
+    with _variables(options):
+        parsed = None if config is None else read_config(config)
+        settings = load_settings(None if parsed is None else arguments_of(parsed))
+        # Replicas find a certificate that cannot sign too, but this terminal would not show it.
+        open_marking(settings.provenance)
+        with (
+            err.status("Starting AvatarForge …") as line,
+            running(settings, config=parsed, grpc=grpc, timings=measured) as instance,
+        ):
+            line.stop()
+            yield instance
+
+
+@contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """The environment with these variables set."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def timings_table(timings: Timings) -> Table:

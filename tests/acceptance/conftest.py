@@ -33,26 +33,13 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
     folder = tmp_path_factory.mktemp("af")
     with MariaDbServer(folder / "mariadb") as mariadb, S3Server(folder / "s3") as s3:
         url = mariadb.create_database("avatarforge")
-        settings = s3.settings()
-        assert settings.access_key_id is not None
-        assert settings.secret_access_key is not None
-        assert settings.bucket is not None
-        assert settings.endpoint_url is not None
-        service = AvatarForgeServer(
-            folder / "data",
-            DATABASE_URL=url,
-            STORAGE_BUCKET=settings.bucket,
-            STORAGE_ENDPOINT_URL=settings.endpoint_url,
-            STORAGE_ACCESS_KEY_ID=settings.access_key_id.get_secret_value(),
-            STORAGE_SECRET_ACCESS_KEY=settings.secret_access_key.get_secret_value(),
-        )
-        with service:
+        with AvatarForgeServer(folder / "data", DATABASE_URL=url, **s3.variables()) as service:
             yield Installation(
                 service,
                 mariadb,
                 s3,
                 JobRecords(open_engine(DatabaseSettings(), url)),
-                S3Storage(settings),
+                S3Storage(s3.settings()),
             )
 
 

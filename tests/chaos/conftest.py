@@ -93,16 +93,10 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         HttpProxy(s3.port) as storage_proxy,
     ):
         url = mariadb.create_database("avatarforge")
-        settings = s3.settings()
-        assert settings.access_key_id is not None
-        assert settings.secret_access_key is not None
         service = AvatarForgeServer(
             folder / "data",
             DATABASE_URL=url.replace(str(mariadb.port), str(database_proxy.port)),
-            STORAGE_BUCKET=s3.bucket,
-            STORAGE_ENDPOINT_URL=storage_proxy.url,
-            STORAGE_ACCESS_KEY_ID=settings.access_key_id.get_secret_value(),
-            STORAGE_SECRET_ACCESS_KEY=settings.secret_access_key.get_secret_value(),
+            **s3.variables(storage_proxy.url),
             **SHORT_MEMORY,
         )
         with service:
@@ -113,6 +107,6 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
                 s3=s3,
                 storage_proxy=storage_proxy,
                 records=JobRecords(open_engine(DatabaseSettings(), url)),
-                storage=S3Storage(settings),
+                storage=S3Storage(s3.settings()),
                 photo=noisy_jpeg(20_000, 256),
             )

@@ -45,8 +45,8 @@ class Crowd:
         self.jobs = jobs
         self.accepted: dict[str, str] = {}
         """Job ids with their customers, for every 202."""
-        self.refusals: Counter[int] = Counter()
-        """Statuses other than 202; 0 for connections that broke."""
+        self.refusals: Counter[int | str] = Counter()
+        """Statuses other than 202; the error's name for connections that broke or fell silent."""
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._upload_all, name="crowd") for _ in range(threads)]
 
@@ -88,8 +88,8 @@ class Crowd:
                     data=FIELDS,
                     headers={"Idempotency-Key": key},
                 )
-            except httpx.TransportError:
-                self._refused(0)
+            except httpx.TransportError as error:
+                self._refused(type(error).__name__)
             else:
                 if answer.status_code == 202:
                     with self._lock:
@@ -98,9 +98,9 @@ class Crowd:
                 self._refused(answer.status_code)
             time.sleep(0.3)
 
-    def _refused(self, status: int) -> None:
+    def _refused(self, how: int | str) -> None:
         with self._lock:
-            self.refusals[status] += 1
+            self.refusals[how] += 1
 
 
 class Outcome:

@@ -80,6 +80,13 @@ class Failing(RawIOBase):
         return b"x" * size
 
 
+class Sparing(BytesIO):
+    """A source that gives at most 10 KB at a time, as sockets and pipes do."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(10_000 if size is None or size < 0 else min(size, 10_000))
+
+
 # --- what both promise ----------------------------------------------------------------------------------
 
 
@@ -120,6 +127,12 @@ def test_a_source_that_cannot_seek_is_put(storage: ObjectStorage) -> None:
     with os.fdopen(reading, "rb") as source:
         storage.put(KEY, source, "image/jpeg")
     assert storage.get(KEY) == b"photo"
+
+
+def test_a_source_that_gives_little_at_a_time_is_put_whole(storage: ObjectStorage) -> None:
+    content = random.Random(1).randbytes(100_000)
+    storage.put(KEY, cast(BinaryIO, Sparing(content)), "image/jpeg")
+    assert storage.get(KEY) == content
 
 
 def test_a_second_put_replaces_the_first(storage: ObjectStorage) -> None:
@@ -389,7 +402,7 @@ def test_an_error_of_the_server_is_told_as_ours(
 def test_threads_share_one_client(s3_server: S3Server) -> None:
     storage = S3Storage(s3_server.settings())
     with ThreadPoolExecutor(16) as threads:
-        clients = set(threads.map(lambda _: id(storage._client()), range(64)))
+        clients = set(threads.map(lambda _: id(storage._client("http://s3.example")), range(64)))
     assert len(clients) == 1
 
 

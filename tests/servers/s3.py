@@ -53,6 +53,15 @@ class S3Server:
         }
         return StorageSettings.model_validate({**values, **changes})
 
+    def variables(self, url: str | None = None) -> dict[str, str]:
+        """What makes AvatarForge use this server, under `url` if that is another, without the prefix."""
+        return {
+            "STORAGE_BUCKET": self.bucket,
+            "STORAGE_ENDPOINT_URL": url or self.url,
+            "STORAGE_ACCESS_KEY_ID": ACCESS_KEY,
+            "STORAGE_SECRET_ACCESS_KEY": SECRET_KEY,
+        }
+
     def start(self, seconds: float = 30) -> None:
         """Return when the server answers. Raises `RuntimeError` with the end of its log if it does not."""
         buckets = self.folder / "buckets"

@@ -1,6 +1,7 @@
 """`avatarforge keys`, over the embedded database."""
 
 import json
+import os
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,6 +100,7 @@ def test_a_server_that_others_reach_does_not_start_without_a_key() -> None:
     assert refused.exit_code == 1
     assert "avatarforge keys create" in refused.output
     assert "--insecure" in refused.output
+    assert "AVATARFORGE_HTTP_HOST" not in os.environ
 
 
 def test_a_database_that_does_not_answer_is_told_without_its_password(

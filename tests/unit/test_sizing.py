@@ -7,7 +7,12 @@ import pytest
 from benchmarks.sizing import PAGE, Costs, tables, written
 
 COSTS = Costs(
-    ingress_upload=4.0, ingress_read=0.2, tracker_upload=1.0, database_upload=0.2, stream_kilobytes=54.0
+    ingress_upload=4.0,
+    ingress_upload_folder=3.0,
+    ingress_read=0.2,
+    tracker_upload=1.0,
+    database_upload=0.2,
+    stream_kilobytes=54.0,
 )
 
 
