@@ -1,14 +1,11 @@
 """A terminal in which the code blocks of our documents are run as a reader would type them."""
 
-import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import time
-import urllib.request
-from contextlib import suppress
 from pathlib import Path
 
 from avatarforge.settings import PREFIX
@@ -28,7 +25,7 @@ curl() { command curl --silent --show-error --fail-with-body "$@"; }
 [ -f .exports ] && . ./.exports
 OFFSET=$LINENO
 """
-EPILOGUE = "\nexport -p | grep -v -E '^declare -x (JOB|OFFSET|PWD|OLDPWD|SHLVL|_)=' > .exports || true\n"
+EPILOGUE = "\nexport -p | grep -v -E '^declare -x (OFFSET|PWD|OLDPWD|SHLVL|_)=' > .exports || true\n"
 
 
 class Terminal:
@@ -128,14 +125,7 @@ class Terminal:
             **inherited,
             "AVATARFORGE_HTTP_PORT": self._ports["8000"],
             "AVATARFORGE_GRPC_PORT": self._ports["9000"],
-            "JOB": self._newest_job(),
         }
-
-    def _newest_job(self) -> str:
-        url = f"http://127.0.0.1:{self._ports['8000']}/customers/ana/photos?limit=1"
-        with suppress(OSError, KeyError, IndexError), urllib.request.urlopen(url, timeout=5) as answer:
-            return str(json.load(answer)["photos"][0]["jobId"])
-        return ""
 
 
 def _ignored(folder: str, names: list[str]) -> set[str]:
