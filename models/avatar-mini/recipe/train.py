@@ -157,7 +157,7 @@ class Recipe:
 
 
 def _loaded_autoencoder(folder: Path) -> AutoencoderTiny:
-    model: AutoencoderTiny = AutoencoderTiny.from_pretrained(folder, torch_dtype=torch.float32)
+    model: AutoencoderTiny = AutoencoderTiny.from_pretrained(folder, dtype=torch.float32)
     return model
 
 
