@@ -55,9 +55,7 @@ def held_out(count: int, styles: Sequence[str], seed: int) -> list[Portrait]:
 
 def loaded(checkpoint: Path) -> StableDiffusionPipeline:
     """The pipeline in fp32, quiet."""
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        checkpoint, dtype=torch.float32, safety_checker=None
-    )
+    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint, dtype=torch.float32, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
