@@ -50,7 +50,7 @@ class Intake:
         self._keys = KeysInFlight(steady)
         self._accepting: dict[str, asyncio.Task[ProfilePhotoJob]] = {}
         self._refused: dict[str, None] = {}
-        """Ids of jobs that are accepted no more, oldest first."""
+        """Ids of jobs that are accepted no more, nor told as kept, oldest first."""
 
     @property
     def under_way(self) -> tuple[asyncio.Task[ProfilePhotoJob], ...]:
@@ -71,8 +71,8 @@ class Intake:
         return [_told(answer) for answer in answers]
 
     def refuse(self, job_id: str) -> None:
-        """Accept the job no more: its client has been told that it is not kept, and its submission, which was
-        held up on its way, may yet come."""
+        """Accept the job no more: its client has been told that it is not kept, or is about to be; and its
+        submission, which was held up on its way, may yet come, or come again."""
         self._refused[job_id] = None
         while len(self._refused) > self.MOST_REFUSED:
             del self._refused[next(iter(self._refused))]
@@ -83,8 +83,12 @@ class Intake:
             await asyncio.wait({accepting})
 
     async def find(self, customer_id: str, job_id: str) -> ProfilePhotoJob | None:
-        """The job as it stands, unfinished or not: how a lost answer to `submit` is read back."""
+        """The job as it stands, unfinished or not: how a lost answer to `submit` is read back. `None` is told
+        of a job that is not on record, or that will be erased since it was refused."""
         await self._readiness.reached()
+        await self.settled(job_id)
+        if job_id in self._refused:
+            return None
         return self._board.get(job_id) or await asyncio.to_thread(self._records.job, customer_id, job_id)
 
     async def hold_key(self, customer_id: str, key: str) -> KnownKey | None:
@@ -147,6 +151,8 @@ class Intake:
             job = await self._board.accept(new)
         except AvatarForgeError:
             self._backlog.leave(new.job.job_id)
+            # It may be committed yet, and is erased then. Submitted again, the two would be one to the log.
+            self.refuse(new.job.job_id)
             raise
         except Exception:
             self._backlog.leave(new.job.job_id)

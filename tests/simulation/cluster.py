@@ -36,6 +36,9 @@ class Life:
 class Cluster:
     """Keeps a tracker for every shard alive."""
 
+    LOST = 0.05
+    """Share of a living tracker's answers that are lost with their connection (`ActorUnavailableError`)."""
+
     def __init__(
         self,
         loop: SimulatedLoop,
@@ -141,7 +144,9 @@ class Cluster:
     def _deliver(self, life: Life, future: "asyncio.Future[Any]", answer: Any) -> None:
         # A process that died after it had sent its answer: the call has failed already, or fails soon.
         if life.process.is_alive and life.calls.pop(future, None) is not None and not future.done():
-            if isinstance(answer, _Raised):
+            if self.chance.random() < self.LOST:
+                _fail(future)
+            elif isinstance(answer, _Raised):
                 _fail(future, answer.error)
             else:
                 future.set_result(answer)

@@ -16,6 +16,7 @@ from avatarforge.ingress import view
 from avatarforge.tracker import attempts
 from avatarforge.tracker.backends import Backend
 from avatarforge.tracker.client import JobTrackers
+from avatarforge.tracker.commands import Commands
 from avatarforge.tracker.committer import Committer
 from avatarforge.tracker.dispatcher import Dispatcher
 from avatarforge.tracker.feed import Feed
@@ -100,7 +101,9 @@ def a_202_comes_before_its_commit(patch: pytest.MonkeyPatch) -> None:
 
 
 def what_was_refused_stays(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(JobTracker, "_erase_disowned", lambda self, change: None)
+    async def kept(self: Commands, job: ProfilePhotoJob) -> None: ...
+
+    patch.setattr(Commands, "write_off", kept)
     patch.setattr(JobTrackers, "disown", lambda self, customer_id, job_id: None)
 
 

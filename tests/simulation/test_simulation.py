@@ -18,13 +18,14 @@ from avatarforge.persistence import DeletionRecords, DeliveryRecords, JobRecords
 from avatarforge.persistence.tables import metadata
 from avatarforge.persistence.upgrade import upgrade
 from avatarforge.settings import DatabaseSettings
+from tests.simulation.conftest import SEEDS
 from tests.simulation.memory_database import MemoryDatabase
 from tests.simulation.plants import PLANTS, Plant
 from tests.simulation.simulation import Simulation
 
 COLLECT = 50
 """Seeds after which garbage is collected: not while one runs, so that each runs alike."""
-MOST_FOR_A_PLANT = 2000
+MOST_FOR_A_PLANT = SEEDS
 """Seeds within which a planted bug has to be found: as many as `make test` runs."""
 SEEDS_OVER_SQL = 40
 
@@ -87,6 +88,7 @@ def test_seeds_differ() -> None:
 # --- planted bugs -------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(0)
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)
 def test_a_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)

@@ -773,3 +773,30 @@ async def test_a_job_is_not_taken_back_before_it_is_known_whether_it_was_committ
     begun.set()
     await wait_until(lambda: bench.story(job) == [EventKind.SUBMITTED, EventKind.ERASED])
     await tracker.disown("ana", job.job_id)
+
+
+async def test_a_job_that_is_on_record_but_about_to_be_refused_is_not_told_as_kept(bench: Bench) -> None:
+    landed, answered = threading.Event(), threading.Event()
+    commit = bench.records.commit
+
+    def slow(shard: int, epoch: int, changes: Sequence[JobChange]) -> list[int]:
+        seqs = commit(shard, epoch, changes)
+        landed.set()
+        answered.wait(10)
+        return seqs
+
+    bench.records.commit = slow  # type: ignore[method-assign]  # the answer comes late
+    tracker = await bench.start()
+    job = a_job()
+    submitting = asyncio.create_task(tracker.submit([NewJob(job=job)]))
+    await wait_until(landed.is_set)
+    # The connection to the submitter breaks here: it asks what became of the job.
+    assert await tracker.find("ana", job.job_id) is None
+    [refused] = await submitting
+    assert isinstance(refused, DatabaseUnavailable)
+    [again] = await tracker.submit([NewJob(job=job)])
+    assert isinstance(again, TrackerUnavailable)
+    answered.set()
+    await wait_until(lambda: bench.story(job) == [EventKind.SUBMITTED, EventKind.ERASED])
+    assert await tracker.find("ana", job.job_id) is None
+    assert bench.broken == []
