@@ -24,7 +24,6 @@ Config = dict[str, Any]
 """What a Serve config file holds."""
 
 APPLICATION = "avatarforge"
-WEBHOOK_SECRET_FILE = "webhook-secret"
 LINK_SECRET_FILE = "link-secret"
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 """What programs on this machine call it."""
@@ -42,6 +41,8 @@ class Instance:
     grpc_address: str | None
     signing: str
     """With what webhooks are signed, in words."""
+    needs_keys: bool
+    """Whether requests need an API key."""
     timings: Timings
 
 
@@ -97,7 +98,11 @@ def running(
         with timings.phase("wait for /readyz"):
             _wait_until_ready(cluster, settings)
         yield Instance(
-            url=cluster.url, grpc_address=cluster.grpc_address, signing=_signing(settings), timings=timings
+            url=cluster.url,
+            grpc_address=cluster.grpc_address,
+            signing=_signing(settings),
+            needs_keys=_needs_keys(settings),
+            timings=timings,
         )
 
 
@@ -144,7 +149,7 @@ def _webhook_secret(settings: Settings) -> dict[str, str]:
     """A secret of this data folder's own, made at its first start, where no other is set."""
     if settings.webhook.secrets is not None:
         return {}
-    return {"AVATARFORGE_WEBHOOK_SECRETS": _kept_secret(_webhook_secret_file(settings), new_secret)}
+    return {"AVATARFORGE_WEBHOOK_SECRETS": _kept_secret(settings.webhook_secret_file, new_secret)}
 
 
 def _link_secret(settings: Settings) -> dict[str, str]:
@@ -200,14 +205,10 @@ def _check_keys(settings: Settings) -> None:
         engine.dispose()
 
 
-def _webhook_secret_file(settings: Settings) -> Path:
-    return settings.data_dir.resolve() / WEBHOOK_SECRET_FILE
-
-
 def _signing(settings: Settings) -> str:
     if settings.webhook.secrets is not None:
         return "signed with AVATARFORGE_WEBHOOK_SECRETS"
-    return f"signed with the secret in {_webhook_secret_file(settings)}"
+    return f"signed with the secret in {settings.webhook_secret_file}"
 
 
 def _message_limit(settings: Settings) -> str:

@@ -462,6 +462,11 @@ class Settings(Group):
     def storage_folder(self) -> Path:
         return self.data_dir.resolve() / "objects"
 
+    @property
+    def webhook_secret_file(self) -> Path:
+        """Where `avatarforge up` keeps the secret that it makes."""
+        return self.data_dir.resolve() / "webhook-secret"
+
     def as_arguments(self) -> dict[str, Any]:
         """Plain values, secrets in clear, from which `load_settings` makes the same settings elsewhere."""
         plain: dict[str, Any] = _revealed(self.model_dump(mode="python", exclude_defaults=True))

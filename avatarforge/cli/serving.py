@@ -86,14 +86,17 @@ def started(config: Path | None, options: dict[str, str], *, grpc: bool = True) 
 
 @contextmanager
 def _variables(values: Mapping[str, str]) -> Iterator[None]:
-    """The environment with these variables set."""
-    before = dict(os.environ)
+    """Set these variables, and put back what they were."""
+    before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
         yield
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def timings_table(timings: Timings) -> Table:
@@ -111,9 +114,15 @@ def _say_where(instance: Instance, timings: bool) -> None:
     if timings:
         err.print(timings_table(instance.timings))
     err.print(f"[bold green]AvatarForge is ready[/] after {seconds:.1f} s. Ctrl-C stops it.")
+    out.print(f"Studio     {instance.url}/")
     out.print(f"REST       {instance.url}")
     out.print(f"gRPC       {instance.grpc_address}")
     out.print(f"API docs   {instance.url}/docs")
     out.print(f"Webhooks   {instance.signing}")
+    key = ""
+    if instance.needs_keys:
+        out.print("Requests need an API key: `avatarforge keys create` makes one.")
+        key = '-H "Authorization: Bearer $AVATARFORGE_API_KEY" '
     out.print("Try it:")
-    out.print(f"  curl -F photo=@{shlex.quote(str(SAMPLE))} {instance.url}/customers/me", highlight=False)
+    sample = shlex.quote(str(SAMPLE))
+    out.print(f"  curl {key}-F photo=@{sample} {instance.url}/customers/me", highlight=False, soft_wrap=True)

@@ -56,10 +56,18 @@ def errors_in_one_sentence(command: Callable[P, None]) -> Callable[P, None]:
         except Exception as error:
             if not _is_expected(error):
                 raise
-            tell_error(str(error))
+            tell_error(_sentence(error))
             raise typer.Exit(exit_code(error)) from error
 
     return told
+
+
+def _sentence(error: Exception) -> str:
+    """The error's own words; those of an outage are for clients and leave out why."""
+    errors = sys.modules.get("avatarforge.domain.errors")
+    if errors is not None and isinstance(error, errors.Unavailable):
+        return f"The {error.part} does not answer: {error.reason}. `avatarforge doctor` tells more."
+    return str(error)
 
 
 def tell_error(text: str) -> None:

@@ -47,6 +47,8 @@ def _check_secrets(settings: Settings) -> Finding:
         Signer(secrets)
     except ValueError as error:
         return failed(check, error, "AVATARFORGE_WEBHOOK_SECRETS holds secrets of the form whsec_… .")
+    if not secrets and settings.webhook_secret_file.exists():
+        return Finding(check=check, state=State.OK, found=f"`up` made {settings.webhook_secret_file}")
     if not secrets:
         return Finding(
             check=check,

@@ -40,8 +40,8 @@ class S3Storage:
         self._lock = threading.Lock()
         self._clients: dict[str | None, S3Client] = {}
         # A client takes some 15 MB and a seventh of a second: better now than in the middle of the work. If
-        # none can be made (an unknown region or profile), each call says why.
-        with suppress(BotoCoreError):
+        # none can be made (an unknown region or profile, a host that is none), each call says why.
+        with suppress(StorageUnavailable), _translated():
             self._client()
 
     def put(self, key: str, content: BinaryIO, media_type: str) -> None:
@@ -132,14 +132,18 @@ def _connected(settings: StorageSettings, endpoint: str | None) -> "S3Client":
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    return boto3.session.Session().client(
-        "s3",
-        endpoint_url=endpoint,
-        region_name=settings.region,
-        aws_access_key_id=key.get_secret_value() if key else None,
-        aws_secret_access_key=secret.get_secret_value() if secret else None,
-        config=config,
-    )
+    try:
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name=settings.region,
+            aws_access_key_id=key.get_secret_value() if key else None,
+            aws_secret_access_key=secret.get_secret_value() if secret else None,
+            config=config,
+        )
+    except ValueError as error:
+        # botocore's own for a host that it does not like, such as one with an underscore.
+        raise StorageUnavailable(str(error)) from error
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What README.md and docs/ tell people to type works as it stands there.
 
 Blocks run in order, in a copy of the tree. Exported variables hold for the later blocks, as in one terminal.
-`$JOB` is the newest job of `ana`, as a reader would copy it from an answer. The ports are not those of the
+The ports are not those of the
 text, so that a service that runs here already is left alone.
 """
 

@@ -26,7 +26,7 @@ ACTORS = {
     "controller": "ray::ServeController",
 }
 MOST_GROWTH = 0.05
-"""Share by which an actor's memory may grow in the last, quiet third."""
+"""Share by which an actor's memory may grow in the last, quiet quarter."""
 
 
 def killed(title: str) -> Callable[[Rig], None]:

@@ -552,9 +552,13 @@ def test_s3_has_its_client_before_the_first_call(
     storage.check()
 
 
-def test_s3_that_cannot_be_called_says_so_at_each_call() -> None:
-    storage = open_storage(Settings(storage=StorageSettings(bucket="avatars", region="no such region")))
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [({"region": "no such region"}, "no such region"), ({"endpoint_url": "http://a_host:9000"}, "a_host")],
+)
+def test_s3_that_cannot_be_called_says_so_at_each_call(wrong: dict[str, str], told: str) -> None:
+    storage = open_storage(Settings(storage=StorageSettings(bucket="avatars", **wrong)))
     for _ in range(2):
         with pytest.raises(StorageUnavailable) as caught:
             storage.check()
-        assert "no such region" in caught.value.reason
+        assert told in caught.value.reason

@@ -87,6 +87,14 @@ def test_a_deployment_that_has_everything_is_found_well(
     assert "PONG" in findings["Redis"].found
 
 
+def test_the_secret_that_up_has_made_is_found(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    assert found(settings)["webhook secrets"].state is State.ABSENT
+    settings.webhook_secret_file.parent.mkdir(parents=True, exist_ok=True)
+    settings.webhook_secret_file.write_text("whsec_x")
+    assert found(settings)["webhook secrets"].state is State.OK
+
+
 def test_no_secret_is_shown(deployment: Deployment, tmp_path: Path) -> None:
     secret = deployment.url.split(":")[2].partition("@")[0]
     shown = " ".join(f"{finding}" for finding in examine(on_servers(deployment, tmp_path)))

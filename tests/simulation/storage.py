@@ -24,7 +24,7 @@ class SimulatedStorage:
         self.objects: dict[str, datetime] = {}
         """Keys, and when each was stored."""
         self.undeleted: set[str] = set()
-        """Keys whose deletion was refused, and not done all the same."""
+        """Keys whose deletion was asked for and has not been done: it is under way, or was refused."""
         self.is_down = False
         self.is_calm = False
 

@@ -110,6 +110,7 @@ def test_a_database_that_does_not_answer_is_told_without_its_password(
     monkeypatch.setenv("AVATARFORGE_DATABASE_URL", url)
     refused = run("list")
 
+    assert "Connection refused" in refused.output
     assert refused.exit_code == 1
     assert "marked-password" not in refused.output
     assert "marked-password" not in "".join(traceback.format_exception(refused.exception))
