@@ -8,9 +8,10 @@ from avatarforge.domain.errors import IdempotencyKeyInFlight
 class KeysInFlight:
     """Which keys are being worked on. Kept in memory: the database refuses a key's second job anyway."""
 
-    LIMIT = 30.0
+    LIMIT = 5.0
     """Seconds after which a key is free again whose holder never said so: an ingress replica that died with
-    the upload, whose client asks again with the key. An upload that takes longer loses nothing by it."""
+    the upload, whose client asks again with the key. An upload that takes longer loses nothing by it: the
+    record refuses the second job of a key."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock

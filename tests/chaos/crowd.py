@@ -144,6 +144,16 @@ class Outcome:
             change.event.kind is EventKind.DONE for story in self._stories().values() for change in story
         )
 
+    def started_again(self, after: datetime) -> list[float]:
+        """For each job that was started more than once: seconds from the given time to its second start."""
+        starts = [
+            [change.event.at for change in story if change.event.kind is EventKind.STARTED]
+            for story in self._stories().values()
+        ]
+        return [
+            (second - after).total_seconds() for _, second, *_ in (times for times in starts if times[1:])
+        ]
+
     def jobs_per_second(self) -> float:
         """From the first start to the last end."""
         times = [
@@ -172,8 +182,20 @@ class Outcome:
         while (kept := self._kept()) != wanted:
             # What lost attempts have left is taken away by and by; what is published must be there.
             assert wanted <= kept, sorted(wanted - kept)
-            assert time.monotonic() < deadline, f"objects of nobody: {sorted(kept - wanted)}"
+            if time.monotonic() > deadline:
+                self._assert_broken_off(kept - wanted)
+                return
             time.sleep(0.5)
+
+    def _assert_broken_off(self, left: set[str]) -> None:
+        """An ingress that dies between storing a photo and the commit leaves it to the sweeper, which waits
+        for two days: no more of them than connections that broke (Serve's own proxy answers 500 then)."""
+        broken = sum(
+            times for how, times in self._crowd.refusals.items() if isinstance(how, str) or how == 500
+        )
+        originals = {key for key in left if key.rpartition("/")[2].startswith("original.")}
+        assert left == originals, f"objects of nobody: {sorted(left)}"
+        assert len(left) <= broken, f"objects of nobody: {sorted(left)}, {self._crowd.refusals}"
 
     def _kept(self) -> set[str]:
         of_all = (entry.key for entry in self._storage.list(""))
