@@ -47,12 +47,12 @@ def _check_secrets(settings: Settings) -> Finding:
         Signer(secrets)
     except ValueError as error:
         return failed(check, error, "AVATARFORGE_WEBHOOK_SECRETS holds secrets of the form whsec_… .")
-    if not secrets and settings.webhook_secret_file.exists():
-        return Finding(check=check, state=State.OK, found=f"`up` made {settings.webhook_secret_file}")
-    if not secrets:
-        return Finding(
-            check=check,
-            state=State.ABSENT,
-            found="none: uploads with a callbackUrl are refused; `up` makes one",
-        )
-    return Finding(check=check, state=State.OK, found=f"{len(secrets)}")
+    if secrets:
+        return Finding(check=check, state=State.OK, found=f"{len(secrets)}")
+    if (made := settings.webhook_secret_file).exists():
+        return Finding(check=check, state=State.OK, found=f"none is set; `up` uses the one it made, {made}")
+    return Finding(
+        check=check,
+        state=State.ABSENT,
+        found="none: uploads with a callbackUrl are refused; `up` makes one",
+    )

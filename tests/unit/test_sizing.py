@@ -7,8 +7,8 @@ import pytest
 from benchmarks.sizing import PAGE, Costs, tables, written
 
 COSTS = Costs(
-    ingress_upload=4.0,
-    ingress_upload_folder=3.0,
+    ingress_upload_to_s3=4.0,
+    ingress_upload_to_folder=3.0,
     ingress_read=0.2,
     tracker_upload=1.0,
     database_upload=0.2,
@@ -27,7 +27,7 @@ def test_ten_million_photos_a_day_are_347_a_second_in_the_peak() -> None:
 
 
 def test_dearer_uploads_need_more_replicas() -> None:
-    dearer = tables(replace(COSTS, ingress_upload=8.0))["arithmetic"]
+    dearer = tables(replace(COSTS, ingress_upload_to_s3=8.0))["arithmetic"]
     assert "| 10,000,000 | 116 | 347 | 7 |" in dearer
 
 
