@@ -58,7 +58,8 @@ class Reporter:
         `None` if there is none, or no answer.
         """
         try:
-            await asyncio.wait_for(self._answered.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._answered.wait()
         except TimeoutError:
             log.warning("no tracker has told the last good model", seconds=seconds)
         return self._last_good
@@ -68,7 +69,8 @@ class Reporter:
             self._changed.clear()
             await self.tell()
             try:
-                await asyncio.wait_for(self._changed.wait(), self.INTERVAL)
+                async with asyncio.timeout(self.INTERVAL):
+                    await self._changed.wait()
             except TimeoutError:
                 continue
 

@@ -142,7 +142,8 @@ class LiveJobs:
     async def heard(self, customer_id: str) -> None:
         """Return once the customer's tracker has told what is unfinished. Raises `TrackerUnavailable`."""
         try:
-            await asyncio.wait_for(self._shard(customer_id).known.wait(), self.FIRST_ANSWER)
+            async with asyncio.timeout(self.FIRST_ANSWER):
+                await self._shard(customer_id).known.wait()
         except TimeoutError:
             raise TrackerUnavailable("it has not answered yet") from None
 

@@ -117,7 +117,8 @@ class Committer:
             raise DatabaseUnavailable(self.outage.reason)
         pending = self._enqueued(change)
         try:
-            return await asyncio.wait_for(asyncio.shield(pending.future), self._accept_timeout)
+            async with asyncio.timeout(self._accept_timeout):
+                return await asyncio.shield(pending.future)
         except TimeoutError:
             if pending.future.done():
                 # Committed in the very moment in which the time ran out.

@@ -26,6 +26,7 @@ class Readiness:
     async def in_time(self) -> None:
         """Return once the tracker is ready. Raises what stands in the way when patience ends."""
         try:
-            await asyncio.wait_for(self._open.wait(), self._patience)
+            async with asyncio.timeout(self._patience):
+                await self._open.wait()
         except TimeoutError:
             raise self._outage() or TrackerUnavailable("it is still starting") from None

@@ -40,7 +40,8 @@ class Names:
         """
         answer = self._under_way.get(host) or self._begun(host)
         try:
-            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(answer)), limit)
+            async with asyncio.timeout(limit):
+                return await asyncio.shield(asyncio.wrap_future(answer))
         except TimeoutError:
             raise NameUnresolved(f"no answer within {limit:g} s") from None
         except OSError as error:
