@@ -109,6 +109,12 @@ class Host:
             "deployments": {name: str(state.status) for name, state in told.deployments.items()},
         }
 
+    def tracker_node(self) -> str:
+        """The worker that the first shard's tracker runs on, or the head."""
+        actor = ray.get_actor("JobTracker:0", namespace=NAMESPACE)
+        node_id: str = ray.get(actor.__ray_call__.remote(_node_id), timeout=10)
+        return {node.node_id: name for name, node in self._workers.items()}.get(node_id, "head")
+
     def tracker(self) -> dict[str, Any]:
         """What the first shard's tracker says."""
         actor = ray.get_actor("JobTracker:0", namespace=NAMESPACE)
@@ -119,6 +125,11 @@ class Host:
         with contextlib.suppress(Exception):
             ray.shutdown()
         self._cluster.shutdown()
+
+
+def _node_id(actor: object) -> str:
+    """Called in an actor: where it runs."""
+    return ray.get_runtime_context().get_node_id()
 
 
 def main() -> None:

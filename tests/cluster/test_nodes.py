@@ -47,6 +47,10 @@ def aim(nodes: Nodes, **targets: int) -> None:
     nodes.deploy(Ingress={"user_config": {"model": "avatar-mini", "scaling": targets}})
 
 
+def test_the_tracker_keeps_away_from_workers_with_gpus(nodes: Nodes) -> None:
+    assert nodes.call("tracker_node") == "head"
+
+
 def test_a_backlog_makes_replicas_come_and_its_end_makes_them_go(nodes: Nodes, photo: bytes) -> None:
     crowd = nodes.crowd(photo, 4 * JOBS)
     crowd.start()
@@ -116,12 +120,12 @@ def test_jobs_of_a_worker_that_is_killed_are_done_by_another(nodes: Nodes, photo
     crowd = nodes.crowd(photo, 2 * JOBS)
     crowd.start()
     crowd.await_accepted(JOBS)
-    nodes.until(lambda: nodes.call("tracker")["localRunning"], 60, "jobs are in flight")
+    fault, outcome = "kill -9 a worker node", nodes.outcome(crowd)
+    nodes.until(lambda: outcome.done() >= JOBS // 4, 60, "pictures are being made")
     worker = next(iter(nodes.replicas().values()))
     nodes.call("kill_worker", name=worker)
     killed_at = now()
     crowd.finish()
-    fault, outcome = "kill -9 a worker node", nodes.outcome(crowd)
     assert_recovered(outcome, fault, "work again after", killed_at, RECOVERED)
     again = outcome.started_again(killed_at)
     # A short run may kill a worker that has just finished what it had.
