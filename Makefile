@@ -58,10 +58,13 @@ drift: $(INSTALLED)
 	  echo "$(PACKAGE) is not what proto/ says: run 'make proto'." >&2; exit 1; }
 	@$(BIN)/avatarforge settings --markdown | diff - docs/settings.md >&2 || { \
 	  echo "docs/settings.md is not what the code says: run 'make docs'." >&2; exit 1; }
+	@$(BIN)/avatarforge openapi --markdown | diff - docs/rest.md >&2 || { \
+	  echo "docs/rest.md is not what the code says: run 'make docs'." >&2; exit 1; }
 
 .PHONY: docs
-docs: $(INSTALLED) ## Write docs/settings.md from the code.
+docs: $(INSTALLED) ## Write docs/settings.md and docs/rest.md from the code.
 	@$(BIN)/avatarforge settings --markdown > docs/settings.md
+	@$(BIN)/avatarforge openapi --markdown > docs/rest.md
 
 .PHONY: audit
 audit: $(INSTALLED)

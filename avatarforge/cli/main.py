@@ -334,6 +334,19 @@ def settings(
 
 
 @app.command()
+@errors_in_one_sentence
+def openapi(
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Write the page docs/rest.md instead of JSON.")
+    ] = False,
+) -> None:
+    """Write the OpenAPI description of the REST interface, as `/openapi.json` serves it."""
+    from avatarforge.cli import interface
+
+    print(interface.page() if as_markdown else interface.description(), end="")
+
+
+@app.command()
 def version(as_json: JsonOption = False) -> None:
     """Show AvatarForge's version."""
     out.print_json(json.dumps({"version": avatarforge.__version__})) if as_json else print(

@@ -23,8 +23,8 @@ from avatarforge.ingress.studio import add_studio
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
-def create_api(photos: ProfilePhotos, gate: Gate, lifespan: Lifespan | None = None) -> FastAPI:
-    """The application over the given service, behind the gate. `lifespan` is open as long as it serves."""
+def described_api(lifespan: Lifespan | None = None) -> FastAPI:
+    """The documented calls, with their description and the pages that show it, and nothing behind them."""
     api = FastAPI(
         title="AvatarForge",
         version=__version__,
@@ -36,16 +36,21 @@ def create_api(photos: ProfilePhotos, gate: Gate, lifespan: Lifespan | None = No
         # FastAPI's own spans show addresses with their queries, in which links and tickets are.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
+    for calls in (routes, commands, visits, about):
+        api.include_router(calls.router)
+    add_documentation(api)
+    return api
+
+
+def create_api(photos: ProfilePhotos, gate: Gate, lifespan: Lifespan | None = None) -> FastAPI:
+    """The application over the given service, behind the gate. `lifespan` is open as long as it serves."""
+    api = described_api(lifespan)
     api.state.photos = photos
     api.state.gate = gate
     # Asked more often than all other calls together. FastAPI's own routes to the same functions, behind
     # these, cost some 150 µs more a call (status: 250 against 100) and are there for the documentation.
     api.router.routes.insert(0, Route(routes.STATUS_PATH, routes.photo_status, methods=["GET"]))
     api.router.routes.insert(0, Route(routes.SUBMIT_PATH, routes.submit_photo, methods=["POST"]))
-    api.include_router(routes.router)
-    api.include_router(commands.router)
-    api.include_router(visits.router)
-    api.include_router(about.router)
     if photos.settings.http.sdapi:
         api.router.routes.extend(sdapi_routes(photos))
     api.add_middleware(AccessControl, gate=gate)
@@ -55,6 +60,5 @@ def create_api(photos: ProfilePhotos, gate: Gate, lifespan: Lifespan | None = No
     api.add_middleware(Edge)
     api.add_middleware(Counting, figures=photos.figures)
     add_problem_handlers(api)
-    add_documentation(api)
     add_studio(api)
     return api

@@ -44,6 +44,8 @@ _SETUP = """SwaggerUIBundle({
 KEY_SCHEME = "key"
 PROBLEM = "#/components/schemas/Problem"
 
+_BY_DEFAULT = "By default as `GET /models` says."
+
 UPLOAD: dict[str, Any] = {
     "required": True,
     "content": {
@@ -73,14 +75,20 @@ UPLOAD: dict[str, Any] = {
                         "type": "number",
                         "exclusiveMinimum": 0,
                         "maximum": 1,
-                        "description": "How far the avatar may go from the photo.",
+                        "description": "How far the avatar may go from the photo. " + _BY_DEFAULT,
                     },
-                    "steps": {"type": "integer", "minimum": 1, "maximum": submissions.MAX_STEPS},
+                    "steps": {
+                        "type": "integer",
+                        "minimum": 1,
+                        "maximum": submissions.MAX_STEPS,
+                        "description": "Steps of the whole schedule, of which only the last ones are "
+                        "made: `strength` says what share. " + _BY_DEFAULT,
+                    },
                     "guidance": {
                         "type": "number",
                         "minimum": 0,
                         "maximum": submissions.MAX_GUIDANCE,
-                        "description": "How closely to follow the prompt.",
+                        "description": "How closely to follow the prompt. " + _BY_DEFAULT,
                     },
                     "seed": {
                         "type": "integer",
@@ -93,6 +101,7 @@ UPLOAD: dict[str, Any] = {
                         "type": "string",
                         "enum": list(ImageFormat),
                         "default": ImageFormat.PNG,
+                        "description": "The avatar's file format.",
                     },
                     "priority": {
                         "type": "integer",
@@ -129,7 +138,8 @@ UPLOAD: dict[str, Any] = {
                         "type": "string",
                         "format": "uri",
                         "maxLength": submissions.MAX_CALLBACK_URL,
-                        "description": "An absolute http or https URL, kept with the job.",
+                        "description": "Where the job's end is told by a webhook: an absolute http or https "
+                        "URL.",
                     },
                 },
             }
@@ -164,6 +174,10 @@ def told(*kinds: type[AvatarForgeError]) -> dict[int | str, dict[str, Any]]:
 
 def problem_answer(description: str) -> dict[str, Any]:
     return {"description": description, "content": {MEDIA_TYPE: {"schema": {"$ref": PROBLEM}}}}
+
+
+REFUSALS = told(errors.Unauthenticated, errors.Forbidden, errors.RateLimited)
+"""What every call may answer that needs a key."""
 
 
 def add_documentation(api: FastAPI) -> None:
@@ -215,12 +229,11 @@ def _with_keys(document: dict[str, Any]) -> dict[str, Any]:
             "reaches asks for none.",
         }
     }
-    refusals = told(errors.Unauthenticated, errors.Forbidden, errors.RateLimited)
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             if HTTP.get(path, {}).get(method.upper()) is Rule.OPEN:
                 continue
             operation["security"] = [{KEY_SCHEME: []}, {}]
-            for status, refusal in refusals.items():
+            for status, refusal in REFUSALS.items():
                 operation["responses"].setdefault(str(status), refusal)
     return document

@@ -27,11 +27,14 @@ from avatarforge.telemetry import traces
 
 router = APIRouter()
 
+_CUSTOMER_ID = "The customer's id, chosen by you and compared byte by byte."
+_JOB_ID = "The job's id, as the upload's answer tells it."
+
 CustomerId = Annotated[
     str,
     Path(
         alias="customerId",
-        description="The customer's id, chosen by you and compared byte by byte.",
+        description=_CUSTOMER_ID,
         examples=["ana"],
         json_schema_extra={"pattern": f"^{GRAMMAR}$"},
     ),
@@ -40,7 +43,7 @@ JobId = Annotated[
     str,
     Path(
         alias="jobId",
-        description="The job's id, as the upload's answer tells it.",
+        description=_JOB_ID,
         examples=["019a0f3c-7d5e-7c3a-9b1e-0d6f5a4b3c2d"],
     ),
 ]
@@ -59,6 +62,7 @@ CUSTOMER_PARAMETER = {
     "in": "path",
     "required": True,
     "schema": {"type": "string", "pattern": f"^{GRAMMAR}$"},
+    "description": _CUSTOMER_ID,
 }
 KEY_PARAMETER = {
     "name": "Idempotency-Key",
@@ -69,7 +73,13 @@ KEY_PARAMETER = {
 }
 STATUS_PARAMETERS = [
     CUSTOMER_PARAMETER,
-    {"name": "jobId", "in": "path", "required": True, "schema": {"type": "string"}},
+    {
+        "name": "jobId",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string"},
+        "description": _JOB_ID,
+    },
     {
         "name": "waitSeconds",
         "in": "query",

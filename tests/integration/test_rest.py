@@ -13,6 +13,7 @@ import pytest_asyncio
 import uvicorn
 from PIL import Image
 
+from avatarforge.cli import interface
 from avatarforge.diffusion.catalogue import Catalogue, Manifest
 from avatarforge.domain.replicas import ModelFailure
 from avatarforge.ingress.submissions import FIELDS
@@ -212,6 +213,7 @@ async def test_the_documentation_loads_nothing_from_elsewhere(rest: Rest) -> Non
 
 async def test_every_call_is_described_with_its_errors(rest: Rest) -> None:
     document = (await rest.client.get("/openapi.json")).json()
+    assert document == json.loads(interface.description())
 
     calls = {
         f"{method.upper()} {path}": operation

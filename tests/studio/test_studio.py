@@ -125,8 +125,8 @@ async def test_a_wrong_wish_is_told_at_its_field(page: Page) -> None:
 
 async def test_the_keyboard_is_enough(service: Service, page: Page) -> None:
     async with page.expect_file_chooser() as chooser:
-        # A key finds its way to the page sooner than the order to hand the dialog over: what `tab_to` asks the
-        # page comes back after that order.
+        # A key finds the page sooner than the order to hand the dialog over does. What `tab_to` asks
+        # the page is answered after that order.
         await tab_to(page, "#photo")
         await page.keyboard.press("Enter")
     await (await chooser.value).set_files(PORTRAIT)

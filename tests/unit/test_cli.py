@@ -88,6 +88,18 @@ def test_the_settings_page_is_what_the_code_says(monkeypatch: pytest.MonkeyPatch
     assert "8123" not in page
 
 
+def test_the_page_of_the_rest_interface_is_what_the_code_says() -> None:
+    page = run("openapi", "--markdown").stdout
+    assert page == (TREE / "docs" / "rest.md").read_text(), "run `make docs`"
+    document = json.loads(run("openapi").stdout)
+    for path, operations in document["paths"].items():
+        for method in operations:
+            assert f"### {method.upper()} {path}\n" in page
+    for name in document["components"]["schemas"]:
+        assert f"\n### {name}\n" in page
+    assert "| `steps` | integer, at least 1, at most 150 |" in page
+
+
 def test_every_exit_code_is_written_down() -> None:
     page, help_text = (TREE / "docs" / "commands.md").read_text(), run("--help").stdout
     for code in Exit:
