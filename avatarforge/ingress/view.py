@@ -376,12 +376,15 @@ class _Shard:
     def eta(self, job: ProfilePhotoJob) -> float | None:
         """Seconds until the job is done, as forecast, less those that have passed since.
 
-        A waiting job that was not forecast by itself stands at the line's end, or near it.
+        A waiting job that was not forecast by itself stands at the line's end, or near it. Nothing is taken
+        off there: a busy tracker's forecast is new, and that of an idle one holds for whoever comes.
         """
         if job.status.is_terminal:
             return None
-        seconds = self.forecast.seconds.get(job.job_id, self.forecast.line_seconds)
-        return None if seconds is None else round(max(0.0, seconds - (self._clock() - self.forecast_at)), 1)
+        seconds = self.forecast.seconds.get(job.job_id)
+        if seconds is None:
+            return None if self.forecast.line_seconds is None else round(self.forecast.line_seconds, 1)
+        return round(max(0.0, seconds - (self._clock() - self.forecast_at)), 1)
 
     def _forget(self, event: JobEvent) -> None:
         """Drop what is known of an erased job, as the database does."""

@@ -133,6 +133,22 @@ async def test_progress_place_and_estimate_are_shown(live: LiveJobs, source: Sou
     assert (second.progress, second.queue_position, second.eta_seconds) == (None, 1, 8.0)
 
 
+async def test_time_that_passed_before_a_job_came_is_not_taken_off_its_estimate(source: Source) -> None:
+    now = 100.0
+    view = LiveJobs(source, IngressSettings(), lambda: now)
+    view.start()
+    running, newcomer = a_job().started(NOON), a_job(seq=9)
+    source.tell(running, forecast=Forecast(seconds={running.job_id: 30.0}, line_seconds=4.0))
+    await wait_until(lambda: view.get("ana", running.job_id))
+    now += 20
+    view.admit(newcomer)
+    old, new = view.get("ana", running.job_id), view.get("ana", newcomer.job_id)
+    assert old is not None
+    assert new is not None
+    assert (old.eta_seconds, new.eta_seconds) == (10.0, 4.0)
+    await view.stop()
+
+
 async def test_an_erased_job_is_forgotten(live: LiveJobs, source: Source) -> None:
     job = a_job()
     source.tell(job, kind=EventKind.SUBMITTED)
