@@ -1,8 +1,9 @@
 """The before/after picture: the photo and its avatar side by side, labelled."""
 
+from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from avatarforge.diffusion.provenance import Marking
 from avatarforge.domain.jobs import ImageFormat
@@ -15,28 +16,18 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 BACKGROUND, INK, FAINT = (250, 249, 246), (38, 38, 44), (128, 128, 138)
 
 
-def write_comparison(photo: Path, avatar: Path, target: Path, caption: str) -> None:
-    """Write a PNG of 1120 x 632 pixels: `photo` left, `avatar` right, `caption` below the avatar."""
+def write_comparison(before: tuple[bytes, str], after: tuple[bytes, str], target: Path) -> None:
+    """Write a PNG of 1120 x 632 pixels: the square photo left, the avatar right, each with its caption."""
     width = 2 * _SIDE + 3 * _MARGIN
     picture = Image.new("RGB", (width, _SIDE + 2 * _MARGIN + _LABEL), BACKGROUND)
     draw = ImageDraw.Draw(picture)
-    for column, (path, title, detail) in enumerate(
-        ((photo, "photo", photo.name), (avatar, "avatar", caption))
-    ):
+    for column, (title, (content, caption)) in enumerate((("photo", before), ("avatar", after))):
         left = _MARGIN + column * (_SIDE + _MARGIN)
-        picture.paste(_square(path), (left, _MARGIN), rounded_mask(_SIDE, 24))
-        _write(draw, (left, _MARGIN + _SIDE + 16), title, detail)
+        with Image.open(BytesIO(content)) as file:
+            image = file.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+        picture.paste(image, (left, _MARGIN), rounded_mask(_SIDE, 24))
+        _write(draw, (left, _MARGIN + _SIDE + 16), title, caption)
     target.write_bytes(Marking().file(picture, ImageFormat.PNG))
-
-
-def _square(path: Path) -> Image.Image:
-    """The whole picture, fitted into the square on a blurless ground; small ones are scaled up smoothly."""
-    with Image.open(path) as file:
-        image = ImageOps.exif_transpose(file).convert("RGB")
-    fitted = ImageOps.contain(image, (_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    square = Image.new("RGB", (_SIDE, _SIDE), (236, 234, 228))
-    square.paste(fitted, ((_SIDE - fitted.width) // 2, (_SIDE - fitted.height) // 2))
-    return square
 
 
 def rounded_mask(side: int, radius: int, finer: int = 4) -> Image.Image:

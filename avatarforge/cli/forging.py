@@ -137,12 +137,15 @@ class _Forging:
         bars.begin(stem.name, photo)
         accepted = await client.submit(self._customer, photo, **self._wishes)
         done = await self._followed(client, accepted, stem.name, bars)
-        picture = await client.download(done)
+        picture, square = await client.download(done), await client.download(done, "square")
         avatar = stem.with_name(f"{stem.name}-avatar{_SUFFIXES.get(picture.media_type, '.png')}")
         comparison = stem.with_name(f"{stem.name}-before-after.png")
         avatar.write_bytes(picture.content)
         await asyncio.to_thread(
-            write_comparison, photo, avatar, comparison, f"{done.model}, seed {done.seed}"
+            write_comparison,
+            (square.content, photo.name),
+            (picture.content, f"{done.model}, seed {done.seed}"),
+            comparison,
         )
         bars.done(stem.name)
         return Forged(photo=photo, avatar=avatar, comparison=comparison, job=done)

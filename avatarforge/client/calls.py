@@ -141,10 +141,14 @@ def erase(policy: Policy, job: NamedJob) -> Steps[None]:
 
 
 def download(
-    policy: Policy, job: NamedJob, kind: Literal["generated", "original"] = "generated"
+    policy: Policy, job: NamedJob, kind: Literal["generated", "original", "square"] = "generated"
 ) -> Steps[Picture]:
-    """The avatar, or the photo as it was uploaded. Raises `NotFound` while there is none."""
-    answer = yield from patiently(policy, Request(method="GET", path=job_path(job, kind)))
+    """The avatar, the photo as it was uploaded, or the square of it that the avatar is made from.
+
+    Raises `NotFound` while there is none.
+    """
+    path = job_path(job, "original?square=true" if kind == "square" else kind)
+    answer = yield from patiently(policy, Request(method="GET", path=path))
     return Picture(
         content=answer.body, media_type=answer.headers.get("content-type", "").partition(";")[0].strip()
     )

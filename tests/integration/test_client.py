@@ -1,6 +1,7 @@
 """The Python client and the real service, with a line between them that can be cut."""
 
 import asyncio
+import io
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, TypeVar
@@ -8,6 +9,7 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 import pytest_asyncio
+from PIL import Image
 
 from avatarforge.client import (
     AsyncClient,
@@ -155,6 +157,8 @@ async def test_a_photo_is_followed_to_its_avatar(client: AsyncClient, service: S
     assert (done.status, done.seed, done.job_id) == ("DONE", 5, accepted.job_id)
     assert (avatar.content, avatar.media_type) == (b"\x89PNG avatar of " + done.job_id.encode(), "image/png")
     assert original.media_type == "image/jpeg"
+    with Image.open(io.BytesIO((await client.download(done, "square")).content)) as square:
+        assert square.width == square.height
     assert await client.status(JobName("ana", done.job_id)) == done
     assert (await client.status(done, after=done.seq - 1)).seq == done.seq
 

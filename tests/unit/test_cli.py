@@ -13,10 +13,10 @@ from typer.testing import CliRunner, Result
 import avatarforge
 from avatarforge.cli import app
 from avatarforge.cli.comparison import write_comparison
-from avatarforge.cli.serving import SAMPLE
 from avatarforge.cli.terminal import Exit
 from avatarforge.persistence.upgrade import latest
 from avatarforge.settings import variables
+from tests.pictures import png
 
 TREE = Path(avatarforge.__file__).parents[1]
 
@@ -185,10 +185,10 @@ def test_the_carried_model_is_listed_with_its_styles() -> None:
 
 
 def test_before_and_after_stand_side_by_side(tmp_path: Path) -> None:
-    red = tmp_path / "avatar.png"
-    Image.new("RGB", (64, 64), (200, 30, 30)).save(red)
-    write_comparison(SAMPLE, red, tmp_path / "both.png", "avatar-mini, seed " + "9" * 100)
+    green, red = (png(Image.new("RGB", (64, 64), colour)) for colour in ((30, 200, 30), (200, 30, 30)))
+    write_comparison((green, "me.jpg"), (red, "avatar-mini, seed " + "9" * 100), tmp_path / "both.png")
     with Image.open(tmp_path / "both.png") as both:
         assert both.size == (1120, 632)
+        assert both.getpixel((32 + 256, 32 + 256)) == (30, 200, 30)
         assert both.getpixel((1120 - 32 - 256, 32 + 256)) == (200, 30, 30)
         assert both.getpixel((2, 2)) == both.getpixel((1117, 629))
