@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, PlainSerializer
 from pydantic.alias_generators import to_camel
 
 from avatarforge.domain.generations import GenerationProgress
-from avatarforge.domain.jobs import Crop, ProfilePhotoJob
+from avatarforge.domain.jobs import Crop, ImageFormat, ProfilePhotoJob
 from avatarforge.domain.status import ProcessingStatus
 
 
@@ -58,6 +58,24 @@ class Timings(Message):
     upload: float | None = None
 
 
+class Parameters(Message):
+    """What the upload asked for; null where it left the choice to the model (`GET /models`)."""
+
+    prompt: str
+    negative_prompt: str
+    style: str | None
+    strength: float | None
+    steps: int | None
+    guidance: float | None
+    format: ImageFormat
+    priority: int
+    allow_remote: bool
+    cut_face: bool
+    timeout_seconds: float | None
+    """Null where the job has all the time it needs."""
+    start_timeout_seconds: float | None
+
+
 class ProfilePhotoJobStatus(Message):
     """Where a job stands."""
 
@@ -93,6 +111,7 @@ class ProfilePhotoJobStatus(Message):
     started_at: Time | None
     finished_at: Time | None
     timings: Timings
+    parameters: Parameters
 
 
 def photo_url(job: ProfilePhotoJob, resource: str) -> str:
@@ -132,6 +151,25 @@ def job_message(
         started_at=job.started_at,
         finished_at=job.finished_at,
         timings=Timings(**job.timings),
+        parameters=_parameters(job),
+    )
+
+
+def _parameters(job: ProfilePhotoJob) -> Parameters:
+    wanted = job.parameters
+    return Parameters.model_construct(
+        prompt=wanted.prompt,
+        negative_prompt=wanted.negative_prompt,
+        style=wanted.style,
+        strength=wanted.strength,
+        steps=wanted.steps,
+        guidance=wanted.guidance,
+        format=wanted.format,
+        priority=job.priority,
+        allow_remote=wanted.allow_remote,
+        cut_face=wanted.cut_face,
+        timeout_seconds=wanted.timeout_seconds,
+        start_timeout_seconds=wanted.start_timeout_seconds,
     )
 
 

@@ -266,6 +266,10 @@ def _facts(
     if job.finished_at is not None:
         yield "ended", f"{job.finished_at:%Y-%m-%d %H:%M:%S} UTC, after {_took(job)}"
     yield "attempts", str(job.attempt)
+    if job.parameters.style is not None:
+        yield "style", escape(job.parameters.style)
+    if job.parameters.prompt:
+        yield "prompt", escape(job.parameters.prompt)
     yield "seed", str(job.seed)
     if job.model is not None:
         yield "made with", escape(f"{job.model}, {job.backend}")

@@ -122,8 +122,36 @@ class Timings(_message.Message):
     upload: float
     def __init__(self, queued: _Optional[float] = ..., fetch: _Optional[float] = ..., encode: _Optional[float] = ..., steps: _Optional[float] = ..., decode: _Optional[float] = ..., upload: _Optional[float] = ...) -> None: ...
 
+class Parameters(_message.Message):
+    __slots__ = ("prompt", "negative_prompt", "style", "strength", "steps", "guidance", "format", "priority", "allow_remote", "cut_face", "timeout_seconds", "start_timeout_seconds")
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    NEGATIVE_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    STYLE_FIELD_NUMBER: _ClassVar[int]
+    STRENGTH_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    GUIDANCE_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_REMOTE_FIELD_NUMBER: _ClassVar[int]
+    CUT_FACE_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    START_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    prompt: str
+    negative_prompt: str
+    style: str
+    strength: float
+    steps: int
+    guidance: float
+    format: str
+    priority: int
+    allow_remote: bool
+    cut_face: bool
+    timeout_seconds: float
+    start_timeout_seconds: float
+    def __init__(self, prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., style: _Optional[str] = ..., strength: _Optional[float] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., format: _Optional[str] = ..., priority: _Optional[int] = ..., allow_remote: _Optional[bool] = ..., cut_face: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ..., start_timeout_seconds: _Optional[float] = ...) -> None: ...
+
 class ProfilePhotoJobStatus(_message.Message):
-    __slots__ = ("job_id", "customer_id", "status", "is_terminal", "progress", "eta_seconds", "queue_position", "original_url", "generated_url", "callback_url", "error", "attempt", "retry_of", "backend", "model", "seed", "crop", "seq", "created_at", "started_at", "finished_at", "timings")
+    __slots__ = ("job_id", "customer_id", "status", "is_terminal", "progress", "eta_seconds", "queue_position", "original_url", "generated_url", "callback_url", "error", "attempt", "retry_of", "backend", "model", "seed", "crop", "seq", "created_at", "started_at", "finished_at", "timings", "parameters")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     CUSTOMER_ID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -146,6 +174,7 @@ class ProfilePhotoJobStatus(_message.Message):
     STARTED_AT_FIELD_NUMBER: _ClassVar[int]
     FINISHED_AT_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     customer_id: str
     status: ProcessingStatus
@@ -168,4 +197,5 @@ class ProfilePhotoJobStatus(_message.Message):
     started_at: _timestamp_pb2.Timestamp
     finished_at: _timestamp_pb2.Timestamp
     timings: Timings
-    def __init__(self, job_id: _Optional[str] = ..., customer_id: _Optional[str] = ..., status: _Optional[_Union[ProcessingStatus, str]] = ..., is_terminal: _Optional[bool] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., eta_seconds: _Optional[float] = ..., queue_position: _Optional[int] = ..., original_url: _Optional[str] = ..., generated_url: _Optional[str] = ..., callback_url: _Optional[str] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., attempt: _Optional[int] = ..., retry_of: _Optional[str] = ..., backend: _Optional[str] = ..., model: _Optional[str] = ..., seed: _Optional[int] = ..., crop: _Optional[str] = ..., seq: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+    parameters: Parameters
+    def __init__(self, job_id: _Optional[str] = ..., customer_id: _Optional[str] = ..., status: _Optional[_Union[ProcessingStatus, str]] = ..., is_terminal: _Optional[bool] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., eta_seconds: _Optional[float] = ..., queue_position: _Optional[int] = ..., original_url: _Optional[str] = ..., generated_url: _Optional[str] = ..., callback_url: _Optional[str] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., attempt: _Optional[int] = ..., retry_of: _Optional[str] = ..., backend: _Optional[str] = ..., model: _Optional[str] = ..., seed: _Optional[int] = ..., crop: _Optional[str] = ..., seq: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., parameters: _Optional[_Union[Parameters, _Mapping]] = ...) -> None: ...

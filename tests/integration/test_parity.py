@@ -39,7 +39,8 @@ def chapter(status: dict[str, Any]) -> Chapter:
     told |= {name: int(told[name]) for name in NUMBERS}
     told |= {name: datetime.fromisoformat(told[name]) for name in TIMES & set(told)}
     told["status"] = told["status"].removeprefix("PROCESSING_STATUS_")
-    told["timings"] = {name: value for name, value in told["timings"].items() if value is not None}
+    for part in ("timings", "parameters"):
+        told[part] = {name: value for name, value in told[part].items() if value is not None}
     return told
 
 

@@ -3,8 +3,10 @@
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
+from pydantic.alias_generators import to_camel
 
 from avatarforge.diffusion.catalogue import Catalogue, Manifest
 from avatarforge.domain.errors import InvalidRequest
@@ -13,12 +15,13 @@ from avatarforge.domain.jobs import Crop, GenerationParameters, ImageFormat, Job
 from avatarforge.ingress.news import LiveJob
 from avatarforge.ingress.schemas import status_message
 from avatarforge.ingress.submissions import Submission, read_submission
+from avatarforge.messages import Parameters
 from tests.factories import NOON, a_job, an_outcome
 
 MANIFEST: Manifest = Catalogue().manifest("avatar-mini")
 STEPS = MANIFEST.defaults.steps
 
-FIELDS_OF_THE_DESIGN = [
+FIELDS = [
     "jobId",
     "customerId",
     "status",
@@ -41,7 +44,24 @@ FIELDS_OF_THE_DESIGN = [
     "startedAt",
     "finishedAt",
     "timings",
+    "parameters",
 ]
+
+
+ASKED_FOR = {
+    "prompt": "smiling",
+    "negativePrompt": "",
+    "style": "watercolor",
+    "strength": 0.6,
+    "steps": None,
+    "guidance": None,
+    "format": "png",
+    "priority": 0,
+    "allowRemote": True,
+    "cutFace": True,
+    "timeoutSeconds": None,
+    "startTimeoutSeconds": None,
+}
 
 
 def test_a_waiting_job_is_told_with_every_field() -> None:
@@ -72,6 +92,7 @@ def test_a_waiting_job_is_told_with_every_field() -> None:
         "startedAt": None,
         "finishedAt": None,
         "timings": dict.fromkeys(("queued", "fetch", "encode", "steps", "decode", "upload")),
+        "parameters": ASKED_FOR,
     }
 
 
@@ -80,7 +101,7 @@ def test_a_finished_job_tells_how_its_avatar_came_about() -> None:
 
     told = json.loads(status_message(LiveJob(job=job)).json_bytes())
 
-    assert list(told) == FIELDS_OF_THE_DESIGN
+    assert list(told) == FIELDS
     assert told | {"jobId": "…", "originalUrl": "…"} == {
         "jobId": "…",
         "customerId": "ana",
@@ -111,7 +132,30 @@ def test_a_finished_job_tells_how_its_avatar_came_about() -> None:
             "decode": 0.03,
             "upload": 0.01,
         },
+        "parameters": ASKED_FOR,
     }
+
+
+def test_a_job_repeats_what_its_upload_asked_for() -> None:
+    wanted: dict[str, Any] = {
+        "prompt": "smiling",
+        "negative_prompt": "hat",
+        "style": "neon",
+        "strength": 0.5,
+        "steps": 20,
+        "guidance": 7.0,
+        "format": ImageFormat.WEBP,
+        "allow_remote": False,
+        "cut_face": False,
+        "timeout_seconds": 90.0,
+        "start_timeout_seconds": 30.0,
+    }
+    job = a_job(parameters=GenerationParameters(seed=7, **wanted), priority=3)
+
+    told = json.loads(status_message(LiveJob(job=job)).json_bytes())
+
+    assert told["parameters"] == {to_camel(name): value for name, value in wanted.items()} | {"priority": 3}
+    assert set(wanted) | {"priority"} == set(Parameters.model_fields)
 
 
 def test_a_running_job_tells_its_steps_once_it_has_any() -> None:

@@ -113,6 +113,7 @@ def _status(message: ProfilePhotoJobStatus) -> pb.ProfilePhotoJobStatus:
         started_at=_timestamp(message.started_at),
         finished_at=_timestamp(message.finished_at),
         timings=pb.Timings(**dict(message.timings)),
+        parameters=pb.Parameters(**dict(message.parameters)),
     )
 
 

@@ -86,6 +86,7 @@ export default {
   erased: "Erased.",
   no: "Not now",
   model: "Model",
+  asked: "Asked for",
   cropped: "Square",
   crop_face: "around the face",
   crop_centre: "as framed, or the middle",

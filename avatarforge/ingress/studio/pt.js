@@ -86,6 +86,7 @@ export default {
   erased: "Apagado.",
   no: "Agora não",
   model: "Modelo",
+  asked: "Pedido",
   cropped: "Quadrado",
   crop_face: "em volta do rosto",
   crop_centre: "como enquadrado, ou o meio",
