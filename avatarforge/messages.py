@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer
+from pydantic import BaseModel, ConfigDict, PlainSerializer, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 from avatarforge.domain.generations import GenerationProgress
@@ -15,7 +15,11 @@ def _rfc3339(time: datetime) -> str:
     return time.astimezone(UTC).isoformat(timespec="microseconds")[:-6] + "Z"
 
 
-Time = Annotated[datetime, PlainSerializer(_rfc3339, return_type=str)]
+Time = Annotated[
+    datetime,
+    PlainSerializer(_rfc3339, return_type=str),
+    WithJsonSchema({"type": "string", "format": "date-time"}, mode="serialization"),
+]
 
 
 class Message(BaseModel):
@@ -59,12 +63,14 @@ class Timings(Message):
 
 
 class Parameters(Message):
-    """What the upload asked for; null where it left the choice to the model (`GET /models`)."""
+    """What the upload asked for."""
 
     prompt: str
+    """Empty where none was given; so is `negativePrompt`."""
     negative_prompt: str
     style: str | None
     strength: float | None
+    """Null where it was left to the model; so are `steps` and `guidance`."""
     steps: int | None
     guidance: float | None
     format: ImageFormat
@@ -74,6 +80,7 @@ class Parameters(Message):
     timeout_seconds: float | None
     """Null where the job has all the time it needs."""
     start_timeout_seconds: float | None
+    """Null where it may wait as long as it needs."""
 
 
 class ProfilePhotoJobStatus(Message):

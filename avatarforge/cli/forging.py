@@ -137,10 +137,11 @@ class _Forging:
         bars.begin(stem.name, photo)
         accepted = await client.submit(self._customer, photo, **self._wishes)
         done = await self._followed(client, accepted, stem.name, bars)
-        picture, square = await client.download(done), await client.download(done, "square")
+        picture = await client.download(done)
         avatar = stem.with_name(f"{stem.name}-avatar{_SUFFIXES.get(picture.media_type, '.png')}")
         comparison = stem.with_name(f"{stem.name}-before-after.png")
         avatar.write_bytes(picture.content)
+        square = await client.download(done, "square")
         await asyncio.to_thread(
             write_comparison,
             (square.content, photo.name),

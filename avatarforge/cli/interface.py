@@ -9,14 +9,14 @@ from avatarforge.ingress.documentation import REFUSALS
 
 Schema = Mapping[str, Any]
 
-_HEAD = """# The REST interface
+_INTRODUCTION = """# The REST interface
 
 What `/docs` of a running server shows, and what `avatarforge openapi` prints for generators of clients. This
 page is made from the code: `make docs`.
 
 Every error is a problem document ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)) whose `code` does not
 change. Keys go into `Authorization: Bearer …`; a server that only its own machine reaches asks for none. All
-calls but `/healthz` and `/readyz` may besides answer:
+calls but `/healthz` and `/readyz` may besides answer (and `foreign_site` is said to any request):
 
 """
 _BOUNDS = (
@@ -42,53 +42,56 @@ def page() -> str:
             groups.setdefault(operation["tags"][0], []).append(_call(method, path, operation))
     calls = (f"\n## {name.capitalize()}\n" + "".join(texts) for name, texts in groups.items())
     schemas = document["components"]["schemas"]
-    refusals = "".join(f"- {status}: {told['description']}\n" for status, told in REFUSALS.items())
-    return _HEAD + refusals + "".join(calls) + "\n## Documents\n" + "".join(_documents(schemas))
+    refusals = "".join(f"- {status}: {refusal['description']}\n" for status, refusal in REFUSALS.items())
+    return _INTRODUCTION + refusals + "".join(calls) + "\n## Documents\n" + "".join(_documents(schemas))
 
 
 def _call(method: str, path: str, operation: Schema) -> str:
     parts = [f"\n### {method.upper()} {path}\n", f"\n{operation['description']}\n"]
     if parameters := operation.get("parameters"):
-        rows = ((f"`{each['name']}`", each["in"], *_meaning(each["schema"], each)) for each in parameters)
+        rows = (
+            (f"`{each['name']}`", each["in"], *_meaning(each["schema"], each.get("description")))
+            for each in parameters
+        )
         parts.append(_table(("parameter", "in", "type", "meaning"), rows))
     for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
         required = content["schema"].get("required", ())
         parts.append(f"\nThe body is `{media_type}`:\n")
         fields = (
-            (f"`{name}`" + (" (needed)" if name in required else ""), *_meaning(field, field))
+            (f"`{name}`" + (" (needed)" if name in required else ""), *_meaning(field))
             for name, field in content["schema"]["properties"].items()
         )
         parts.append(_table(("field", "type", "meaning"), fields))
     answers = (
-        (status, _answer(told))
-        for status, told in sorted(operation["responses"].items())
-        if told != REFUSALS.get(int(status))
+        (status, _answer(response))
+        for status, response in sorted(operation["responses"].items())
+        if response != REFUSALS.get(int(status))
     )
     parts.append(_table(("answer", "meaning"), answers))
     return "".join(parts)
 
 
-def _answer(told: Schema) -> str:
-    content = told.get("content", {}).get("application/json", {}).get("schema", {})
+def _answer(response: Schema) -> str:
+    content = response.get("content", {}).get("application/json", {}).get("schema", {})
     kind = f" {_type(content)}." if content else ""
-    return _one_line(told["description"].replace("Successful Response", "As asked.")) + kind
+    return _one_line(response["description"].replace("Successful Response", "As asked.")) + kind
 
 
 def _documents(schemas: Mapping[str, Schema]) -> Iterator[str]:
     for name, schema in sorted(schemas.items()):
         yield f"\n### {name}\n"
-        if told := schema.get("description"):
-            yield f"\n{told}\n"
+        if description := schema.get("description"):
+            yield f"\n{description}\n"
         if values := schema.get("enum"):
             yield "\n" + ", ".join(f"`{value}`" for value in values) + "\n"
         if fields := schema.get("properties"):
-            rows = ((f"`{field}`", *_meaning(value, value)) for field, value in fields.items())
+            rows = ((f"`{field}`", *_meaning(value)) for field, value in fields.items())
             yield _table(("field", "type", "meaning"), rows)
 
 
-def _meaning(schema: Schema, told: Schema) -> tuple[str, str]:
+def _meaning(schema: Schema, description: str | None = None) -> tuple[str, str]:
     """The type with its bounds, and what is said of it with its default."""
-    meaning = _one_line(told.get("description") or schema.get("description") or "")
+    meaning = _one_line(description or schema.get("description") or "")
     default = schema.get("default")
     if default is not None and default != {} and default != []:
         meaning += f" By default `{json.dumps(default) if isinstance(default, bool) else default}`."

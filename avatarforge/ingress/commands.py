@@ -47,6 +47,7 @@ async def cancel_photo(request: Request, customer_id: CustomerId, job_id: JobId)
         errors.BacklogFull,
         errors.CustomerBacklogFull,
         errors.StorageUnavailable,
+        errors.StorageFull,
         *_AWAY,
     ),
     tags=["photos"],

@@ -176,8 +176,14 @@ def problem_answer(description: str) -> dict[str, Any]:
     return {"description": description, "content": {MEDIA_TYPE: {"schema": {"$ref": PROBLEM}}}}
 
 
-REFUSALS = told(errors.Unauthenticated, errors.Forbidden, errors.RateLimited)
-"""What every call may answer that needs a key."""
+REFUSALS = told(
+    errors.Unauthenticated,
+    errors.Forbidden,
+    errors.ForeignSite,
+    errors.RateLimited,
+    errors.DatabaseUnavailable,
+)
+"""What every call may answer that needs a key, which is looked up in the database."""
 
 
 def add_documentation(api: FastAPI) -> None:
@@ -219,6 +225,13 @@ def _with_our_problems(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
+def _both(own: dict[str, Any], refusal: dict[str, Any]) -> dict[str, Any]:
+    """The call's own answer of a status, which also tells what any call may answer with it."""
+    if refusal["description"] in own["description"]:
+        return own
+    return {**own, "description": f"{own['description']} {refusal['description']}"}
+
+
 def _with_keys(document: dict[str, Any]) -> dict[str, Any]:
     """The description with what the table of rules asks for, and how a refusal is told."""
     document["components"]["securitySchemes"] = {
@@ -235,5 +248,6 @@ def _with_keys(document: dict[str, Any]) -> dict[str, Any]:
                 continue
             operation["security"] = [{KEY_SCHEME: []}, {}]
             for status, refusal in REFUSALS.items():
-                operation["responses"].setdefault(str(status), refusal)
+                own = operation["responses"].get(str(status))
+                operation["responses"][str(status)] = refusal if own is None else _both(own, refusal)
     return document

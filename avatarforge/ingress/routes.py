@@ -106,6 +106,8 @@ TICKET_PARAMETER = {
 
 _NO_IMAGE = (
     errors.InvalidCustomerId,
+    errors.InvalidRequest,
+    errors.LinkInvalid,
     errors.JobNotFound,
     errors.ImageNotFound,
     errors.DatabaseUnavailable,
@@ -164,6 +166,7 @@ async def photo_status(request: Request) -> Response:
         errors.StorageUnavailable,
         errors.StorageFull,
         errors.TrackerUnavailable,
+        errors.ModelUnusable,
     ),
     tags=["photos"],
 )
@@ -211,7 +214,9 @@ async def submit_photo(request: Request) -> Response:
             errors.JobNotFound,
             errors.InvalidRequest,
             errors.TooManyStreams,
-            errors.Unavailable,
+            errors.TooManyStreamsOfCustomer,
+            errors.DatabaseUnavailable,
+            errors.TrackerUnavailable,
         ),
     },
     tags=["photos"],

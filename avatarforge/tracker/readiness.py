@@ -29,4 +29,6 @@ class Readiness:
             async with asyncio.timeout(self._patience):
                 await self._open.wait()
         except TimeoutError:
-            raise self._outage() or TrackerUnavailable("it is still starting") from None
+            # In a busy process both may fall due at once.
+            if not self._open.is_set():
+                raise self._outage() or TrackerUnavailable("it is still starting") from None

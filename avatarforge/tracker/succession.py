@@ -19,7 +19,7 @@ ANSWER_SECONDS = 15.0
 """How long a tracker may take to say what it is, or to stop, before it is ended as it is."""
 MANY = 10_000
 """Calls that one tracker answers at a time: they wait, they do not work."""
-HEAD = {"node:__internal_head__": 0.0001}
+ON_THE_HEAD = {"node:__internal_head__": 0.0001}
 """A share of what Ray gives to the head alone: trackers live there, as Serve's controller does.
 
 Workers with GPUs come and go with the demand, and Ray misses one that dies after seconds only. Meanwhile its
@@ -47,7 +47,7 @@ def tracker_actor(arguments: dict[str, Any], shard: int) -> "ActorHandle[JobTrac
         max_task_retries=0,
         max_concurrency=MANY,
         num_cpus=0,
-        resources=HEAD,
+        resources=ON_THE_HEAD,
     ).remote(arguments, shard)
     return handle
 

@@ -43,6 +43,9 @@ class Names:
             async with asyncio.timeout(limit):
                 return await asyncio.shield(asyncio.wrap_future(answer))
         except TimeoutError:
+            # In a busy process both may fall due at once.
+            if answer.done() and answer.exception() is None:
+                return answer.result()
             raise NameUnresolved(f"no answer within {limit:g} s") from None
         except OSError as error:
             raise NameUnresolved(error.strerror or str(error)) from error

@@ -110,10 +110,14 @@ class Host:
         }
 
     def tracker_node(self) -> str:
-        """The worker that the first shard's tracker runs on, or the head."""
+        """The name of the worker that the first shard's tracker runs on, or `head`. Raises `KeyError`."""
         actor = ray.get_actor("JobTracker:0", namespace=NAMESPACE)
         node_id: str = ray.get(actor.__ray_call__.remote(_node_id), timeout=10)
-        return {node.node_id: name for name, node in self._workers.items()}.get(node_id, "head")
+        return self._names()[node_id]
+
+    def _names(self) -> dict[str, str]:
+        workers = {node.node_id: name for name, node in self._workers.items()}
+        return {self._cluster.head_node.node_id: "head", **workers}
 
     def tracker(self) -> dict[str, Any]:
         """What the first shard's tracker says."""

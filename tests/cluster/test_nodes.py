@@ -47,7 +47,7 @@ def aim(nodes: Nodes, **targets: int) -> None:
     nodes.deploy(Ingress={"user_config": {"model": "avatar-mini", "scaling": targets}})
 
 
-def test_the_tracker_keeps_away_from_workers_with_gpus(nodes: Nodes) -> None:
+def test_the_tracker_lives_on_the_head(nodes: Nodes) -> None:
     assert nodes.call("tracker_node") == "head"
 
 

@@ -245,9 +245,15 @@ async def test_every_call_is_described_with_its_errors(rest: Rest) -> None:
     }
     assert all(call["summary"] for call in calls.values())
     assert all("400" in call["responses"] for name, call in calls.items() if "{customerId}" in name)
+    asking = {name: call for name, call in calls.items() if any(map(is_read, call.get("parameters", ())))}
+    assert len(asking) > 5
+    assert all("`invalid_request`" in call["responses"]["422"]["description"] for call in asking.values())
     upload = calls["POST /customers/{customerId}"]
-    refused_to_all = {"401", "403", "429"}
-    assert set(upload["responses"]) == {"202", "400", "409", "413", "415", "422", "503"} | refused_to_all
+    refused_to_all = {"401", "403", "429", "503"}
+    assert set(upload["responses"]) == {"202", "400", "409", "413", "415", "422", "500"} | refused_to_all
+    too_much = upload["responses"]["429"]["description"]
+    assert "`backlog_full`" in too_much
+    assert "`rate_limited`" in too_much
     assert {name for name, call in calls.items() if refused_to_all <= call["responses"].keys()} == {
         name for name in calls if name not in ("GET /healthz", "GET /readyz")
     }
@@ -261,6 +267,11 @@ async def test_every_call_is_described_with_its_errors(rest: Rest) -> None:
         *FIELDS,
     }
     assert references(document) <= set(document["components"]["schemas"])
+
+
+def is_read(parameter: dict[str, Any]) -> bool:
+    """Whether its text may be wrong."""
+    return parameter["in"] == "query" and parameter["name"] != "ticket"
 
 
 def references(value: Any) -> set[str]:

@@ -104,7 +104,7 @@ def test_ray_asks_for_a_token_and_keeps_its_record_in_redis(cluster: dict[str, A
     assert cluster["gcsFaultToleranceOptions"]["redisAddress"]
 
 
-def test_the_head_runs_nothing_of_ours_and_only_the_gpu_group_has_gpus(cluster: dict[str, Any]) -> None:
+def test_the_head_runs_no_replicas_and_only_the_gpu_group_has_gpus(cluster: dict[str, Any]) -> None:
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     gpus = {
         name: group["template"]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", 0)
@@ -122,6 +122,8 @@ def test_the_groups_hold_the_replicas_that_the_serve_config_wants(cluster: dict[
     ingress = wanted["Ingress"]
     needed = ingress["num_replicas"] * ingress["ray_actor_options"]["num_cpus"]
     assert cpu["minReplicas"] * cores >= needed
+    head = groups(cluster)["head"]["template"]["spec"]["containers"][0]["resources"]["requests"]
+    assert int(head["cpu"]) >= application["args"]["tracker"]["shards"] + 2, "as docs/sizing.md says"
     of_gpu = int(gpu["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
     assert of_gpu >= wanted["StableDiffusion"]["ray_actor_options"]["num_cpus"]
 

@@ -1,6 +1,7 @@
 """What waits for a tracker that has not taken its shard over yet."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -35,3 +36,13 @@ async def test_who_is_cancelled_as_the_answer_comes_is_cancelled(turns: int) -> 
     else:
         assert turns, "at first it waits"
         assert waiting.exception() is None
+
+
+async def test_a_tracker_that_is_ready_as_patience_ends_is_ready() -> None:
+    readiness = Readiness(0.02, lambda: None)
+    loop = asyncio.get_running_loop()
+    waiting = asyncio.create_task(readiness.in_time())
+    loop.call_later(0.01, readiness.begin)
+    # Busy until both are due.
+    loop.call_soon(time.sleep, 0.05)
+    await waiting

@@ -75,8 +75,8 @@ export async function erase(job) {
 
 function rows(job) {
   const facts = {
-    style: job.parameters.style,
-    asked: job.parameters.prompt,
+    style: job.parameters?.style, // a server of an older release does not tell them
+    asked: job.parameters?.prompt,
     model: job.model,
     seed: String(job.seed),
     cropped: job.crop && t(`crop_${job.crop}`),
