@@ -52,7 +52,8 @@ def test_the_tracker_lives_on_the_head(nodes: Nodes) -> None:
 
 
 def test_a_backlog_makes_replicas_come_and_its_end_makes_them_go(nodes: Nodes, photo: bytes) -> None:
-    crowd = nodes.crowd(photo, 4 * JOBS)
+    # For as long as replicas need to start, on any machine.
+    crowd = nodes.crowd(photo, max(300, 4 * JOBS))
     crowd.start()
     nodes.until(lambda: len(nodes.replicas()) > 1, 120, "a second replica comes")
     crowd.finish()

@@ -1,7 +1,5 @@
 """A database that dies, hangs, is full or busy is `DatabaseUnavailable` in bounded time, and works after."""
 
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +20,7 @@ from avatarforge.persistence.upgrade import upgrade
 from avatarforge.settings import DatabaseSettings, SettingsError
 from tests.jobs import a_detailed_job, a_job, start, submission
 from tests.servers.mariadb import PASSWORD, USER, MariaDbServer, free_port
+from tests.servers.pausing import hanging
 from tests.waiting import wait_until
 
 IMPATIENT = DatabaseSettings(connect_timeout=1, read_timeout=2, pool_size=2)
@@ -129,12 +128,8 @@ def test_a_server_that_hangs_is_unavailable_after_the_read_time_out(
 ) -> None:
     served.ping()
     began = time.monotonic()
-    os.kill(server.pid, signal.SIGSTOP)
-    try:
-        with pytest.raises(DatabaseUnavailable, match="database"):
-            served.ping()
-    finally:
-        os.kill(server.pid, signal.SIGCONT)
+    with hanging(server.pid), pytest.raises(DatabaseUnavailable, match="database"):
+        served.ping()
 
     # The pool's question whether the connection lives, then the new connection's greeting.
     assert time.monotonic() - began < 2 * IMPATIENT.read_timeout + 1

@@ -514,7 +514,8 @@ async def test_a_hanging_receiver_delays_no_other(bench: Bench) -> None:
 
     assert hanging.most_open == 4
     assert good.most_open <= 4
-    assert sender.status == SenderStatus(waiting=1996, in_flight=4)
+    # What is on record as delivered leaves its place a moment later.
+    await wait_until(lambda: sender.status == SenderStatus(waiting=1996, in_flight=4))
 
 
 async def test_many_hanging_receivers_leave_room_for_those_that_answer(bench: Bench) -> None:
@@ -701,7 +702,7 @@ async def test_erasing_a_job_breaks_off_a_call_under_way(bench: Bench) -> None:
     sender.forget(delivery.job_id)
 
     await wait_until(lambda: receiver.open == 0)
-    assert sender.status == SenderStatus(waiting=0, in_flight=0)
+    await wait_until(lambda: sender.status == SenderStatus(waiting=0, in_flight=0))
 
 
 async def test_a_job_that_was_erased_unheard_is_not_called(bench: Bench) -> None:

@@ -43,7 +43,7 @@ async def test_every_string_that_the_page_asks_for_is_there_and_none_is_left_ove
 
 NAMED_BY_DATA = {
     *("studio", "gallery", "queue", "models"),
-    *("model", "seed", "cropped", "backend", "attempts", "took"),
+    *("asked", "model", "seed", "cropped", "backend", "attempts", "took"),
     *("size", "stepsDefault", "strength", "guidance", "family", "licence"),
     *("since", "perStep", "atWork", "waitingCount", "pictures", "loading", "device", "circuit"),
 }
