@@ -93,7 +93,7 @@ def _meaning(schema: Schema, description: str | None = None) -> tuple[str, str]:
     """The type with its bounds, and what is said of it with its default."""
     meaning = _one_line(description or schema.get("description") or "")
     default = schema.get("default")
-    if default is not None and default != {} and default != []:
+    if default not in (None, {}, []):
         meaning += f" By default `{json.dumps(default) if isinstance(default, bool) else default}`."
     return _type(schema), meaning.strip()
 
