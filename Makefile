@@ -10,9 +10,12 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 INSTALLED := $(VENV)/.installed
 TEST_READY := $(VENV)/.test-ready
+CLIENTS := tests/clients
+CLIENTS_READY := $(CLIENTS)/.venv/.ready
 
 PACKAGE := avatarforge/grpc_generated
 GENERATED := .
+SYNC_CLIENT := avatarforge/client/sync_client.py
 PROTOC := $(BIN)/python -m grpc_tools.protoc -I $(PACKAGE)=proto
 
 PHOTO ?=
@@ -36,19 +39,27 @@ up: $(INSTALLED) ## Serve until Ctrl-C.
 	@exec $(BIN)/avatarforge up
 
 .PHONY: test
-test: $(INSTALLED) $(TEST_READY) ## Run the tests, after installing what they need (PYTEST_ARGS=…).
+test: $(INSTALLED) $(TEST_READY) $(CLIENTS_READY) ## Run the tests, after installing what they need (PYTEST_ARGS=…).
 	PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: chaos
 chaos: $(INSTALLED) $(TEST_READY) ## Break things for an hour or two: long versions of what `make test` does.
-	PATH="$$PATH:/usr/sbin:/sbin" CHAOS_JOBS=200 SOAK_MINUTES=30 SIMULATION_SEEDS=20000 \
+	PATH="$$PATH:/usr/sbin:/sbin" CHAOS_JOBS=200 CHAOS_PHOTOS=1000 SOAK_MINUTES=30 SIMULATION_SEEDS=20000 \
 	  CHAOS_RESULTS=benchmarks/results/chaos.json \
 	  $(BIN)/python -m pytest tests/chaos tests/cluster tests/simulation --timeout 7200 $(PYTEST_ARGS)
+
+.PHONY: clients
+clients: $(INSTALLED) $(TEST_READY) $(CLIENTS_READY) ## Try other people's clients, also over twenty restarts of the service.
+	PATH="$$PATH:/usr/sbin:/sbin" CLIENT_RESTARTS=20 $(BIN)/python -m pytest $(CLIENTS) --timeout 7200 -s $(PYTEST_ARGS)
 
 .PHONY: proto
 proto: $(INSTALLED) ## Generate the gRPC code from proto/.
 	@$(PROTOC) --python_out=$(GENERATED) --pyi_out=$(GENERATED) --grpc_python_out=$(GENERATED) \
 	  $(PACKAGE)/profile_photo_job.proto
+
+.PHONY: client
+client: $(INSTALLED) ## Generate the blocking client from the asynchronous one.
+	@$(BIN)/python .ci/generate_client.py > $(SYNC_CLIENT)
 
 .PHONY: drift
 drift: $(INSTALLED)
@@ -56,25 +67,25 @@ drift: $(INSTALLED)
 	$(MAKE) proto GENERATED="$$folder" && \
 	diff -r -x __init__.py -x __pycache__ "$$folder/$(PACKAGE)" $(PACKAGE) >&2 || { \
 	  echo "$(PACKAGE) is not what proto/ says: run 'make proto'." >&2; exit 1; }
-	@$(BIN)/avatarforge settings --markdown | diff - docs/settings.md >&2 || { \
-	  echo "docs/settings.md is not what the code says: run 'make docs'." >&2; exit 1; }
-	@$(BIN)/avatarforge openapi --markdown | diff - docs/rest.md >&2 || { \
-	  echo "docs/rest.md is not what the code says: run 'make docs'." >&2; exit 1; }
+	@$(BIN)/python .ci/generate_client.py | diff - $(SYNC_CLIENT) >&2 || { \
+	  echo "$(SYNC_CLIENT) is not what async_client.py says: run 'make client'." >&2; exit 1; }
+	@PYTHONPATH=. $(BIN)/python .ci/pages.py --check
 
 .PHONY: docs
-docs: $(INSTALLED) ## Write docs/settings.md and docs/rest.md from the code.
-	@$(BIN)/avatarforge settings --markdown > docs/settings.md
-	@$(BIN)/avatarforge openapi --markdown > docs/rest.md
+docs: $(INSTALLED) ## Write docs/settings.md, docs/rest.md and docs/metrics.md from the code.
+	@PYTHONPATH=. $(BIN)/python .ci/pages.py
 
 .PHONY: audit
 audit: $(INSTALLED)
 	$(BIN)/python .ci/audit.py constraints.txt
+	$(BIN)/python .ci/licences.py >/dev/null
 
 .PHONY: check
-check: $(INSTALLED) drift audit ## Check style, format, types, layers, generated code and known vulnerabilities.
+check: $(INSTALLED) drift audit ## Check style, format, types, layers, generated code, vulnerabilities and licences.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests/client_types.py
 	$(BIN)/lint-imports
 
 .PHONY: format
@@ -96,7 +107,7 @@ build: $(INSTALLED) ## Build the wheel and the source distribution into dist/.
 
 .PHONY: clean
 clean: ## Remove what was built and installed; data/ and out/ stay.
-	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(CLIENTS)/.venv $(CLIENTS)/node_modules dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -118,14 +129,23 @@ $(TEST_READY): $(INSTALLED)
 	command -v chromium >/dev/null 2>&1 || missing="$$missing chromium"; \
 	command -v promtool >/dev/null 2>&1 || missing="$$missing prometheus"; \
 	command -v redis-server >/dev/null 2>&1 || missing="$$missing redis-server"; \
+	command -v npm >/dev/null 2>&1 || missing="$$missing npm"; \
+	command -v heif-convert >/dev/null 2>&1 || missing="$$missing libheif-examples"; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n"; fi; \
 	  echo "Installing for the tests, from Debian: $$missing …"; \
 	  { $$sudo apt-get update -q && \
 	    $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
 	  } </dev/null || { \
-	    echo "The tests need MariaDB's server, Chromium, Prometheus and Redis, and they could not be installed from here." >&2; \
+	    echo "The tests need MariaDB's server, Chromium, Prometheus, Redis, npm and heif-convert, and they could not be installed from here." >&2; \
 	    echo "Install them by hand (as root: apt-get install $$missing), then run 'make test' again." >&2; \
 	    exit 1; }; \
 	fi
+	@touch $@
+
+# Clients that nobody here wrote, in environments of their own. None needs what its installation would run.
+$(CLIENTS_READY): $(CLIENTS)/package.json $(CLIENTS)/requirements.txt $(INSTALLED) $(TEST_READY)
+	cd $(CLIENTS) && npm install --no-package-lock --no-audit --no-fund --ignore-scripts --loglevel=error
+	$(PYTHON) -m venv $(CLIENTS)/.venv
+	$(CLIENTS)/.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $(CLIENTS)/requirements.txt
 	@touch $@

@@ -7,10 +7,11 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from avatarforge.autoscaling.policy import PATH
-from avatarforge.diffusion.deployment import StableDiffusion
 from avatarforge.diffusion.remote.deployment import RemoteStableDiffusion
+from avatarforge.diffusion.replica.deployment import StableDiffusion
 from avatarforge.ingress.deployment import Ingress
 from avatarforge.settings import Settings, load_settings
+from avatarforge.webhooks.http_caller import create_ssl_context
 from avatarforge.webhooks.signing import Signer
 
 PATIENCE = 120
@@ -23,7 +24,9 @@ def build(arguments: dict[str, Any]) -> Application:
     Raises `SettingsError`.
     """
     settings = load_settings(arguments)
-    Signer(settings.webhook.signing_secrets())  # A bad secret is found here, not inside an actor.
+    # A bad secret or file is found here, not inside an actor.
+    Signer(settings.webhook.signing_secrets)
+    create_ssl_context(settings.webhook)
     plain = settings.as_arguments()
     backends = [_stable_diffusion(settings).bind(plain)]
     if settings.remote.url is not None:
@@ -49,10 +52,7 @@ def _stable_diffusion(settings: Settings) -> "serve.Deployment":
         **_replicas(settings),
         # What the engine denoises at once; the others are fetched, cropped and stored meanwhile.
         max_ongoing_requests=settings.diffusion.max_batch + settings.diffusion.prefetch,
-        ray_actor_options={
-            "num_cpus": settings.diffusion.num_cpus,
-            "num_gpus": settings.diffusion.num_gpus,
-        },
+        ray_actor_options={"num_cpus": settings.diffusion.num_cpus, "num_gpus": settings.diffusion.num_gpus},
         user_config={"model": settings.diffusion.model},
         health_check_timeout_s=PATIENCE,
     )(StableDiffusion)

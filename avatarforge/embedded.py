@@ -27,8 +27,8 @@ APPLICATION = "avatarforge"
 LINK_SECRET_FILE = "link-secret"
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 """What programs on this machine call it."""
-MESSAGE_BYTES = 64 * 1024 * 1024
-"""Largest gRPC message, unless photos may be larger."""
+MESSAGE_BYTES = 4 * 1024 * 1024
+"""Largest gRPC message; photos may come in several. gRPC refuses a larger one before it fills the memory."""
 READY_SECONDS = 600.0
 """A large checkpoint from a slow disk takes its time."""
 
@@ -47,18 +47,14 @@ class Instance:
 
 
 @contextmanager
-def running(
-    settings: Settings,
-    *,
-    config: Config | None = None,
-    grpc: bool = True,
-    timings: Timings | None = None,
+def run_locally(
+    settings: Settings, *, config: Config | None = None, grpc: bool = True, timings: Timings | None = None
 ) -> Iterator[Instance]:
     """Start AvatarForge, hand it out once `/readyz` says 200 and gRPC `SERVING`, and stop it at the end.
 
     The database is upgraded first. `config`, from `read_config`, is deployed instead of the settings alone.
-    Raises `ClusterError` and its like, `DataFolderInUse`, `DatabaseUnavailable`, and `NoApiKeys` where keys
-    are needed and there are none.
+    Raises `ClusterError` and its like, `DataFolderInUse`, `DatabaseUnavailable`, `ShardCountChanged` where
+    the database is of another number of shards, and `NoApiKeys` where keys are needed and there are none.
     """
     timings = timings or Timings()
     if _needs_keys(settings):
@@ -70,6 +66,7 @@ def running(
             from avatarforge.persistence.upgrade import upgrade
 
             upgrade(settings.database_url)
+            _check_shard_count(settings)
         with timings.phase("import the application"):
             import avatarforge.app  # noqa: F401  # most of the time of building it
 
@@ -81,7 +78,7 @@ def running(
         variables={
             # Workers may have another working folder.
             "AVATARFORGE_DATA_DIR": str(settings.data_dir.resolve()),
-            "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": _message_limit(settings),
+            "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(MESSAGE_BYTES),
             **_webhook_secret(settings),
             **_link_secret(settings),
             **access_variables(settings),
@@ -90,7 +87,7 @@ def running(
         meanwhile=meanwhile,
     )
     with cluster:
-        schema = None if config is None else _validated(config)
+        schema = None if config is None else _validate(config)
         _check_gpus(cluster, settings, schema)
         cluster.wait_for_controller()
         with timings.phase("deploy"):
@@ -100,21 +97,21 @@ def running(
         yield Instance(
             url=cluster.url,
             grpc_address=cluster.grpc_address,
-            signing=_signing(settings),
+            signing=_describe_signing(settings),
             needs_keys=_needs_keys(settings),
             timings=timings,
         )
 
 
 def redeploy(config: Config) -> None:
-    """Apply a changed config to what `running` started, as `serve deploy` does it, and return at once.
+    """Apply a changed config to what `run_locally` started, as `serve deploy` does it, and return at once.
 
     Raises `ClusterError` for one that Serve does not take; then all goes on as it was.
     """
     from ray.exceptions import RayError
     from ray.serve.exceptions import RayServeException
 
-    schema = _validated(config)
+    schema = _validate(config)
     try:
         _apply(schema)
     except (RayError, RayServeException, ValueError) as error:
@@ -149,7 +146,7 @@ def _webhook_secret(settings: Settings) -> dict[str, str]:
     """A secret of this data folder's own, made at its first start, where no other is set."""
     if settings.webhook.secrets is not None:
         return {}
-    return {"AVATARFORGE_WEBHOOK_SECRETS": _kept_secret(settings.webhook_secret_file, new_secret)}
+    return {"AVATARFORGE_WEBHOOK_SECRETS": _keep_secret(settings.webhook_secret_file, new_secret)}
 
 
 def _link_secret(settings: Settings) -> dict[str, str]:
@@ -157,12 +154,12 @@ def _link_secret(settings: Settings) -> dict[str, str]:
     if settings.access.link_secrets is not None:
         return {}
     path = settings.data_dir.resolve() / LINK_SECRET_FILE
-    return {"AVATARFORGE_ACCESS_LINK_SECRETS": _kept_secret(path, lambda: secrets.token_hex(32))}
+    return {"AVATARFORGE_ACCESS_LINK_SECRETS": _keep_secret(path, lambda: secrets.token_hex(32))}
 
 
-def _kept_secret(path: Path, make: Callable[[], str]) -> str:
+def _keep_secret(path: Path, make: Callable[[], str]) -> str:
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Whole or not at all, whatever dies meanwhile.
         fresh = path.with_suffix(".new")
         fresh.touch(mode=0o600)
@@ -172,14 +169,14 @@ def _kept_secret(path: Path, make: Callable[[], str]) -> str:
 
 
 def access_variables(settings: Settings) -> dict[str, str]:
-    """What replicas are told of who may come in, so that they need not know where we listen."""
+    """Return the variables by which replicas know whether keys are needed, wherever we listen."""
     if _needs_keys(settings):
         return {"AVATARFORGE_ACCESS_REQUIRED": "always"}
     open_to_all = {"AVATARFORGE_ACCESS_REQUIRED": "never"}
-    if settings.access.required == "never" or settings.access.hosts:
+    if settings.access.required == "never" or settings.access.allowed_hosts:
         return open_to_all
     names = dict.fromkeys((*LOCAL_NAMES, settings.http.host))
-    return {**open_to_all, "AVATARFORGE_ACCESS_HOSTS": ",".join(names)}
+    return {**open_to_all, "AVATARFORGE_ACCESS_ALLOWED_HOSTS": ",".join(names)}
 
 
 def _needs_keys(settings: Settings) -> bool:
@@ -193,30 +190,32 @@ def _needs_keys(settings: Settings) -> bool:
 
 
 def _check_keys(settings: Settings) -> None:
-    from avatarforge.access.opening import check_keys
-    from avatarforge.persistence import ApiKeyRecords, open_engine
+    from avatarforge.access.authorizer import check_keys
+    from avatarforge.persistence import ApiKeyRepository, open_engine
     from avatarforge.persistence.upgrade import upgrade
 
     upgrade(settings.database_url)
     engine = open_engine(settings.database, settings.database_url)
     try:
-        check_keys(ApiKeyRecords(engine))
+        check_keys(ApiKeyRepository(engine))
     finally:
         engine.dispose()
 
 
-def _signing(settings: Settings) -> str:
+def _check_shard_count(settings: Settings) -> None:
+    from avatarforge.persistence import JobRepository, open_engine
+
+    records = JobRepository(open_engine(settings.database, settings.database_url))
+    try:
+        records.check_shard_count(settings.tracker.shards)
+    finally:
+        records.close()
+
+
+def _describe_signing(settings: Settings) -> str:
     if settings.webhook.secrets is not None:
         return "signed with AVATARFORGE_WEBHOOK_SECRETS"
     return f"signed with the secret in {settings.webhook_secret_file}"
-
-
-def _message_limit(settings: Settings) -> str:
-    """Bytes: more than the largest photo has, so that one that is too large gets our own answer.
-
-    What is larger still gRPC refuses by itself, before it fills the memory.
-    """
-    return str(min(max(MESSAGE_BYTES, 2 * settings.upload.max_bytes), 2**31 - 1))
 
 
 def _check_gpus(cluster: LocalCluster, settings: Settings, schema: "ServeDeploySchema | None") -> None:
@@ -250,7 +249,7 @@ def _apply(schema: "ServeDeploySchema") -> None:
     client.deploy_apps(schema)  # as `serve run` does it
 
 
-def _validated(config: Config) -> "ServeDeploySchema":
+def _validate(config: Config) -> "ServeDeploySchema":
     from ray.serve.schema import ServeDeploySchema
 
     try:

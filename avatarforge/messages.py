@@ -1,13 +1,16 @@
 """The message that every channel tells of a job: camelCase, times in RFC 3339 and UTC."""
 
+from contextvars import ContextVar
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 from avatarforge.domain.generations import GenerationProgress
-from avatarforge.domain.jobs import Crop, ImageFormat, ProfilePhotoJob
+from avatarforge.domain.jobs import Crop, ProfilePhotoJob, RequestedParameters
 from avatarforge.domain.status import ProcessingStatus
 
 
@@ -22,6 +25,13 @@ Time = Annotated[
 ]
 
 
+PUBLIC_PREFIX: ContextVar[str] = ContextVar("PUBLIC_PREFIX", default="")
+"""What a proxy in front has before our paths: set while a request is answered, or a webhook is written."""
+
+PublicPath = Annotated[str, PlainSerializer(lambda path: PUBLIC_PREFIX.get() + path, return_type=str)]
+"""A path of ours, which is told with the prefix."""
+
+
 class Message(BaseModel):
     """A JSON object of the public interface."""
 
@@ -31,6 +41,7 @@ class Message(BaseModel):
         populate_by_name=True,
         serialize_by_alias=True,
         use_attribute_docstrings=True,
+        from_attributes=True,
     )
 
     def json_bytes(self) -> bytes:
@@ -62,25 +73,18 @@ class Timings(Message):
     upload: float | None = None
 
 
-class Parameters(Message):
-    """What the upload asked for."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parameters(RequestedParameters):
+    """The parameters of the upload. Null where it left one to the model, or set no limit."""
 
-    prompt: str
-    """Empty where none was given; so is `negativePrompt`."""
-    negative_prompt: str
-    style: str | None
-    strength: float | None
-    """Null where it was left to the model; so are `steps` and `guidance`."""
-    steps: int | None
-    guidance: float | None
-    format: ImageFormat
+    __pydantic_config__ = ConfigDict(
+        alias_generator=to_camel,
+        validate_by_name=True,
+        serialize_by_alias=True,
+        json_schema_serialization_defaults_required=True,
+    )
+
     priority: int
-    allow_remote: bool
-    cut_face: bool
-    timeout_seconds: float | None
-    """Null where the job has all the time it needs."""
-    start_timeout_seconds: float | None
-    """Null where it may wait as long as it needs."""
 
 
 class ProfilePhotoJobStatus(Message):
@@ -97,8 +101,8 @@ class ProfilePhotoJobStatus(Message):
     """Estimate until the job is finished."""
     queue_position: int | None
     """1 is the next job to start; only while PENDING."""
-    original_url: str | None
-    generated_url: str | None
+    original_url: PublicPath | None
+    generated_url: PublicPath | None
     """Null until the job is DONE."""
     callback_url: str | None
     error: Failure | None
@@ -121,62 +125,59 @@ class ProfilePhotoJobStatus(Message):
     parameters: Parameters
 
 
+_REQUESTED = [field.name for field in fields(RequestedParameters)]
+_get_requested = attrgetter(*_REQUESTED)
+
+
 def photo_url(job: ProfilePhotoJob, resource: str) -> str:
     """Path of one of the job's resources: `status`, `original` or `generated`."""
     return f"/customers/{job.customer_id}/photos/{job.job_id}/{resource}"
 
 
-def job_message(
-    job: ProfilePhotoJob,
-    *,
-    progress: GenerationProgress | None = None,
-    queue_position: int | None = None,
-    eta_seconds: float | None = None,
-) -> ProfilePhotoJobStatus:
-    """The job, with what only lives in memory where it is known."""
-    outcome = job.outcome
-    return ProfilePhotoJobStatus.model_construct(
-        job_id=job.job_id,
-        customer_id=job.customer_id,
-        status=job.status,
-        is_terminal=job.status.is_terminal,
-        progress=_progress(progress),
-        eta_seconds=None if eta_seconds is None else round(eta_seconds, 1),
-        queue_position=queue_position,
-        original_url=photo_url(job, "original"),
-        generated_url=photo_url(job, "generated") if outcome else None,
-        callback_url=job.callback_url,
-        error=Failure(code=job.error.code, message=job.error.message) if job.error else None,
-        attempt=job.attempt,
-        retry_of=job.retry_of,
-        backend=outcome.backend if outcome else None,
-        model=outcome.model if outcome else None,
-        seed=job.parameters.seed,
-        crop=outcome.crop if outcome else None,
-        seq=job.seq,
-        created_at=job.created_at,
-        started_at=job.started_at,
-        finished_at=job.finished_at,
-        timings=Timings(**job.timings),
-        parameters=_parameters(job),
-    )
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LiveJob:
+    """A job with what only lives in memory."""
+
+    job: ProfilePhotoJob
+    progress: GenerationProgress | None = None
+    queue_position: int | None = None
+    """1 is next; `None` if it does not wait, or is beyond the reported part of the queue."""
+    eta_seconds: float | None = None
+    """Seconds until it is done, as far as can be told; `None` while nothing was measured."""
+
+    def to_message(self) -> ProfilePhotoJobStatus:
+        """Build the message of the job, the same for every channel."""
+        job, outcome = self.job, self.job.outcome
+        return ProfilePhotoJobStatus.model_construct(
+            job_id=job.job_id,
+            customer_id=job.customer_id,
+            status=job.status,
+            is_terminal=job.status.is_terminal,
+            progress=_progress(self.progress),
+            eta_seconds=None if self.eta_seconds is None else round(self.eta_seconds, 1),
+            queue_position=self.queue_position,
+            original_url=photo_url(job, "original"),
+            generated_url=photo_url(job, "generated") if outcome else None,
+            callback_url=job.callback_url,
+            error=Failure(code=job.error.code, message=job.error.message) if job.error else None,
+            attempt=job.attempt,
+            retry_of=job.retry_of,
+            backend=outcome.backend if outcome else None,
+            model=outcome.model if outcome else None,
+            seed=job.parameters.seed,
+            crop=outcome.crop if outcome else None,
+            seq=job.seq,
+            created_at=job.created_at,
+            started_at=job.started_at,
+            finished_at=job.finished_at,
+            timings=Timings(**job.timings),
+            parameters=_parameters(job),
+        )
 
 
 def _parameters(job: ProfilePhotoJob) -> Parameters:
-    wanted = job.parameters
-    return Parameters.model_construct(
-        prompt=wanted.prompt,
-        negative_prompt=wanted.negative_prompt,
-        style=wanted.style,
-        strength=wanted.strength,
-        steps=wanted.steps,
-        guidance=wanted.guidance,
-        format=wanted.format,
-        priority=job.priority,
-        allow_remote=wanted.allow_remote,
-        cut_face=wanted.cut_face,
-        timeout_seconds=wanted.timeout_seconds,
-        start_timeout_seconds=wanted.start_timeout_seconds,
+    return Parameters(
+        **dict(zip(_REQUESTED, _get_requested(job.parameters), strict=True)), priority=job.priority
     )
 
 

@@ -3,14 +3,18 @@
 The server writes them and `avatarforge.client` reads them, so that they are said once.
 """
 
+from typing import Literal
+
+from pydantic import ConfigDict
+
 from avatarforge.domain.deliveries import DeliveryState
-from avatarforge.messages import Message, ProfilePhotoJobStatus, Time
+from avatarforge.messages import Message, ProfilePhotoJobStatus, PublicPath, Time
 
 
 class PhotoPage(Message):
     photos: tuple[ProfilePhotoJobStatus, ...]
     """Newest first."""
-    next: str | None
+    next: PublicPath | None
     """Path of the next page; null on the last."""
 
 
@@ -24,15 +28,45 @@ class Customer(Message):
 class CustomerPage(Message):
     customers: tuple[Customer, ...]
     """In the order of their ids, byte by byte."""
-    next: str | None
+    next: PublicPath | None
     """Path of the next page; null on the last."""
 
 
 class CustomerWithPhotos(Customer):
     photos: tuple[ProfilePhotoJobStatus, ...]
     """The newest photos, newest first."""
-    next: str | None
+    next: PublicPath | None
     """Path of the rest of the photos; null when these are all."""
+
+
+class StreamSnapshot(Message):
+    """The data of the events `snapshot` and `reset`."""
+
+    seq: int
+    photos: tuple[ProfilePhotoJobStatus, ...]
+    """The unfinished jobs, or the one job that is followed."""
+
+
+class StreamProgress(ProfilePhotoJobStatus):
+    """The data of the event `progress`: a live step, which is not in the log."""
+
+    preview: str | None = None
+    """A small image as a data URL, if `previews=true` asks for it."""
+
+
+class StreamErased(Message):
+    """The data of the event `erased`."""
+
+    job_id: str
+    customer_id: str
+    seq: int
+
+
+class StreamOverflow(Message):
+    """The data of the event `overflow`: the client reads too slowly, and has to come back."""
+
+    seq: int
+    detail: str
 
 
 class DeliveryAttemptMessage(Message):
@@ -73,8 +107,10 @@ class StyleMessage(Message):
 
 class DefaultsMessage(Message):
     steps: int
-    strength: float
+    strength: float | None
+    """Null where the model has no such dial; so is `imageGuidance`."""
     guidance: float
+    image_guidance: float | None
     prompt: str
     """For an upload with neither prompt nor style."""
     negative_prompt: str
@@ -87,6 +123,8 @@ class ModelMessage(Message):
     licence: str
     size: int
     """Side of the square avatars, in pixels."""
+    dials: tuple[Literal["strength", "imageGuidance"], ...]
+    """The fields of an upload that say how close the avatar stays to the photo. Others are refused."""
     defaults: DefaultsMessage
     styles: tuple[StyleMessage, ...]
 
@@ -97,38 +135,39 @@ class ServedModelMessage(Message):
     """Of the manifest's content: it differs where a manifest was changed and kept its name."""
     since: Time
     load_seconds: float
-    """What loading took, with the first picture."""
+    """The time of loading, with the first image."""
     dtype: str
     """Number format."""
 
 
 class ModelFailureMessage(Message):
     model: str
-    """The model that was wished for."""
+    """The desired model."""
     reason: str
     at: Time
 
 
 class ReplicaMessage(Message):
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
     replica_id: str
     backend: str
     """`local`, or `remote` for one that asks another server."""
     state: str
     """`serving`; `loading`: it has no model yet; `draining`: it finishes what runs, then loads another model
-    where its memory does not hold two; `empty`: it has no model, since the one that was wished for cannot be
-    loaded."""
+    where its memory does not hold two; `no_model`: it has none, since the desired one cannot be loaded."""
     reported_at: Time
-    wish: str
-    """The model that it was told to serve."""
+    desired_model: str
+    """The model that it should serve."""
     model: ServedModelMessage | None
     """What serves; null for a remote one, whose server decides."""
     failure: ModelFailureMessage | None
-    """Why the wish does not serve, if it cannot."""
+    """Why the desired model does not serve, if it cannot be loaded."""
     device: str | None
     limit: int
     """Images that are denoised at once."""
     active: int
-    """Images in the making."""
+    """Images in progress."""
     waiting: int
     """Images that wait in the replica."""
     step_seconds: dict[str, float]
@@ -137,8 +176,8 @@ class ReplicaMessage(Message):
     """The real batch size: images of a step, on average."""
     steps_by_images: dict[str, int]
     """How many steps were run with so many images."""
-    pictures: int
-    """Finished since the model serves."""
+    images_generated: int
+    """Since the model serves."""
     busy_seconds: float
     memory_bytes: int | None
     """Taken on a GPU."""
@@ -166,8 +205,8 @@ class TicketMessage(Message):
 
 
 class ImageLinks(Message):
-    original_url: str | None
-    generated_url: str | None
+    original_url: PublicPath | None
+    generated_url: PublicPath | None
     """Null until the job is DONE."""
     expires_at: Time
     """When these URLs stop working."""

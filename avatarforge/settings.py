@@ -9,8 +9,10 @@ import difflib
 import ipaddress
 import os
 import re
+import ssl
 from collections.abc import Mapping
 from datetime import timedelta
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,13 +47,31 @@ class HttpSettings(Group):
     """Address that REST and SSE listen on."""
     port: int = Field(8000, ge=1, le=65535)
     """Port that REST and SSE listen on."""
+    root_path: str = Field("", pattern=r"^((/[A-Za-z0-9._~-]+)+)?$")
+    """What a proxy in front has before our paths, such as `/avatars`: addresses in answers, webhooks and the
+    studio begin with it. Requests may come with it or without it."""
+    trusted_proxies: str = ""
+    """Addresses and networks of proxies whose `X-Forwarded-Prefix` counts in place of `root_path`, separated
+    by commas; by default none."""
     sdapi: bool = False
     """Answer AUTOMATIC1111's API under `/sdapi/v1` too, so that its clients can use this service. Where keys
     are required they send one as the password of HTTP basic authentication."""
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, text: str) -> str:
+        for network in _split(text):
+            ipaddress.ip_network(network)
+        return text
+
+    @property
+    def proxies(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+        """The trusted proxies' networks, one by one."""
+        return tuple(ipaddress.ip_network(network) for network in _split(self.trusted_proxies))
+
     @property
     def is_local(self) -> bool:
-        """Whether only this machine reaches a server that listens there."""
+        """Only this machine reaches a server that listens there."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -76,7 +96,7 @@ class AccessSettings(Group):
     cors_origins: str = ""
     """Web sites whose pages may call this service from browsers, such as `https://shop.example`, separated by
     commas; by default none."""
-    hosts: str = ""
+    allowed_hosts: str = ""
     """Names that requests may call this service by, and their pages come from, separated by commas; by
     default any. Where `avatarforge up` asks nobody for a key, since it listens on a loopback address, by
     default this machine's: pages of other sites shall not use it through a browser here."""
@@ -84,7 +104,7 @@ class AccessSettings(Group):
     @field_validator("cors_origins")
     @classmethod
     def _are_origins(cls, text: str) -> str:
-        for origin in _parts(text):
+        for origin in _split(text):
             if re.fullmatch(r"https?://[^/\s?#@*]+", origin) is None:
                 raise ValueError("origins such as https://shop.example, separated by commas")
         return text
@@ -92,21 +112,23 @@ class AccessSettings(Group):
     @field_validator("link_secrets")
     @classmethod
     def _are_long(cls, secret: SecretStr | None) -> SecretStr | None:
-        if secret is not None and any(len(part) < 32 for part in _parts(secret.get_secret_value())):
+        if secret is not None and any(len(part) < 32 for part in _split(secret.get_secret_value())):
             raise ValueError("secrets of 32 characters or more, separated by commas")
         return secret
 
+    @property
     def origins(self) -> tuple[str, ...]:
-        """The origins, one by one."""
-        return _parts(self.cors_origins)
+        return _split(self.cors_origins)
 
+    @property
     def names(self) -> tuple[str, ...]:
         """The hosts, one by one, written small."""
-        return _parts(self.hosts.lower())
+        return _split(self.allowed_hosts.lower())
 
+    @property
     def signing_secrets(self) -> tuple[str, ...]:
         """The secrets of links, one by one."""
-        return () if self.link_secrets is None else _parts(self.link_secrets.get_secret_value())
+        return () if self.link_secrets is None else _split(self.link_secrets.get_secret_value())
 
 
 class GrpcSettings(Group):
@@ -151,16 +173,17 @@ class StorageSettings(Group):
 class UploadSettings(Group):
     max_bytes: int = Field(20 * 1024 * 1024, ge=1)
     """Largest photo that is accepted."""
-    memory_bytes: int = Field(512 * 1024, ge=0)
+    spool_threshold_bytes: int = Field(512 * 1024, ge=0)
     """Photos up to this size are kept in memory until they are answered, at most `ingress.max_uploads` at a
     time; larger ones in a file without a name, into which they are moved while everything else waits."""
     min_side: int = Field(32, ge=1)
     """Shortest side of a photo, in pixels."""
     max_pixels: int = Field(64_000_000, ge=1)
-    """Most pixels of a photo; a file that claims more is refused before it is decoded."""
+    """Most pixels of a photo; a file that claims more is refused before it is decoded. A JPEG may have four
+    times as many, since it is then decoded at half its width and height."""
     max_decoding_pixels: int = Field(64_000_000, ge=1)
-    """Pixels of PNG, WebP and GIF photos that one ingress process decodes at a time, which take some ten
-    bytes each; others wait. A larger photo is decoded alone."""
+    """Pixels of photos that one ingress process decodes at a time, which take some ten bytes each; others
+    wait. A larger photo is decoded alone. Most JPEGs are taken without it."""
 
 
 class IngressSettings(Group):
@@ -197,21 +220,21 @@ class TrackerSettings(Group):
     """Workers that a job may lose before it fails."""
     lease_seconds: float = Field(30, gt=0)
     """Silence of a replica after which its job is taken back."""
-    commit_batch: int = Field(256, ge=1)
+    max_commit_batch: int = Field(256, ge=1)
     """Most changes in one transaction."""
-    accept_timeout: float = Field(5, gt=0)
+    commit_timeout_seconds: float = Field(5, gt=0)
     """Seconds that an upload waits for its commit before it is answered 503."""
     recent_events: int = Field(10_000, ge=1)
     """Events kept in memory for ingress replicas that ask again."""
-    keep_events_days: float = Field(30, gt=0)
+    event_retention_days: float = Field(30, gt=0)
     """Age at which events leave the log; a client that was away for longer starts anew."""
-    retention_days: float = Field(0, ge=0)
+    job_retention_days: float = Field(0, ge=0)
     """Days after its upload at which a job that has ended is erased, with original and avatar; 0: never."""
     max_backlog: int = Field(20_000, ge=1)
     """Unfinished jobs of a shard; more are refused (429)."""
     max_backlog_per_customer: int = Field(5000, ge=1)
     """Unfinished jobs of one customer; more are refused (429)."""
-    sweep_hours: float = Field(24, gt=0)
+    sweep_interval_hours: float = Field(24, gt=0)
     """Hours between two searches of storage for objects that belong to no job."""
     sweep_age_hours: float = Field(48, ge=1)
     """Age that such an object must have to be removed: more than any upload or generation takes."""
@@ -223,6 +246,9 @@ class WebhookSettings(Group):
     one no callback URL is accepted."""
     allow_private: bool = False
     """Call private, loopback and link-local addresses too."""
+    ca_file: Path | None = None
+    """Certificates (PEM) that receivers' are checked against, for those of one's own authority; by default
+    those that Mozilla trusts."""
     timeout: float = Field(15, gt=0)
     """Seconds that a receiver may take to answer."""
     per_host: int = Field(4, ge=1)
@@ -230,13 +256,13 @@ class WebhookSettings(Group):
     concurrency: int = Field(64, ge=2)
     """Calls at a time in all; a host gets at most half of them."""
 
-    pauses: str = "5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400"
-    """Seconds between the calls of a delivery that fails. When there are none left it is given up: after ten
+    retry_delays_seconds: str = "5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400"
+    """Delays between the calls of a delivery that fails. After the last one it is given up: after ten
     calls in 76 hours, as the Standard Webhooks specification proposes."""
 
-    @field_validator("pauses")
+    @field_validator("retry_delays_seconds")
     @classmethod
-    def _are_pauses(cls, text: str) -> str:
+    def _are_delays(cls, text: str) -> str:
         try:
             fine = all(0 < float(part) <= 30 * 86_400 for part in text.split(","))
         except ValueError:
@@ -245,13 +271,14 @@ class WebhookSettings(Group):
             raise ValueError("numbers of seconds above 0, at most 30 days each, separated by commas")
         return text
 
-    def pauses_after_failure(self) -> tuple[timedelta, ...]:
-        """The pauses, one by one."""
-        return tuple(timedelta(seconds=float(part)) for part in self.pauses.split(","))
+    @property
+    def retry_delays(self) -> tuple[timedelta, ...]:
+        return tuple(timedelta(seconds=float(part)) for part in self.retry_delays_seconds.split(","))
 
+    @property
     def signing_secrets(self) -> tuple[str, ...]:
         """The secrets, one by one."""
-        return () if self.secrets is None else _parts(self.secrets.get_secret_value())
+        return () if self.secrets is None else _split(self.secrets.get_secret_value())
 
 
 class DiffusionSettings(Group):
@@ -286,7 +313,7 @@ class DiffusionSettings(Group):
     """Run the code that a checkpoint brings along: only for checkpoints whose author you trust."""
     prefetch: int = Field(4, ge=0)
     """Tasks that a replica holds beyond those it generates, so that it never waits for a download."""
-    storage_patience: float = Field(600, ge=0)
+    storage_retry_seconds: float = Field(600, ge=0)
     """Seconds that a replica keeps asking storage that does not answer before it gives its task back."""
 
 
@@ -303,7 +330,7 @@ class ScalingSettings(Group):
     max_replicas: int = Field(4, ge=1)
     """Most processes."""
     cold_start_seconds: float = Field(60, ge=0)
-    """Seconds from the wish for a process to its first picture, a machine's start included."""
+    """Seconds from the request for a process to its first image, a machine's start included."""
     scale_down_seconds: float = Field(300, ge=0)
     """Seconds for which a process must not have been needed before it goes."""
 
@@ -314,19 +341,9 @@ class ScalingSettings(Group):
             raise ValueError(f"at least scaling.min_replicas, which is {least}")
         return most
 
-    def told(self) -> dict[str, float]:
-        """The targets, as trackers tell them to the autoscaling policy."""
-        return {
-            "targetWaitSeconds": self.target_wait_seconds,
-            "minReplicas": self.min_replicas,
-            "maxReplicas": self.max_replicas,
-            "coldStartSeconds": self.cold_start_seconds,
-            "scaleDownSeconds": self.scale_down_seconds,
-        }
-
 
 class RemoteSettings(Group):
-    """Another server that makes pictures: one that speaks AUTOMATIC1111's API."""
+    """Another server that makes images: one that speaks AUTOMATIC1111's API."""
 
     url: str | None = Field(None, pattern=ADDRESS)
     """Where the server is, such as `https://host:7860`; by default there is none."""
@@ -337,28 +354,28 @@ class RemoteSettings(Group):
     ca_file: Path | None = None
     """Certificates (PEM) that the server's one is checked against; by default those that browsers trust."""
     policy: Literal["local", "remote", "local-then-remote"] = "local"
-    """Who makes the pictures: our own replicas, the remote server, or the remote server where ours cannot
+    """Who makes the images: our own replicas, the remote server, or the remote server where ours cannot
     or are too slow. Jobs with `allowRemote=false` stay with our own replicas in any case."""
     model: str | None = None
     """Checkpoint that the server is asked to use; by default the one that it has loaded."""
     sampler: str | None = None
     """Sampler that the server is asked to use, such as `Euler a`; by default its own choice."""
     concurrency: int = Field(1, ge=1, le=1000)
-    """Pictures that the server is asked for at a time; AUTOMATIC1111 makes one after the other."""
+    """Images that the server is asked for at a time; AUTOMATIC1111 makes one after the other."""
     timeout: float = Field(600, gt=0)
-    """Seconds that the server may take for one picture."""
+    """Seconds that the server may take for one image."""
     interrupt: bool = True
     """Have the server stop when a job is cancelled. AUTOMATIC1111 stops whatever it makes at that moment:
     switch this off where others use the server too."""
-    wait_seconds: float = Field(10, ge=0)
+    fallback_after_seconds: float = Field(10, ge=0)
     """`local-then-remote`: seconds without a local replica after which the remote server is asked."""
-    backlog_seconds: float = Field(120, ge=0)
-    """`local-then-remote`: expected seconds until the waiting line is done, above which the remote server
+    overflow_after_seconds: float = Field(120, ge=0)
+    """`local-then-remote`: expected seconds until the queue is done, above which the remote server
     takes from it too."""
-    failures: int = Field(3, ge=1)
-    """Failures in a row after which the server is left alone."""
-    seconds: float = Field(30, gt=0)
-    """How long it is left alone then, before one picture tries it again."""
+    breaker_threshold: int = Field(3, ge=1)
+    """Failures in a row after which the server is left alone (a circuit breaker)."""
+    breaker_reset_seconds: float = Field(30, gt=0)
+    """How long it is left alone then, before one image tries it again."""
     num_cpus: float = Field(0.1, ge=0)
     """CPUs that Ray sets aside for the process that asks the server."""
 
@@ -403,7 +420,7 @@ class TelemetrySettings(Group):
     """Headers for the collector, such as `Authorization=Bearer …`, several separated by commas."""
     sample_ratio: float = Field(1, ge=0, le=1)
     """Share of uploads that are traced, unless the client's `traceparent` decides."""
-    export_seconds: float = Field(5, gt=0)
+    export_interval_seconds: float = Field(5, gt=0)
     """Seconds from one delivery of spans to the next."""
     timeout: float = Field(10, gt=0)
     """Seconds that the collector may take to answer."""
@@ -417,7 +434,6 @@ class TelemetrySettings(Group):
         return headers
 
     def headers(self) -> dict[str, str]:
-        """The headers, one by one."""
         text = "" if self.otlp_headers is None else self.otlp_headers.get_secret_value()
         pairs = (part.split("=", 1) for part in text.split(",") if part)
         return {name.strip(): value.strip() for name, value in pairs}
@@ -469,7 +485,7 @@ class Settings(Group):
 
     def as_arguments(self) -> dict[str, Any]:
         """Plain values, secrets in clear, from which `load_settings` makes the same settings elsewhere."""
-        plain: dict[str, Any] = _revealed(self.model_dump(mode="python", exclude_defaults=True))
+        plain: dict[str, Any] = _reveal(self.model_dump(mode="python", exclude_defaults=True))
         return plain
 
 
@@ -480,11 +496,29 @@ def load_settings(
 
     Raises `SettingsError` for an unknown name or an impossible value.
     """
-    values = _merged(dict(arguments or {}), _from_environment(environ))
+    values = _merge(dict(arguments or {}), _from_environment(environ))
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        raise SettingsError(_told(error)) from error
+        raise SettingsError(_format_validation_error(error)) from error
+
+
+def load_ca_file(path: Path, setting: str) -> ssl.SSLContext:
+    """Return a context that trusts the file's certificates alone. Raises `SettingsError` if it holds none."""
+    try:
+        return ssl.create_default_context(cafile=path)
+    except OSError as error:
+        raise SettingsError(f"The setting {setting} is {str(path)!r}: {error}.") from error
+
+
+def list_differing(settings: Settings, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the variables of the environment that say something else than the settings.
+
+    Raises `SettingsError` for an unknown name or an impossible value.
+    """
+    local = load_settings(settings.as_arguments(), environ)
+    values = {name: attrgetter(".".join(path)) for name, path in variables().items()}
+    return [name for name, value in values.items() if value(local) != value(settings)]
 
 
 def variables() -> dict[str, tuple[str, ...]]:
@@ -518,32 +552,31 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     return values
 
 
-def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
-        merged[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return merged
 
 
-def _parts(text: str) -> tuple[str, ...]:
-    """What stands between commas."""
+def _split(text: str) -> tuple[str, ...]:
     return tuple(part for piece in text.split(",") if (part := piece.strip()))
 
 
-def _revealed(value: Any) -> Any:
+def _reveal(value: Any) -> Any:
     match value:
         case SecretStr():
             return value.get_secret_value()
         case Path():
             return str(value)
         case dict():
-            return {key: _revealed(inner) for key, inner in value.items()}
+            return {key: _reveal(inner) for key, inner in value.items()}
     return value
 
 
-def _told(error: ValidationError) -> str:
-    """One sentence a fault: the setting's name, its variable, the value and what is expected."""
+def _format_validation_error(error: ValidationError) -> str:
+    """Write one sentence for each fault: the setting's name, its variable, the value and what is expected."""
     sentences = []
     for fault in error.errors():
         path = ".".join(str(part) for part in fault["loc"])
@@ -557,7 +590,7 @@ def _told(error: ValidationError) -> str:
 
 
 def _may_be_shown(path: tuple[int | str, ...]) -> bool:
-    """Whether it is a single setting, and not a secret."""
+    """Tell whether it is a single setting, and not a secret."""
     if tuple(path) not in variables().values():
         return False
     owner: Any = Settings

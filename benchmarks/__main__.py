@@ -16,7 +16,7 @@ from benchmarks.options import RESULTS, Options
 NAMES = (
     *("start", "demo", "accept", "throughput", "overhead", "engine", "busy", "eta"),
     *("statuses", "latency", "fanout", "streams", "resuming", "webhooks"),
-    *("autoscaling", "crowd"),
+    *("autoscaling", "crowd", "cropping"),
 )
 """A benchmark is a module of its name with `run(options: Options) -> Report`."""
 
@@ -38,7 +38,14 @@ def _succeeds(name: str, arguments: argparse.Namespace, console: Console) -> boo
     here = machine.describe(folder)
     try:
         outcome = importlib.import_module(f"benchmarks.{name}").run(
-            Options(folder=folder, results=arguments.results, quick=arguments.quick, rounds=arguments.rounds)
+            Options(
+                folder=folder,
+                results=arguments.results,
+                quick=arguments.quick,
+                rounds=arguments.rounds,
+                portraits=arguments.portraits,
+                faceless=arguments.faceless,
+            )
         )
     except Exception:
         # The edge of one benchmark. Its folder stays, to be looked into.
@@ -59,6 +66,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="repetitions, in place of each benchmark's own number")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON files")
     parser.add_argument("--work", type=Path, help="folder for data while measuring; not one in memory")
+    parser.add_argument(
+        "--portraits", type=Path, help="cropping: folder of portraits, of which every tenth is used"
+    )
+    parser.add_argument("--faceless", type=Path, help="cropping: folder of photos without faces to add")
     arguments = parser.parse_args()
     for name in arguments.names:
         if name not in NAMES:

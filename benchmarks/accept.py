@@ -24,10 +24,7 @@ def run(options: Options) -> Report:
     embedded = _measured(options.folder / "with-sqlite", {}, photo, uploads, None)
     return Report(
         title="Accept: one client's POST of a photo to its 202",
-        figures=[
-            *_figures("MariaDB", with_mariadb[0], "≤ 25 ms"),
-            *_figures("SQLite", embedded[0], ""),
-        ],
+        figures=[*_figures("MariaDB", with_mariadb[0], "≤ 25 ms"), *_figures("SQLite", embedded[0], "")],
         conditions={
             "photo": f"JPEG of {len(photo)} bytes, 1000 x 1000",
             "uploads": f"{uploads} after {WARM_UP} to warm up, one after the other on one connection",

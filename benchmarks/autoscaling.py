@@ -61,8 +61,8 @@ def run(options: Options) -> Report:
             "over all of them",
             "traffic": "a night with hardly a job, a day that rises to 5 jobs a second, 30 bursts of half a "
             "minute to ten minutes with 3 to 15 jobs a second more",
-            "GPU": f"{world.job_seconds:g} s a job, {world.cold_start} s from wish to first job, paid for "
-            "from the wish on",
+            "GPU": f"{world.job_seconds:g} s a job, {world.cold_start} s from decision to first job, paid "
+            "for from the decision on",
             "ours": f"target wait {TARGET_WAIT:g} s, scale-down delay 300 s",
             "Serve's default": "its defaults: 2 ongoing requests a replica, 30 s up, 600 s down, average "
             "over 30 s. It is given every unfinished job as a request, as if jobs were sent to Serve at once",

@@ -7,12 +7,11 @@ from pathlib import Path
 from statistics import median
 from typing import BinaryIO
 
-from avatarforge.diffusion.loading import LoadedModel, ModelLoader
-from avatarforge.diffusion.switch import ModelSwitch
-from avatarforge.diffusion.worker import GenerationWorker
+from avatarforge.diffusion.models.loader import LoadedModel, ModelLoader
+from avatarforge.diffusion.models.manager import ModelManager
+from avatarforge.diffusion.replica.task_worker import GenerationWorker
 from avatarforge.domain.generations import GenerationFinished, GenerationTask
-from avatarforge.domain.identifiers import new_job_id
-from avatarforge.domain.jobs import GenerationParameters, StoredImage
+from avatarforge.domain.jobs import GenerationParameters, StoredImage, new_job_id
 from avatarforge.settings import load_settings
 from avatarforge.storage.folder import FolderStorage
 from avatarforge.storage.keys import original_key
@@ -74,16 +73,16 @@ class _SlowFolder(FolderStorage):
 async def _turns(folder: Path, pictures: int, rounds: int, slots: int) -> list[tuple[float, float]]:
     """Pictures a second, and the share of the time that the device was busy."""
     settings = load_settings(environ={}).diffusion
-    switch = ModelSwitch(settings.model, ModelLoader(settings))
-    switch.start()
+    manager = ModelManager(settings.model, ModelLoader(settings))
+    manager.start()
     storage = _SlowFolder(folder / "objects")
-    worker = GenerationWorker(storage, switch.model, settings.storage_patience)
+    worker = GenerationWorker(storage, manager.lease, settings.storage_retry_seconds)
     try:
-        async with switch.model() as model:
+        async with manager.lease() as model:
             await _turn(worker, model, storage, slots, slots)
             return [await _turn(worker, model, storage, pictures, slots) for _ in range(rounds)]
     finally:
-        await switch.close()
+        await manager.close()
 
 
 async def _turn(

@@ -9,10 +9,16 @@ from statistics import median
 from typing import Any
 
 from avatarforge.domain.changes import JobChange
-from avatarforge.domain.events import EventKind
-from avatarforge.domain.identifiers import new_job_id
-from avatarforge.domain.jobs import Crop, GenerationParameters, Outcome, ProfilePhotoJob, StoredImage
-from avatarforge.persistence import JobRecords, open_engine
+from avatarforge.domain.jobs import (
+    Crop,
+    GenerationParameters,
+    Outcome,
+    ProfilePhotoJob,
+    StoredImage,
+    new_job_id,
+)
+from avatarforge.domain.status import EventKind
+from avatarforge.persistence import JobRepository, open_engine
 from avatarforge.persistence.upgrade import upgrade
 from avatarforge.settings import DatabaseSettings
 from avatarforge.storage.keys import avatar_key, original_key
@@ -85,7 +91,7 @@ class _Crowd:
 
     def __init__(self, url: str, count: int) -> None:
         upgrade(url)
-        self._records = JobRecords(open_engine(DatabaseSettings(), url))
+        self._records = JobRepository(open_engine(DatabaseSettings(), url))
         self._random = random.Random(1)
         self._customers = count // EACH
         self._ids: list[tuple[str, str]] = []
@@ -102,12 +108,12 @@ class _Crowd:
         """Add the seconds of one more round."""
         records, someone = self._records, lambda: f"customer-{self._random.randrange(self._customers)}"
         calls: dict[str, Callable[[], Any]] = {
-            "status": lambda: records.job(*self._random.choice(self._ids)),
-            "a customer's photos": lambda: records.jobs_of(someone(), None, PAGE),
-            "the big customer's photos": lambda: records.jobs_of(BIG, None, PAGE),
-            "customers": lambda: records.customers("customer", FEW_CUSTOMERS),
-            "customers, the big one among them": lambda: records.customers(None, FEW_CUSTOMERS),
-            "start": lambda: (records.unfinished(0), records.latest_seq(0)),
+            "status": lambda: records.find_job(*self._random.choice(self._ids)),
+            "a customer's photos": lambda: records.list_jobs(someone(), None, PAGE),
+            "the big customer's photos": lambda: records.list_jobs(BIG, None, PAGE),
+            "customers": lambda: records.list_customers("customer", FEW_CUSTOMERS),
+            "customers, the big one among them": lambda: records.list_customers(None, FEW_CUSTOMERS),
+            "start": lambda: (records.list_unfinished(0), records.get_latest_seq(0)),
         }
         for name, call in calls.items():
             call()
@@ -143,12 +149,12 @@ def _job(customer_id: str) -> ProfilePhotoJob:
 def _life(job: ProfilePhotoJob) -> list[JobChange]:
     """From its submission to its end."""
     now = datetime.now(UTC)
-    started = job.started(now)
+    started = job.start(now)
     key = avatar_key(job.customer_id, job.job_id, 1, job.parameters.format)
     outcome = Outcome(
         avatar=_image(key, "image/png"), model="avatar-mini", backend="local", crop=Crop.FACE, timings={}
     )
-    done = started.done(outcome, now)
+    done = started.complete(outcome, now)
     return [
         _submission(job),
         JobChange(job=started, event=started.event(EventKind.STARTED, now)),

@@ -7,6 +7,7 @@ AvatarForge needs.
 
 import argparse
 import asyncio
+import inspect
 import json
 import os
 import platform
@@ -21,16 +22,18 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from avatarforge.diffusion.batching import BatchingEngine
-    from avatarforge.diffusion.engine import EngineRequest
+    from avatarforge.diffusion.engines.batching import BatchingEngine
+    from avatarforge.diffusion.engines.engine import EngineRequest
     from benchmarks.options import Options
     from benchmarks.report import Report
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "models" / "avatar-mini" / "checkpoint"
 
-STYLES = ("watercolor", "neon", "pixel art", "3d render", "pencil sketch", "flat illustration")
+STYLES = ("watercolor", "neon", "pixel art", "oil painting", "pencil sketch", "flat illustration")
 STRENGTHS, STEPS, GUIDANCES = (0.4, 0.6, 0.8), (10, 15, 20), (1.0, 4.0, 6.0)
+EDITING_STEPS, IMAGE_GUIDANCES = (1, 2, 4), (1.0, 1.5, 2.0)
+"""In place of steps and strengths for the carried checkpoint, which edits."""
 
 LOOPS: Mapping[str, tuple[int, Mapping[str, str]]] = {
     "all threads": (0, {}),
@@ -64,12 +67,14 @@ class Turns:
 # --- requests -------------------------------------------------------------------------------------------
 
 
-def mixed_requests(number: int, size: int, steps: int | None = None) -> "list[EngineRequest]":
+def mixed_requests(
+    number: int, size: int, steps: int | None = None, mixed_steps: Sequence[int] = STEPS
+) -> "list[EngineRequest]":
     """Requests of which no two are alike; with `steps` they differ in strength, prompt and seed."""
     import numpy as np
     from PIL import Image
 
-    from avatarforge.diffusion.engine import EngineRequest
+    from avatarforge.diffusion.engines.engine import EngineRequest
 
     random = np.random.default_rng(0)
     portrait = Image.open(ROOT / "avatarforge" / "samples" / "portrait.png").convert("RGB")
@@ -80,7 +85,8 @@ def mixed_requests(number: int, size: int, steps: int | None = None) -> "list[En
             prompt=f"{random.choice(STYLES)} portrait of a person",
             seed=seed,
             strength=float(random.choice(STRENGTHS)),
-            steps=steps or int(random.choice(STEPS)),
+            steps=steps or int(random.choice(mixed_steps)),
+            image_guidance=float(random.choice(IMAGE_GUIDANCES)),
             guidance=7.5 if steps else float(random.choice(GUIDANCES)),
         )
         for seed in range(number)
@@ -91,11 +97,12 @@ def by_loop(pipeline: Any, requests: "Sequence[EngineRequest]") -> None:
     """One after the other, as diffusers' documentation shows it."""
     import torch
 
+    edits = "image_guidance_scale" in inspect.signature(pipeline.__call__).parameters
     for request in requests:
         pipeline(
             prompt=request.prompt,
             image=request.image,
-            strength=request.strength,
+            **({"image_guidance_scale": request.image_guidance} if edits else {"strength": request.strength}),
             num_inference_steps=request.steps,
             guidance_scale=request.guidance,
             generator=torch.Generator("cpu").manual_seed(request.seed),
@@ -241,25 +248,25 @@ def serve_side(kind: str, threads: int) -> None:
     pipeline = _avatar_mini(threads)
     if kind == "loop":
         for line in sys.stdin:
-            requests = mixed_requests(int(line), 128)
+            requests = _carried_requests(int(line))
             begun, worked = time.perf_counter(), time.process_time()
             by_loop(pipeline, requests)
             figures = {"seconds": time.perf_counter() - begun, "cpu": time.process_time() - worked}
             print(json.dumps(figures), flush=True)
         return
-    from avatarforge.diffusion.batching import BatchingEngine
+    from avatarforge.diffusion.engines.batching import BatchingEngine
 
     with BatchingEngine(pipeline, "avatar-mini", threads=torch.get_num_threads()) as engine:
         asyncio.run(_serve_engine(engine))
 
 
 async def _serve_engine(engine: "BatchingEngine") -> None:
-    await engine.warm_up(128)
+    await engine.warm_up(_carried_side(), 2.0)
     for line in sys.stdin:
         if (number := int(line)) == 0:
-            print(json.dumps(await reactions(engine, 128, 100)), flush=True)
+            print(json.dumps(await reactions(engine, _carried_side(), 100)), flush=True)
             continue
-        requests, before = mixed_requests(number, 128), engine.report().busy_seconds
+        requests, before = _carried_requests(number), engine.report().busy_seconds
         begun, worked = time.perf_counter(), time.process_time()
         await by_engine(engine, requests)
         seconds, report = time.perf_counter() - begun, engine.report()
@@ -272,12 +279,22 @@ async def _serve_engine(engine: "BatchingEngine") -> None:
         print(json.dumps(figures), flush=True)
 
 
+def _carried_requests(number: int) -> "list[EngineRequest]":
+    return mixed_requests(number, _carried_side(), mixed_steps=EDITING_STEPS)
+
+
+def _carried_side() -> int:
+    """Pixels: its latents are an eighth."""
+    config = json.loads((CHECKPOINT / "unet" / "config.json").read_text())
+    return 8 * int(config["sample_size"])
+
+
 def _avatar_mini(threads: int) -> Any:
     import torch
-    from diffusers import StableDiffusionImg2ImgPipeline
+    from diffusers import StableDiffusionInstructPix2PixPipeline
 
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-    pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(
+    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(
         CHECKPOINT, dtype=torch.float32, safety_checker=None, requires_safety_checker=False
     )
     pipeline.set_progress_bar_config(disable=True)
@@ -291,7 +308,7 @@ def measure_cuda(architecture: str, compilation: str, concurrencies: Sequence[in
     """Print a table for one architecture: the loop, then the engine by concurrency."""
     import torch
 
-    from avatarforge.diffusion.batching import BatchingEngine
+    from avatarforge.diffusion.engines.batching import BatchingEngine
 
     size = 1024 if architecture == "xl" else 512
     pipeline = random_pipeline(architecture)
@@ -313,7 +330,7 @@ def measure_cuda(architecture: str, compilation: str, concurrencies: Sequence[in
         max_batch=max(concurrencies),
         compilation=compilation,  # type: ignore[arg-type]  # argparse holds it to the choices
     ) as engine:
-        asyncio.run(engine.warm_up(size))
+        asyncio.run(engine.warm_up(size, 7.5))
         for concurrency in concurrencies:
             many = mixed_requests(max(8, 4 * concurrency), size, steps)
             asyncio.run(by_engine(engine, many[:concurrency], concurrency))
@@ -496,8 +513,9 @@ def run(options: "Options") -> "Report":
 def conditions(turns: Turns) -> dict[str, str]:
     """How it was measured."""
     return {
-        "requests": f"avatar-mini, 128 px, float32; strengths {STRENGTHS}, steps {STEPS}, guidance "
-        f"{GUIDANCES}, {len(STYLES)} prompts, each its own seed; all sent at once, at most 8 active",
+        "requests": f"avatar-mini, {_carried_side()} px, float32; steps {EDITING_STEPS}, image guidances "
+        f"{IMAGE_GUIDANCES}, guidance {GUIDANCES}, {len(STYLES)} prompts, each its own seed; all sent at "
+        "once, at most 8 active",
         "loop": "another process that calls the pipeline for one request after the other, PNG not written; "
         f"the fastest of: {', '.join(LOOPS)}",
         "turns": "both sides by turns, idle in between; a ratio is of two neighbours in time",

@@ -18,7 +18,7 @@ PAUSE = 0.5
 """Seconds between two looks at all jobs."""
 LEAST = 1.0
 """Seconds before its end up to which what a job was told counts: less is told with one digit."""
-STEPS, STRENGTHS = (10, 20, 25, 40), (0.4, 0.65, 0.8, 1.0)
+STEPS = (4, 8, 13, 20, 25, 40)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +59,7 @@ def run(options: Options) -> Report:
             Figure(name="of running jobs, median", value=100 * median(errors["PROCESSING"]), unit="%"),
         ],
         conditions={
-            "load": f"steps {STEPS} and strengths {STRENGTHS}, at random, of {CUSTOMERS} customers, in "
+            "load": f"steps {STEPS}, at random, of {CUSTOMERS} customers, in "
             "bursts over the first part of the time; 16 jobs before them, that are not counted",
             "told": f"all unfinished jobs were asked every {PAUSE:g} s",
             "counted": f"{len(every)} answers to jobs that were done more than {LEAST:g} s later; the error "
@@ -72,7 +72,7 @@ def run(options: Options) -> Report:
 def _requests(jobs: int, seed: int) -> Iterator[bytes]:
     randomness, photo = random.Random(seed), noisy_jpeg(side=400)
     for number in range(jobs):
-        fields = {"steps": randomness.choice(STEPS), "strength": randomness.choice(STRENGTHS)}
+        fields = {"steps": randomness.choice(STEPS)}
         yield load.upload(f"/customers/customer-{number % CUSTOMERS}", photo, "image/jpeg", fields)
 
 

@@ -97,8 +97,8 @@ class _Reader:
 
     def read(self, data: bytes, at: float) -> list[Event]:
         self._buffer += data
-        *whole, self._buffer = self._buffer.split(b"\n\n")
-        return [self._event(part.decode(), at) for part in whole]
+        *whole, self._buffer = self._buffer.split(b"\n\r\n")
+        return [self._event(part.decode(), at) for part in whole if not part.startswith(b"HTTP/")]
 
     def _event(self, text: str, at: float) -> Event:
         fields = dict(line.split(": ", 1) for line in text.split("\n") if ": " in line)

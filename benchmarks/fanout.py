@@ -71,8 +71,8 @@ def _answers(running: Service, clients: int) -> float:
         [job] = waiting_jobs.submit(running.url, [CUSTOMER])
         with EventStreams(running.url, [f"/customers/{CUSTOMER}/photos/stream"] * clients) as streams:
             streams.wait_for(clients, ("snapshot",), 60)
-            before = running.tracker()["feedAnswers"]
+            before = running.tracker()["feedReads"]
             waiting_jobs.cancel(running.url, [(CUSTOMER, job)], a_second=1)
             streams.wait_for(clients, ("status",), 60)
-            fewest = min(fewest, running.tracker()["feedAnswers"] - before)
+            fewest = min(fewest, running.tracker()["feedReads"] - before)
     return fewest

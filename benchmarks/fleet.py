@@ -18,7 +18,7 @@ from ray.serve import autoscaling_policy
 from ray.serve._private.common import DeploymentID
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
-from avatarforge.autoscaling.counts import Counting, Counts
+from avatarforge.autoscaling.backlog_poller import BacklogAggregator, Counts
 from avatarforge.settings import ScalingSettings
 
 DAY = 86_400
@@ -93,7 +93,7 @@ class Fleet:
         self._line: deque[float] = deque()
         self._accepted = self._finished = 0
         self._recent: deque[int] = deque(maxlen=world.look_back)
-        self._counting = Counting()
+        self._aggregator = BacklogAggregator()
         self.day = Day()
 
     @property
@@ -109,9 +109,9 @@ class Fleet:
             "backlogSeconds": len(self._line) * seconds + sum(done - self.now for done in self._busy),
             "accepted": self._accepted,
             "localFinished": self._finished,
-            "scaling": self._targets.told(),
+            "scaling": self._targets.model_dump(),
         }
-        return self._counting.of([answer], self.now)
+        return self._aggregator.add([answer], self.now)
 
     def context(self, config: AutoscalingConfig, state: dict[str, Any]) -> AutoscalingContext:
         """What Serve would tell if every job were a request to it: those that wait and those that run."""
@@ -187,6 +187,6 @@ def played(
     ):
         for arriving in arrivals:
             fleet.second(arriving)
-            wish, state = asked(fleet.context(config, state))
-            fleet.target = max(config.min_replicas, min(config.max_replicas, math.ceil(wish)))
+            desired, state = asked(fleet.context(config, state))
+            fleet.target = max(config.min_replicas, min(config.max_replicas, math.ceil(desired)))
     return fleet.day

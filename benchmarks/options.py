@@ -18,6 +18,10 @@ class Options:
     """Only see whether the benchmark works: its numbers mean nothing."""
     rounds: int | None = None
     """Repetitions, where the benchmark's own number is not wanted."""
+    portraits: Path | None = None
+    """Pictures of one face each, sorted by name; every tenth is measured with."""
+    faceless: Path | None = None
+    """Photos without faces."""
 
     def repeat(self, normally: int, quick: int = 1) -> int:
         """How often to measure."""

@@ -25,10 +25,7 @@ def run(options: Options) -> Report:
     seeds = range(1, 1 + options.size(32, 3))
     rounds = options.repeat(3)
     settings = load_settings(environ={}).diffusion
-    with (
-        service(options.folder / "service") as running,
-        ExitStack() as loops,
-    ):
+    with service(options.folder / "service") as running, ExitStack() as loops:
         _through_the_service(running.url, TRIAL)
         loop, trials = _fastest_loop(loops, settings, options.folder)
         turns = []

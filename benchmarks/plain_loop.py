@@ -79,18 +79,23 @@ def main() -> None:
     # First, so that OpenMP keeps the policy that our caller has chosen.
     import torch
 
-    from avatarforge.diffusion import pipelines
-    from avatarforge.diffusion.catalogue import Catalogue
-    from avatarforge.diffusion.squares import square
-    from avatarforge.storage.pictures import load_upright
+    from avatarforge.diffusion.models import pipelines
+    from avatarforge.diffusion.models.catalogue import Catalogue
+    from avatarforge.imaging.crop import square
+    from avatarforge.imaging.decode import load_upright
 
     pipelines.import_libraries(threads)
-    manifest = Catalogue().manifest(model)
+    manifest = Catalogue().read(model)
     pipeline = pipelines.load(manifest, "cpu", torch.float32)
     picture, _ = square(load_upright(SAMPLE_PORTRAIT.read_bytes()), manifest.size)
-    defaults, prompt = manifest.defaults, manifest.prompt_for(None, "")
+    defaults, prompt = manifest.defaults, manifest.build_prompt(None, "")
+    dial = (
+        {"strength": defaults.strength}
+        if manifest.capabilities.strength
+        else {"image_guidance_scale": defaults.image_guidance}
+    )
     _say(
-        f"{model}, {manifest.size} px, {defaults.steps} steps x strength {defaults.strength}, guidance "
+        f"{model}, {manifest.size} px, {defaults.steps} steps, {dial}, guidance "
         f"{defaults.guidance}, prompt {prompt!r}, float32, {torch.get_num_threads()} torch threads"
     )
     for line in sys.stdin:
@@ -100,7 +105,7 @@ def main() -> None:
             images[seed] = pipeline(
                 prompt=prompt,
                 image=picture,
-                strength=defaults.strength,
+                **dial,
                 num_inference_steps=defaults.steps,
                 guidance_scale=defaults.guidance,
                 generator=torch.Generator("cpu").manual_seed(seed),

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from avatarforge.persistence import JobRecords, open_engine
+from avatarforge.persistence import JobRepository, open_engine
 from avatarforge.settings import DatabaseSettings
 from benchmarks import load
 from benchmarks.options import Options
@@ -18,8 +18,8 @@ from benchmarks.service import Service, mariadb, service, wait_until_done
 
 CUSTOMERS = 20
 CLIENTS_EACH = 2
-FIELDS = {"steps": 2, "strength": 0.5}
-"""One step: a picture is not what is measured."""
+FIELDS = {"steps": 2}
+"""One step or two: a picture is not what is measured."""
 LONGEST = 3.0
 """Seconds after which a client is cut at the latest."""
 
@@ -38,7 +38,7 @@ def run(options: Options) -> Report:
             for client in clients:
                 client.began.wait(60)
             killed = _work(running, jobs)
-            records = JobRecords(open_engine(DatabaseSettings(), url))
+            records = JobRepository(open_engine(DatabaseSettings(), url))
             logged = _events(records)
             records.close()
             for client in clients:
@@ -109,11 +109,11 @@ def _wait(url: str, customer_id: str, job_id: str) -> None:
             time.sleep(0.2)
 
 
-def _events(records: JobRecords) -> dict[str, list[int]]:
+def _events(records: JobRepository) -> dict[str, list[int]]:
     """The numbers of each customer's events, in order."""
     logged: dict[str, list[int]] = {}
     after = 0
-    while page := records.events_after(0, after, 1000):
+    while page := records.list_shard_events(0, after, 1000):
         after = page[-1].event.seq
         for change in page:
             logged.setdefault(change.event.customer_id, []).append(change.event.seq)

@@ -11,18 +11,18 @@ from dataclasses import asdict
 from typing import Any
 
 from avatarforge.cluster.local import NAMESPACE
-from avatarforge.embedded import running
+from avatarforge.embedded import run_locally
 from avatarforge.settings import Settings, load_settings
 
 
 def main() -> None:
     settings = load_settings()
-    with running(settings) as instance:
+    with run_locally(settings) as instance:
         if "--bare" in sys.argv:
             _deploy_bare_ingress(settings)
         ready = {
             "url": instance.url,
-            "seconds": instance.timings.elapsed,
+            "seconds": instance.timings.total_seconds,
             "phases": [asdict(phase) for phase in instance.timings.phases],
         }
         print(json.dumps(ready), flush=True)

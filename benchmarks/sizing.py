@@ -77,7 +77,7 @@ def tables(costs: Costs) -> dict[str, str]:
             [_row(costs, photos) for photos in PHOTOS_A_DAY],
         ),
         "gpus": _table(
-            ("seconds of a GPU for a picture", *(f"{photos:,} a day" for photos in PHOTOS_A_DAY)),
+            ("seconds of a GPU for an image", *(f"{photos:,} a day" for photos in PHOTOS_A_DAY)),
             [
                 (f"{seconds:g}", *(_gpus(photos, seconds) for photos in PHOTOS_A_DAY))
                 for seconds in (0.25, 0.5, 1.0, 3.0)

@@ -37,7 +37,7 @@ def run(options: Options) -> Report:
             "AVATARFORGE_DATABASE_URL": server.create_database("avatarforge"),
             "AVATARFORGE_WEBHOOK_SECRETS": secret,
             "AVATARFORGE_WEBHOOK_ALLOW_PRIVATE": "true",
-            "AVATARFORGE_WEBHOOK_PAUSES": PAUSES,
+            "AVATARFORGE_WEBHOOK_RETRY_DELAYS_SECONDS": PAUSES,
             "AVATARFORGE_WEBHOOK_TIMEOUT": "5",
             **WITHOUT_GENERATION,
         }

@@ -6,12 +6,21 @@ python examples/grpc_client_aio.py 127.0.0.1:9000 ana avatarforge/samples/portra
 import asyncio
 import os
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
 
 from avatarforge.grpc_generated import profile_photo_job_pb2 as pb
 from avatarforge.grpc_generated.profile_photo_job_pb2_grpc import ProfilePhotoJobServiceStub
+
+
+async def pieces_of(customer_id: str, photo: Path) -> AsyncIterator[pb.SubmitPhotoRequest]:
+    """The photo as `UploadPhoto` takes it, whatever its size; the fields come first."""
+    yield pb.SubmitPhotoRequest(customer_id=customer_id)
+    with photo.open("rb") as file:
+        while piece := await asyncio.to_thread(file.read, 64 * 1024):
+            yield pb.SubmitPhotoRequest(photo=piece)
 
 
 async def main(address: str, customer_id: str, photos: list[Path]) -> None:
@@ -22,10 +31,7 @@ async def main(address: str, customer_id: str, photos: list[Path]) -> None:
         jobs = ProfilePhotoJobServiceStub(channel)
 
         async def avatar_of(photo: Path) -> pb.ProfilePhotoJobStatus:
-            request = pb.SubmitPhotoRequest(
-                customer_id=customer_id, photo=await asyncio.to_thread(photo.read_bytes)
-            )
-            job = await jobs.SubmitPhoto(request, metadata=who, timeout=30)
+            job = await jobs.UploadPhoto(pieces_of(customer_id, photo), metadata=who, timeout=60)
             while not job.is_terminal:
                 waiting = pb.JobStatusRequest(customer_id=customer_id, job_id=job.job_id, wait_seconds=60)
                 job = await jobs.GetStatus(waiting, metadata=who, timeout=90)

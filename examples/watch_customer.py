@@ -9,16 +9,16 @@ import asyncio
 import sys
 from pathlib import Path
 
-from avatarforge.client import AsyncClient, Changed, Progressed
+from avatarforge.client import AsyncClient, JobChanged, JobProgressed
 
 
 async def main(customer_id: str, folder: Path) -> None:
-    async with AsyncClient(patience=600) as client:
-        async for news in client.watch(customer_id, after=0):
-            match news:
-                case Progressed(job=job) if job.progress is not None:
+    async with AsyncClient(retry_timeout=600) as client:
+        async for event in client.watch(customer_id, after=0):
+            match event:
+                case JobProgressed(job=job) if job.progress is not None:
                     print(f"{job.job_id}  step {job.progress.step} of {job.progress.total_steps}", flush=True)
-                case Changed(seq=seq, job=job):
+                case JobChanged(seq=seq, job=job):
                     print(f"{job.job_id}  {job.status} (event {seq})", flush=True)
                     if job.status == "DONE":
                         avatar = await client.download(job)

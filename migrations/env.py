@@ -4,7 +4,7 @@ developers use to write migrations, gets one to the database that the settings n
 from alembic import context
 from sqlalchemy import Connection
 
-from avatarforge.persistence.database import answering, open_engine
+from avatarforge.persistence.database import open_engine, translate_errors
 from avatarforge.persistence.tables import metadata
 from avatarforge.settings import load_settings
 
@@ -35,7 +35,7 @@ def print_sql() -> None:
 
 def migrate_configured_database() -> None:
     settings = load_settings()
-    with answering(), open_engine(settings.database, settings.database_url).connect() as connection:
+    with translate_errors(), open_engine(settings.database, settings.database_url).connect() as connection:
         migrate(connection)
         connection.commit()
 

@@ -41,9 +41,7 @@ def write_certificates(folder: Path, *, days: int = 30) -> Files:
     for path, private in ((files.key, key), (files.root_key, root_key)):
         path.write_bytes(
             private.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
             )
         )
     return files

@@ -1,17 +1,21 @@
-"""The carried checkpoint, loaded once for all tests of a process, and manifests that name it."""
+"""Checkpoints for tests: the carried one, and tiny ones of random weights."""
 
+import atexit
+import shutil
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from avatarforge.carried import carried
-from avatarforge.diffusion import pipelines
-from avatarforge.diffusion.catalogue import Catalogue, Manifest
-from avatarforge.diffusion.loading import LoadedModel, ModelLoader
+from avatarforge.diffusion.models import pipelines
+from avatarforge.diffusion.models.catalogue import Catalogue, Manifest
+from avatarforge.diffusion.models.loader import LoadedModel, ModelLoader
+from avatarforge.package_data import package_data
+from tests.factories import a_manifest
 
-CHECKPOINT = carried("models") / "avatar-mini" / "checkpoint"
+CARRIED = package_data("models") / "avatar-mini" / "checkpoint"
 
 
 def load(manifest: Manifest) -> Any:
@@ -22,12 +26,56 @@ def load(manifest: Manifest) -> Any:
 
 async def loaded(loader: ModelLoader, name: str) -> LoadedModel:
     """The model of this name as a replica loads it."""
-    return await loader.load(await loader.manifest(name))
+    return await loader.load(await loader.read_manifest(name))
 
 
 @cache
 def avatar_mini() -> Any:
-    return load(Catalogue().manifest("avatar-mini"))
+    return load(Catalogue().read("avatar-mini"))
+
+
+def save_tiny(family: str, folder: Path) -> None:
+    from tests.families import tiny
+
+    tiny(family).save_pretrained(folder)
+
+
+def make_folder(prefix: str) -> Path:
+    """A folder for as long as the tests run."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@cache
+def img2img_checkpoint() -> Path:
+    """A folder with an image-to-image checkpoint of random weights, the same in every run."""
+    folder = make_folder("img2img-")
+    save_tiny("img2img", folder)
+    return folder
+
+
+@cache
+def tiny_models() -> Path:
+    """A folder of models for services whose avatars need no likeness: `avatar-mini` with the carried manifest
+    but for smaller images, and a tiny checkpoint of the same kind, the same in every run."""
+    folder = make_folder("models-")
+    model = folder / CARRIED.parent.name
+    save_tiny("edit-mini", model / CARRIED.name)
+    values = yaml.safe_load((CARRIED.parent / "manifest.yaml").read_text())
+    del values["sha256"]
+    (model / "manifest.yaml").write_text(yaml.safe_dump(values | {"size": 64}))
+    return folder
+
+
+def img2img_manifest() -> Manifest:
+    source = {"folder": img2img_checkpoint(), "pipeline": "StableDiffusionImg2ImgPipeline"}
+    return a_manifest(name="img2img", source=source)
+
+
+@cache
+def img2img() -> Any:
+    return load(img2img_manifest())
 
 
 def write_manifest(models: Path, name: str, /, **source: str) -> Path:

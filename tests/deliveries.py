@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from avatarforge.domain.changes import Fence
+from avatarforge.domain.changes import Fence, IdempotencyKey
 from avatarforge.domain.deliveries import (
     DeliveryAttempt,
     DeliveryReport,
@@ -13,7 +13,7 @@ from avatarforge.domain.deliveries import (
     WebhookDelivery,
     delivery_id_of,
 )
-from avatarforge.domain.errors import DatabaseUnavailable, Overtaken
+from avatarforge.domain.errors import DatabaseUnavailable, StaleEpoch
 from avatarforge.domain.jobs import ProfilePhotoJob
 from tests.factories import a_job, an_outcome
 from tests.jobs import FENCE
@@ -22,7 +22,7 @@ from tests.jobs import FENCE
 def a_finished_job(customer_id: str = "ana", seq: int = 7) -> ProfilePhotoJob:
     """A job as the record has it after its terminal event."""
     now = datetime.now(UTC)
-    done = a_job(customer_id=customer_id, created_at=now).started(now).done(an_outcome(), now)
+    done = a_job(customer_id=customer_id, created_at=now).start(now).complete(an_outcome(), now)
     return replace(done, seq=seq)
 
 
@@ -42,11 +42,13 @@ def a_delivery(job: ProfilePhotoJob, url: str, **changes: Any) -> WebhookDeliver
 
 
 class MemoryDeliveries:
-    """Jobs that have ended and their deliveries, as `JobRecords` and `DeliveryRecords` keep them."""
+    """Jobs that have ended and their deliveries, as `JobRepository` and `DeliveryRepository` keep them."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, ProfilePhotoJob] = {}
         self.deliveries: dict[str, WebhookDelivery] = {}
+        self.secret_ids: dict[str, list[str]] = {}
+        """Of receivers' own secrets, by customer."""
         self.attempts: dict[str, list[DeliveryAttempt]] = defaultdict(list)
         self.epoch = FENCE.epoch
         self.down = False
@@ -68,16 +70,20 @@ class MemoryDeliveries:
         for delivery in [each for each in self.deliveries.values() if each.job_id == job_id]:
             del self.deliveries[delivery.delivery_id]
 
-    def job(self, customer_id: str, job_id: str) -> ProfilePhotoJob | None:
+    def find_job(self, customer_id: str, job_id: str) -> ProfilePhotoJob | None:
         self._answer()
         return self.jobs.get(job_id)
 
-    def pending(self, shard: int) -> list[WebhookDelivery]:
+    def list_secret_ids(self, customer_id: str, now: datetime) -> list[str]:
+        self._answer()
+        return self.secret_ids.get(customer_id, [])
+
+    def list_pending(self, shard: int) -> list[WebhookDelivery]:
         self._answer()
         pending = [each for each in self.deliveries.values() if each.state is DeliveryState.PENDING]
         return sorted(pending, key=lambda each: each.next_at or each.created_at)
 
-    def delivery(self, delivery_id: str) -> WebhookDelivery | None:
+    def find_delivery(self, delivery_id: str) -> WebhookDelivery | None:
         self._answer()
         return self.deliveries.get(delivery_id)
 
@@ -93,8 +99,14 @@ class MemoryDeliveries:
             raise DatabaseUnavailable("the answer was lost")
         return True
 
-    def again(
-        self, customer_id: str, job_id: str, delivery_id: str, at: datetime, fence: Fence
+    def reschedule(
+        self,
+        customer_id: str,
+        job_id: str,
+        delivery_id: str,
+        at: datetime,
+        fence: Fence,
+        key: IdempotencyKey | None = None,
     ) -> WebhookDelivery | None:
         self._answer()
         self._check(fence)
@@ -105,7 +117,7 @@ class MemoryDeliveries:
         self.deliveries[delivery_id] = waiting
         return waiting
 
-    def of_job(self, customer_id: str, job_id: str) -> list[DeliveryReport]:
+    def list_reports(self, customer_id: str, job_id: str) -> list[DeliveryReport]:
         self._answer()
         return [
             DeliveryReport(delivery=each, attempts=tuple(self.attempts[each.delivery_id]))
@@ -115,7 +127,7 @@ class MemoryDeliveries:
 
     def _check(self, fence: Fence) -> None:
         if fence.epoch != self.epoch:
-            raise Overtaken(fence.shard, fence.epoch, self.epoch)
+            raise StaleEpoch(fence.shard, fence.epoch, self.epoch)
 
     def _answer(self) -> None:
         if self.down:

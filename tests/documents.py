@@ -46,36 +46,36 @@ class MalformedDocument(Exception):
 
 def blocks_of(path: Path, name: str) -> Iterator[Block]:
     """The blocks that are to be run, in order."""
-    wish, begun, language = "", 0, ""
+    directive, begun, language = "", 0, ""
     code: list[str] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         fence = _FENCE.fullmatch(line.strip())
         if begun and fence is not None:
             if language in LANGUAGES:
-                yield _block(name, begun + 1, language, "\n".join(code), wish)
-            wish, begun, code = "", 0, []
+                yield _block(name, begun + 1, language, "\n".join(code), directive)
+            directive, begun, code = "", 0, []
         elif begun:
             code.append(line)
         elif fence is not None:
             begun, language = number, fence[1]
         elif comment := _COMMENT.fullmatch(line.strip()):
-            wish = comment[1]
-        elif line.strip() and wish:
-            raise MalformedDocument(f"{name}:{number}: no block follows <!-- test: {wish} -->")
+            directive = comment[1]
+        elif line.strip() and directive:
+            raise MalformedDocument(f"{name}:{number}: no block follows <!-- test: {directive} -->")
     if begun:
         raise MalformedDocument(f"{name}:{begun}: the block does not end")
 
 
-def _block(name: str, line: int, language: str, code: str, wish: str) -> Block:
+def _block(name: str, line: int, language: str, code: str, directive: str) -> Block:
     plain = {"file": name, "line": line, "language": language, "code": code}
-    if not wish:
+    if not directive:
         return Block(**plain)  # type: ignore[arg-type]  # their types are above
-    if _SKIP.fullmatch(wish):
-        return Block(**plain, skipped_because=wish.partition("because ")[2])  # type: ignore[arg-type]
-    if background := _BACKGROUND.fullmatch(wish):
+    if _SKIP.fullmatch(directive):
+        return Block(**plain, skipped_because=directive.partition("because ")[2])  # type: ignore[arg-type]
+    if background := _BACKGROUND.fullmatch(directive):
         return Block(**plain, background_until=background[1])  # type: ignore[arg-type]
-    if cut := _CUT.fullmatch(wish):
+    if cut := _CUT.fullmatch(directive):
         return Block(**plain, cut_after=float(cut[1]))  # type: ignore[arg-type]
-    if wish == "refused":
+    if directive == "refused":
         return Block(**plain, is_refused=True)  # type: ignore[arg-type]
-    raise MalformedDocument(f"{name}:{line}: <!-- test: {wish} --> is not understood")
+    raise MalformedDocument(f"{name}:{line}: <!-- test: {directive} --> is not understood")

@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from avatarforge.ingress.live.job_cache import JobCache
+
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
@@ -39,7 +41,10 @@ class EventReader:
             return None
         number = fields.get("id")
         return Event(
-            kind=fields["event"],
-            data=json.loads(fields["data"]),
-            id=None if number is None else int(number),
+            kind=fields["event"], data=json.loads(fields["data"]), id=None if number is None else int(number)
         )
+
+
+def subscriber_count(cache: JobCache) -> int:
+    """Number of streams that are subscribed to the cache."""
+    return sum(len(subscribers) for subscribers in cache._subscriptions.values())

@@ -4,14 +4,14 @@ import threading
 from collections.abc import Sequence
 
 from avatarforge.domain.changes import JobChange
-from avatarforge.domain.events import EventKind
-from avatarforge.tracker.committer import ChangeLog
+from avatarforge.domain.status import EventKind
+from avatarforge.persistence import JobRepository
 
 
 class HeldCommits:
     """Commits of one kind of event wait until `release`. Give its `commit` to the record."""
 
-    def __init__(self, records: ChangeLog, kind: EventKind) -> None:
+    def __init__(self, records: JobRepository, kind: EventKind) -> None:
         self._commit = records.commit
         self._kind = kind
         self._released = threading.Event()

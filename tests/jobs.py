@@ -4,11 +4,16 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from avatarforge.domain.changes import Fence, JobChange
-from avatarforge.domain.events import EventKind
-from avatarforge.domain.idempotency import IdempotencyKey
-from avatarforge.domain.identifiers import new_job_id
-from avatarforge.domain.jobs import GenerationParameters, ImageFormat, JobError, Outcome, ProfilePhotoJob
+from avatarforge.domain.changes import Fence, IdempotencyKey, JobChange
+from avatarforge.domain.jobs import (
+    GenerationParameters,
+    ImageFormat,
+    JobError,
+    Outcome,
+    ProfilePhotoJob,
+    new_job_id,
+)
+from avatarforge.domain.status import EventKind
 from tests import factories
 from tests.factories import NOON
 
@@ -69,35 +74,35 @@ def submission(job: ProfilePhotoJob, key: IdempotencyKey | None = None) -> JobCh
 
 
 def start(job: ProfilePhotoJob) -> JobChange:
-    started = job.started(later(1))
+    started = job.start(later(1))
     return JobChange(job=started, event=started.event(EventKind.STARTED, later(1)))
 
 
 def requeue(job: ProfilePhotoJob) -> JobChange:
-    waiting = job.requeued(lost=True)
+    waiting = job.requeue(lost=True)
     return JobChange(job=waiting, event=waiting.event(EventKind.REQUEUED, later(2)))
 
 
 def finish(job: ProfilePhotoJob) -> JobChange:
-    done = job.done(an_outcome(job), later(3))
+    done = job.complete(an_outcome(job), later(3))
     return JobChange(job=done, event=done.event(EventKind.DONE, later(3)))
 
 
 def failure(job: ProfilePhotoJob) -> JobChange:
-    failed = job.failed(JobError(code="model_unusable", message="It made no picture: ✗"), later(3))
+    failed = job.fail(JobError(code="model_unusable", message="It made no picture: ✗"), later(3))
     return JobChange(job=failed, event=failed.event(EventKind.FAILED, later(3)))
 
 
 def cancellation(job: ProfilePhotoJob) -> JobChange:
-    cancelled = job.cancelled(later(3))
+    cancelled = job.cancel(later(3))
     return JobChange(job=cancelled, event=cancelled.event(EventKind.CANCELLED, later(3)))
 
 
 def erasure(job: ProfilePhotoJob) -> JobChange:
-    erased = job.erased()
+    erased = job.erase()
     return JobChange(job=erased, event=erased.event(EventKind.ERASED, later(9)))
 
 
 def numbered(changes: Sequence[JobChange], seqs: Sequence[int]) -> list[ProfilePhotoJob]:
     """The jobs as the record gives them back."""
-    return [change.numbered(seq).job for change, seq in zip(changes, seqs, strict=True)]
+    return [change.with_seq(seq).job for change, seq in zip(changes, seqs, strict=True)]

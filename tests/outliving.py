@@ -16,17 +16,16 @@ import ray
 from ray import serve
 
 from avatarforge import __version__
-from avatarforge.diffusion.serve_shell import ServeShell
-from avatarforge.diffusion.stopping import Stopping
+from avatarforge.diffusion.replica.draining import DrainMonitor, ServeInternals
 from avatarforge.domain.customers import shard_of
 from avatarforge.domain.generations import GenerationProgress, GenerationTask, GenerationUpdate
 from avatarforge.persistence.upgrade import upgrade
 from avatarforge.settings import load_settings
-from avatarforge.tracker.attempts import task_of
-from avatarforge.tracker.client import JobTrackers
+from avatarforge.tracker.actor_handle import find_tracker, get_or_start_tracker
+from avatarforge.tracker.client import TrackerClient
 from avatarforge.tracker.feed import FeedCursor
-from avatarforge.tracker.serve_replicas import ServeReplicas
-from avatarforge.tracker.succession import running_tracker, tracker_actor
+from avatarforge.tracker.queue.attempts import build_task
+from avatarforge.tracker.queue.serve_replicas import ServeReplicas
 from tests.factories import a_job
 from tests.waiting import wait_until
 
@@ -38,13 +37,13 @@ class Slow:
     """One slot; a generation goes on until it is stopped."""
 
     def __init__(self) -> None:
-        self._stopping = Stopping(ServeShell(), time.monotonic)
-        self._stopping.ABANDONED = 1.0
-        self._stopping.LOOK = 0.1
-        self._stopping.start()
+        self._monitor = DrainMonitor(ServeInternals(), time.monotonic)
+        self._monitor.SLOT_TIMEOUT_SECONDS = 1.0
+        self._monitor.CHECK_INTERVAL_SECONDS = 0.1
+        self._monitor.start()
 
     async def generate(self, task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
-        async with aclosing(self._stopping.heeding(self._steps())) as updates:
+        async with aclosing(self._monitor.guard(self._steps())) as updates:
             async for update in updates:
                 yield update
 
@@ -73,7 +72,7 @@ async def slots_and_streams() -> dict[str, Any]:
     updates: list[GenerationUpdate] = []
     async with asyncio.timeout(30), replicas.reserve() as slot:
         freed_after = time.monotonic() - begun
-        async with aclosing(slot.generate(task_of(a_job()))) as stream:
+        async with aclosing(slot.generate(build_task(a_job()))) as stream:
             async for update in stream:
                 if not updates:
                     deleting = asyncio.create_task(asyncio.to_thread(serve.delete, APPLICATION))
@@ -87,17 +86,17 @@ async def trackers(folder: Path) -> dict[str, Any]:
     arguments = {"data_dir": str(folder)}
     settings = load_settings(arguments, environ={})
     await asyncio.to_thread(upgrade, settings.database_url)
-    first = await asyncio.to_thread(tracker_actor, arguments, 0)
-    clients = JobTrackers([first], patience=10, successor=running_tracker)
+    first = await asyncio.to_thread(get_or_start_tracker, arguments, 0)
+    clients = TrackerClient([first], retry_timeout=10, find_successor=find_tracker)
     assert shard_of("ana", clients.shards) == 0
-    batch = await clients.feed(0, FeedCursor(), 0)
-    same = await asyncio.to_thread(tracker_actor, arguments, 0)
+    batch = await clients.read_feed(0, FeedCursor(), 0)
+    same = await asyncio.to_thread(get_or_start_tracker, arguments, 0)
     others = {**arguments, "tracker": {"lease_seconds": 20}}
-    other = await asyncio.to_thread(tracker_actor, others, 0)
+    other = await asyncio.to_thread(get_or_start_tracker, others, 0)
 
     async def follows() -> bool:
         try:
-            told = await clients.feed(0, FeedCursor(), 0)
+            told = await clients.read_feed(0, FeedCursor(), 0)
         except Exception:
             return False
         return told.cursor.tracker != batch.cursor.tracker
@@ -108,11 +107,11 @@ async def trackers(folder: Path) -> dict[str, Any]:
         "kept": same == first,
         "replaced": other != first,
         "followed": followed,
-        "lastArguments": await told.was_started_with.remote(others, __version__),
-        "isOfAnotherRelease": not await told.was_started_with.remote(others, "another"),
+        "lastArguments": await told.is_current.remote(others, __version__),
+        "isOfAnotherRelease": not await told.is_current.remote(others, "another"),
         "epochs": [
             batch.cursor.tracker.split("-")[0],
-            (await clients.feed(0, FeedCursor(), 0)).cursor.tracker.split("-")[0],
+            (await clients.read_feed(0, FeedCursor(), 0)).cursor.tracker.split("-")[0],
         ],
     }
     await clients.close()

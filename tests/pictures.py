@@ -39,6 +39,12 @@ def quarters(width: int = 96, height: int = 64) -> Image.Image:
     return image
 
 
+def turned(orientation: int, image: Image.Image | None = None) -> Image.Image:
+    """The picture as a camera stores it that then says this orientation."""
+    image, turn = image or quarters(), _TURNED[orientation]
+    return image if turn is None else image.transpose(turn)
+
+
 def read_quarters(image: Image.Image) -> list[tuple[int, ...]]:
     """The colours in the middle of each quarter, as RGB."""
     seen = image.convert("RGB")
@@ -57,20 +63,17 @@ def photo(width: int = 1000, height: int = 1000, size: int = 200_000, **options:
     while low < high:
         quality = (low + high + 1) // 2
         low, high = (
-            (quality, high) if len(_saved(image, "JPEG", quality=quality)) <= size else (low, quality - 1)
+            (quality, high) if len(saved(image, "JPEG", quality=quality)) <= size else (low, quality - 1)
         )
-    return _saved(image, "JPEG", quality=low, **options)
+    return saved(image, "JPEG", quality=low, **options)
 
 
 def jpeg(image: Image.Image | None = None, orientation: int = 1, **options: Any) -> bytes:
     """A JPEG that shows the quarters upright once its orientation is applied."""
-    image = image or quarters()
-    turn = _TURNED[orientation]
-    if turn is not None:
-        image = image.transpose(turn)
+    image = turned(orientation, image)
     if orientation != 1:
         options["exif"] = exif(orientation)
-    return _saved(image, "JPEG", quality=95, subsampling=0, **options)
+    return saved(image, "JPEG", quality=95, subsampling=0, **options)
 
 
 def jpeg_with_everything(orientation: int = 6) -> bytes:
@@ -95,12 +98,12 @@ def jpeg_with_everything(orientation: int = 6) -> bytes:
 def mpo() -> bytes:
     """A camera's picture with a second one (a depth map, a left eye) behind it."""
     second = Image.new("RGB", (96, 64), (1, 2, 3))
-    return _saved(quarters(), "MPO", save_all=True, append_images=[second], quality=95, subsampling=0)
+    return saved(quarters(), "MPO", save_all=True, append_images=[second], quality=95, subsampling=0)
 
 
 def cmyk_jpeg(profile: bytes | None = None) -> bytes:
     """A printer's JPEG with Adobe's inverted inks."""
-    return _saved(quarters().convert("CMYK"), "JPEG", quality=95, icc_profile=profile)
+    return saved(quarters().convert("CMYK"), "JPEG", quality=95, icc_profile=profile)
 
 
 def cmyk_jpeg_without_adobe() -> bytes:
@@ -111,7 +114,7 @@ def cmyk_jpeg_without_adobe() -> bytes:
 
 
 def png(image: Image.Image | None = None, **options: Any) -> bytes:
-    return _saved(image or quarters(), "PNG", **options)
+    return saved(image or quarters(), "PNG", **options)
 
 
 def png_with_everything() -> bytes:
@@ -131,7 +134,7 @@ def png_with_everything() -> bytes:
 def png_16_bit_grey() -> bytes:
     """Greys of 16 bits: left to right 0, 16384, 32768, 65535."""
     grey = np.repeat(np.array([0, 16384, 32768, 65535], dtype=np.uint16), 16)
-    return _saved(Image.fromarray(np.tile(grey, (64, 1))), "PNG")
+    return saved(Image.fromarray(np.tile(grey, (64, 1))), "PNG")
 
 
 def png_16_bit_rgb() -> bytes:
@@ -145,8 +148,8 @@ def png_palette(*, transparent: bool = False) -> bytes:
     """The quarters by palette; `transparent`: the white one is a hole."""
     image = quarters().quantize(8)
     if not transparent:
-        return _saved(image, "PNG")
-    return _saved(image, "PNG", transparency=np.asarray(image)[-1, -1].item())
+        return saved(image, "PNG")
+    return saved(image, "PNG", transparency=np.asarray(image)[-1, -1].item())
 
 
 def png_alpha() -> bytes:
@@ -156,7 +159,7 @@ def png_alpha() -> bytes:
     alpha[32:, :48] = 0
     alpha[:32, 48:] = 128
     image.putalpha(Image.fromarray(alpha))
-    return _saved(image, "PNG")
+    return saved(image, "PNG")
 
 
 def png_bomb(width: int = 30_000, height: int = 30_000) -> bytes:
@@ -168,18 +171,18 @@ def png_bomb(width: int = 30_000, height: int = 30_000) -> bytes:
 
 
 def webp(image: Image.Image | None = None, **options: Any) -> bytes:
-    return _saved(image or quarters(), "WEBP", **{"lossless": True, **options})
+    return saved(image or quarters(), "WEBP", **{"lossless": True, **options})
 
 
 def animated(kind: str) -> bytes:
     """A GIF, WebP or PNG whose first frame has the quarters, the second nothing of them."""
     options = {"lossless": True} if kind == "WEBP" else {}
     second = Image.new("RGB", (96, 64), (9, 9, 9))
-    return _saved(quarters(), kind, save_all=True, append_images=[second], duration=50, **options)
+    return saved(quarters(), kind, save_all=True, append_images=[second], duration=50, **options)
 
 
 def gif(image: Image.Image | None = None, **options: Any) -> bytes:
-    return _saved(image or quarters(), "GIF", **options)
+    return saved(image or quarters(), "GIF", **options)
 
 
 def gif_bomb() -> bytes:
@@ -221,6 +224,12 @@ def swapped_profile() -> bytes:
     return bytes(profile)
 
 
+def huge_profile(place: str) -> bytes:
+    """`swapped_profile` with three megabytes more, which are within its length or not."""
+    profile = swapped_profile() + bytes(3 * 1024 * 1024)
+    return profile if place == "behind the profile" else len(profile).to_bytes(4, "big") + profile[4:]
+
+
 def segment(marker: int, body: bytes) -> bytes:
     return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
 
@@ -250,7 +259,8 @@ def _first_segment(data: bytes) -> int:
     return 2 + int.from_bytes(data[4:6], "big")
 
 
-def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """The picture as a file of one of Pillow's formats."""
     file = BytesIO()
     image.save(file, kind, **{name: value for name, value in options.items() if value is not None})
     return file.getvalue()

@@ -1,6 +1,6 @@
 """An application of nothing but the Stable Diffusion deployment, and a walk through its life.
 
-`python -m tests.replica FOLDER` prints what it saw as a line of JSON.
+`python -m tests.replica FOLDER MODELS` prints what it saw as a line of JSON.
 """
 
 import asyncio
@@ -14,10 +14,10 @@ from ray.serve import Application
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
-from avatarforge.diffusion.deployment import StableDiffusion
+from avatarforge.diffusion.replica.deployment import StableDiffusion
 from avatarforge.settings import Settings
 from avatarforge.storage import open_storage
-from tests.integration.test_worker import a_task
+from tests.generations import a_task
 from tests.waiting import wait_until
 
 
@@ -28,21 +28,22 @@ def build(arguments: dict[str, Any]) -> Application:
     )
 
 
-def deploy(settings: Settings, wish: str) -> Any:
+def deploy(settings: Settings, model: str) -> Any:
     """As `serve deploy` does it: a change of nothing but `user_config` leaves the replica running."""
     application = {
         "name": "t",
         "route_prefix": None,
         "import_path": "tests.replica:build",
         "args": settings.as_arguments(),
-        "deployments": [{"name": "StableDiffusion", "user_config": {"model": wish}}],
+        "deployments": [{"name": "StableDiffusion", "user_config": {"model": model}}],
     }
     _get_global_client().deploy_apps(ServeDeploySchema(applications=[application]), _blocking=True)
     return serve.get_deployment_handle("StableDiffusion", "t")
 
 
-async def walk(folder: str) -> dict[str, Any]:
-    settings = Settings.model_validate({"data_dir": folder, "diffusion": {"device": "cpu"}})
+async def walk(folder: str, models: str) -> dict[str, Any]:
+    diffusion = {"device": "cpu", "models_dir": models}
+    settings = Settings.model_validate({"data_dir": folder, "diffusion": diffusion})
     storage = open_storage(settings)
     handle = await asyncio.to_thread(deploy, settings, "avatar-mini")
 
@@ -61,7 +62,7 @@ async def walk(folder: str) -> dict[str, Any]:
     handle = await asyncio.to_thread(deploy, settings, "nosuch")
     after = await wait_until(described_with_failure, deadline=60)
     ends.append([update async for update in stream()][-1])
-    long = stream(steps=800, strength=1.0)
+    long = stream(steps=800, strength=None)
     async for update in long:
         if update.step >= 1:
             break
@@ -76,7 +77,7 @@ def main() -> None:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         serve.start()
-        print("ANSWER", json.dumps(asyncio.run(walk(sys.argv[1]))))
+        print("ANSWER", json.dumps(asyncio.run(walk(*sys.argv[1:]))))
     finally:
         serve.shutdown()
         ray.shutdown()

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from avatarforge.diffusion.catalogue import Manifest
-from tests.checkpoints import CHECKPOINT, write_manifest
+from avatarforge.diffusion.models.catalogue import Manifest
+from tests.checkpoints import img2img_checkpoint, write_manifest
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -33,7 +33,7 @@ def single_file(folder: Path, pipeline: Any) -> Manifest:
         block_out_channels=(32, 32),
         norm_num_groups=8,
     )
-    shutil.copytree(CHECKPOINT, folder / "config", ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(img2img_checkpoint(), folder / "config", ignore=shutil.ignore_patterns("*.safetensors"))
     vae.save_config(folder / "config" / "vae")
     index = folder / "config" / "model_index.json"
     index.write_text(index.read_text().replace("AutoencoderTiny", "AutoencoderKL"))

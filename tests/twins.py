@@ -5,26 +5,33 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 
-from avatarforge.domain.changes import Fence, JobChange, KeptObjects, LoggedChange, ObjectDeletion
+from avatarforge.domain.changes import (
+    Fence,
+    IdempotencyKey,
+    JobChange,
+    KeptObjects,
+    KnownKey,
+    LoggedChange,
+    ObjectDeletion,
+)
 from avatarforge.domain.deliveries import WebhookDelivery
-from avatarforge.domain.errors import DatabaseUnavailable, Overtaken
-from avatarforge.domain.events import EventKind
+from avatarforge.domain.errors import DatabaseUnavailable, StaleEpoch
 from avatarforge.domain.generations import (
     GenerationFinished,
     GenerationProgress,
     GenerationTask,
     GenerationUpdate,
 )
-from avatarforge.domain.idempotency import KnownKey
 from avatarforge.domain.jobs import ProfilePhotoJob
+from avatarforge.domain.status import EventKind
 from avatarforge.storage.keys import job_prefix
 from tests.factories import an_outcome
 
 
 class MemoryRecords:
-    """The record of jobs and events, as `JobRecords` keeps it."""
+    """The record of jobs and events, as `JobRepository` keeps it."""
 
     def __init__(self) -> None:
         self.epochs: dict[int, int] = {}
@@ -45,12 +52,20 @@ class MemoryRecords:
         """Of objects that have to go."""
         self.models: dict[int, str] = {}
 
-    def outlived(self, shard: int, before: datetime, limit: int) -> list[ProfilePhotoJob]:
+    def list_ended(self, shard: int, before: datetime, limit: int) -> list[ProfilePhotoJob]:
         self._answer()
         old = (job for job in self.jobs.values() if job.status.is_terminal and job.created_at < before)
         return sorted(old, key=lambda job: job.job_id)[:limit]
 
-    def claim_shard(self, shard: int) -> int:
+    def read_clock(self) -> datetime:
+        self._answer()
+        return datetime.now(UTC)
+
+    def keep_lease(self, shard: int, epoch: int, cluster_id: str) -> str | None:
+        self._answer()
+        return None
+
+    def claim_shard(self, shard: int, shards: int | None = None, cluster_id: str = "") -> int:
         self._answer()
         self.epochs[shard] = self.epochs.get(shard, 0) + 1
         return self.epochs[shard]
@@ -61,7 +76,7 @@ class MemoryRecords:
             self.starts_held += 1
             self.hold_starts.wait(10)
         if self.epochs[shard] != epoch:
-            raise Overtaken(shard, epoch, self.epochs[shard])
+            raise StaleEpoch(shard, epoch, self.epochs[shard])
         names = {(entry.job.job_id, entry.job.revision) for entry in self.log}
         if any((change.job.job_id, change.job.revision) in names for change in changes):
             raise ValueError("a change of this revision is in the log already")
@@ -76,7 +91,7 @@ class MemoryRecords:
         first = len(self.log) + 1
         seqs = list(range(first, first + len(changes)))
         for seq, change in zip(seqs, changes, strict=True):
-            numbered = change.numbered(seq)
+            numbered = change.with_seq(seq)
             self.log.append(numbered)
             if (key := change.idempotency_key) is not None:
                 self.keys[change.job.customer_id, key.key] = KnownKey(
@@ -92,23 +107,28 @@ class MemoryRecords:
             raise DatabaseUnavailable("the answer was lost")
         return seqs
 
-    def committed(self, changes: Sequence[JobChange]) -> list[int] | None:
+    def check(self, shard: int, epoch: int) -> None:
+        self._answer()
+        if self.epochs[shard] != epoch:
+            raise StaleEpoch(shard, epoch, self.epochs[shard])
+
+    def read_back(self, changes: Sequence[JobChange]) -> list[int] | None:
         self._answer()
         seqs = {(entry.job.job_id, entry.job.revision): entry.event.seq for entry in self.log}
         found = [seqs.get((change.job.job_id, change.job.revision)) for change in changes]
         return None if None in found else [seq for seq in found if seq is not None]
 
-    def unfinished(self, shard: int) -> list[ProfilePhotoJob]:
+    def list_unfinished(self, shard: int) -> list[ProfilePhotoJob]:
         self._answer()
         return sorted(
             (job for job in self.jobs.values() if not job.status.is_terminal), key=lambda job: job.job_id
         )
 
-    def job(self, customer_id: str, job_id: str) -> ProfilePhotoJob | None:
+    def find_job(self, customer_id: str, job_id: str) -> ProfilePhotoJob | None:
         self._answer()
         return self.jobs.get(job_id)
 
-    def jobs_of(self, customer_id: str, before: str | None, limit: int) -> list[ProfilePhotoJob]:
+    def list_jobs(self, customer_id: str, before: str | None, limit: int) -> list[ProfilePhotoJob]:
         self._answer()
         mine = sorted(
             (job for job in self.jobs.values() if job.customer_id == customer_id),
@@ -120,9 +140,9 @@ class MemoryRecords:
     def forget_customer(self, shard: int, epoch: int, customer_id: str) -> bool:
         self._answer()
         known = any(entry.job.customer_id == customer_id for entry in self.log)
-        return known and not self.jobs_of(customer_id, None, 1)
+        return known and not self.list_jobs(customer_id, None, 1)
 
-    def objects_of(self, job_ids: Collection[str]) -> dict[str, KeptObjects]:
+    def list_objects(self, job_ids: Collection[str]) -> dict[str, KeptObjects]:
         self._answer()
         found = {
             job_id: KeptObjects(
@@ -135,7 +155,7 @@ class MemoryRecords:
         self.objects_asked += 1
         return found
 
-    def known_key(self, customer_id: str, key: str, now: datetime) -> KnownKey | None:
+    def find_key(self, customer_id: str, key: str, now: datetime) -> KnownKey | None:
         self._answer()
         return self.keys.get((customer_id, key))
 
@@ -143,21 +163,21 @@ class MemoryRecords:
         self._answer()
         return 0
 
-    def last_model(self, shard: int) -> str | None:
+    def get_last_model(self, shard: int) -> str | None:
         self._answer()
         return self.models.get(shard)
 
     def keep_model(self, shard: int, epoch: int, model: str) -> None:
         self._answer()
         if self.epochs[shard] != epoch:
-            raise Overtaken(shard, epoch, self.epochs[shard])
+            raise StaleEpoch(shard, epoch, self.epochs[shard])
         self.models[shard] = model
 
-    def latest_seq(self, shard: int) -> int:
+    def get_latest_seq(self, shard: int) -> int:
         self._answer()
         return len(self.log)
 
-    def events_after(self, shard: int, seq: int, limit: int) -> list[LoggedChange]:
+    def list_shard_events(self, shard: int, seq: int, limit: int) -> list[LoggedChange]:
         self._answer()
         page = self.log[seq : seq + limit]
         return [
@@ -178,13 +198,13 @@ async def three_steps(task: GenerationTask) -> AsyncGenerator[GenerationUpdate, 
 
 
 class MemoryDeletions:
-    """The deletions that a `MemoryRecords` has on record, as `DeletionRecords` keeps them."""
+    """The deletions that a `MemoryRecords` has on record, as `DeletionRepository` keeps them."""
 
     def __init__(self, records: MemoryRecords) -> None:
         self._records = records
         self.postponed: list[int] = []
 
-    def due(self, shard: int, now: datetime, limit: int) -> list[ObjectDeletion]:
+    def list_due(self, shard: int, now: datetime, limit: int) -> list[ObjectDeletion]:
         prefixes = enumerate(self._records.prefixes)
         return [
             ObjectDeletion(deletion_id=place, prefix=prefix)
@@ -195,7 +215,7 @@ class MemoryDeletions:
     def postpone(self, deletion_ids: Sequence[int], due_at: datetime, fence: Fence) -> None:
         self.postponed.extend(deletion_ids)
 
-    def done(self, deletion_ids: Sequence[int], fence: Fence) -> None:
+    def complete(self, deletion_ids: Sequence[int], fence: Fence) -> None:
         for place in deletion_ids:
             self._records.prefixes[place] = ""
 
@@ -217,8 +237,14 @@ class MemoryWebhooks:
     def forget(self, job_id: str) -> None:
         self.forgotten.append(job_id)
 
-    def again(
-        self, customer_id: str, job_id: str, delivery_id: str, at: datetime, fence: Fence
+    def reschedule(
+        self,
+        customer_id: str,
+        job_id: str,
+        delivery_id: str,
+        at: datetime,
+        fence: Fence,
+        key: IdempotencyKey | None = None,
     ) -> WebhookDelivery | None:
         known = [delivery for delivery in self.expected if delivery.delivery_id == delivery_id]
         return known[0] if known else None

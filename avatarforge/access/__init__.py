@@ -1,1 +1,1 @@
-"""Who may come in: API keys, tickets, signed links and the rates at which they may ask."""
+"""Access control: API keys, tickets, signed links and rate limits."""

@@ -13,10 +13,10 @@ import structlog
 from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 from ray.serve.config import AutoscalingContext
 
-from avatarforge.autoscaling.counts import Counts
-from avatarforge.autoscaling.gauge import Gauge, asking_trackers
-from avatarforge.autoscaling.rule import Hold, Load, Targets, wanted, within
-from avatarforge.autoscaling.work import Work
+from avatarforge.autoscaling.backlog_poller import BacklogPoller, Counts, make_tracker_poll
+from avatarforge.autoscaling.desired_replicas import Load, StabilizationWindow, clamp, compute_replicas
+from avatarforge.autoscaling.load_estimator import LoadEstimator
+from avatarforge.settings import ScalingSettings
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +31,7 @@ class BacklogPolicy:
     for it, so Serve's rule does not see the line, but it keeps what works.
     """
 
-    PATIENCE = 600.0
+    DEFAULT_HOLD_SECONDS = 600.0
     """Seconds that replicas are kept before any targets were told: Serve's own default."""
 
     def __init__(
@@ -43,20 +43,20 @@ class BacklogPolicy:
     ) -> None:
         """`shards` says how many trackers to ask (`policy_kwargs`). `newest` gives counts from elsewhere, by
         the same clock; it returns at once."""
-        self._newest = newest or Gauge(asking_trackers(shards), clock).newest
+        self._newest = newest or BacklogPoller(make_tracker_poll(shards), clock).newest
         self._clock = clock
-        self._work = Work()
+        self._estimator = LoadEstimator()
         self._measured_at = float("-inf")
         self._load: Load | None = None
-        self._hold = Hold()
-        self._targets: Targets | None = None
+        self._window = StabilizationWindow()
+        self._targets: ScalingSettings | None = None
         """The last that were told: they hold while the trackers are silent."""
         self._fault = ""
         """The last fault of ours that was logged; the same is not told ten times a second."""
 
     def __call__(self, ctx: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         try:
-            return self._decided(ctx), {}
+            return self._decide(ctx), {}
         except Exception as error:
             # The edge to Serve: its controller would stop working on every deployment.
             if repr(error) != self._fault:
@@ -64,23 +64,23 @@ class BacklogPolicy:
             self._fault = repr(error)
             return ctx.target_num_replicas, {}
 
-    def _decided(self, ctx: AutoscalingContext) -> int:
-        wish = self._wish(ctx)
-        seconds = self.PATIENCE if self._targets is None else self._targets.scale_down_seconds
+    def _decide(self, ctx: AutoscalingContext) -> int:
+        desired = self._desire(ctx)
+        seconds = self.DEFAULT_HOLD_SECONDS if self._targets is None else self._targets.scale_down_seconds
         now = self._clock()
-        if not self._hold:
+        if not self._window:
             # A new policy, or a controller that has started again, has not seen why there are so many.
-            self._hold.most(ctx.target_num_replicas, now, seconds)
-        return self._hold.most(wish, now, seconds)
+            self._window.add(ctx.target_num_replicas, now, seconds)
+        return self._window.add(desired, now, seconds)
 
-    def _wish(self, ctx: AutoscalingContext) -> int:
+    def _desire(self, ctx: AutoscalingContext) -> int:
         counts = self._newest()
         if counts is None:
             told, _ = replica_queue_length_autoscaling_policy(ctx)
             replicas = math.ceil(told)
-            return replicas if self._targets is None else within(replicas, self._targets)
+            return replicas if self._targets is None else clamp(replicas, self._targets)
         if self._load is None or counts.at > self._measured_at:
-            self._load = self._work.load(counts, ctx.current_num_replicas)
+            self._load = self._estimator.load(counts, ctx.current_num_replicas)
             self._measured_at = counts.at
         self._targets = counts.targets
-        return wanted(self._load, ctx.current_num_replicas, counts.targets)
+        return compute_replicas(self._load, ctx.current_num_replicas, counts.targets)

@@ -1,7 +1,6 @@
-"""`avatarforge bench`: how fast a running server is, seen from a client."""
+"""`avatarforge bench`: measure how fast a running server is for its clients."""
 
 import asyncio
-import json
 import secrets
 import time
 from collections.abc import Sequence
@@ -10,107 +9,103 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from avatarforge.cli.connecting import PATIENCE_SECONDS, check_there, server_url
+from avatarforge.cli.connect import RETRY_TIMEOUT_SECONDS, require_server, resolve_url
 from avatarforge.cli.photos import SAMPLE, NoSuchPhoto
-from avatarforge.cli.terminal import err, out, terminating_like_ctrl_c
+from avatarforge.cli.terminal import err, interrupt_on_signals, out
 from avatarforge.client import AsyncClient, NotFound, ProfilePhotoJobStatus
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
-    """One photo, in seconds by this machine's clock."""
+class Measurement:
+    """The times of one photo, in seconds by this machine's clock."""
 
     accepted: float
     """From the upload's first byte to its 202."""
     ended: float
-    """From the upload's first byte to hearing of the avatar."""
+    """From the upload's first byte to the response that the avatar is there."""
     job: ProfilePhotoJobStatus
 
 
 def bench(
     *, photo: Path | None, photos: int, at_once: int, url: str | None, api_key: str | None, as_json: bool
 ) -> None:
-    """Raises `JobFailed` for the first job that ends without an avatar, and `Refused`."""
+    """Upload photos and print the times. Raises `JobFailed` for the first job that ends without an avatar."""
     source = photo or SAMPLE
     if not source.is_file():
-        raise NoSuchPhoto(source)
-    there = server_url(url)
-    check_there(there)
-    with terminating_like_ctrl_c():
-        measured, seconds = asyncio.run(_measured(there, api_key, source.read_bytes(), photos, at_once))
-    report = report_of(measured, seconds, at_once, there)
+        raise NoSuchPhoto(str(source))
+    server = resolve_url(url)
+    require_server(server)
+    with interrupt_on_signals():
+        measurements, seconds = asyncio.run(
+            _measure_photos(server, api_key, source.read_bytes(), photos, at_once)
+        )
+    report = build_report(measurements, seconds, at_once, server)
     if as_json:
-        out.print_json(json.dumps(report))
+        out.print_json(data=report)
     else:
-        _show(report)
+        _print_report(report)
 
 
-async def _measured(
+async def _measure_photos(
     url: str, api_key: str | None, photo: bytes, photos: int, at_once: int
-) -> tuple[list[Measured], float]:
-    """Every photo's times, and how long all of it took. What was made is erased again."""
+) -> tuple[list[Measurement], float]:
+    """Return every photo's times, and how long all of them took. Erases what was made."""
     customer = f"bench-{secrets.token_hex(4)}"
-    async with AsyncClient(url, api_key=api_key, timeout=120, patience=PATIENCE_SECONDS) as client:
+    async with AsyncClient(url, api_key=api_key, timeout=120, retry_timeout=RETRY_TIMEOUT_SECONDS) as client:
         try:
-            with _progress() as progress:
-                line = progress.add_task("warming up", total=1)
-                # The first picture may wait for the model to be loaded: that is another measurement.
-                await _one(client, customer, photo, 0)
-                progress.reset(line, total=photos, description="measuring")
-                turns, began = asyncio.Semaphore(at_once), time.perf_counter()
-                tasks = [_in_turn(turns, client, customer, photo, n, progress, line) for n in range(photos)]
-                return await asyncio.gather(*tasks), time.perf_counter() - began
+            with _create_progress() as progress:
+                task = progress.add_task("warming up", total=1)
+                # The first image may wait for the model to be loaded: that is another measurement.
+                await _measure_photo(client, customer, photo, 0)
+                progress.reset(task, total=photos, description="measuring")
+                semaphore, started_at = asyncio.Semaphore(at_once), time.perf_counter()
+
+                async def measure_in_turn(number: int) -> Measurement:
+                    async with semaphore:
+                        measurement = await _measure_photo(client, customer, photo, number)
+                    progress.advance(task)
+                    return measurement
+
+                measurements = await asyncio.gather(*map(measure_in_turn, range(photos)))
+                return measurements, time.perf_counter() - started_at
         finally:
-            # Without a photo that was accepted there is no such customer; why is what the caller shall hear.
+            # If no photo was accepted, there is no such customer: the caller gets the error that says why.
             with suppress(NotFound):
                 await client.erase_customer(customer)
 
 
-async def _in_turn(
-    turns: asyncio.Semaphore,
-    client: AsyncClient,
-    customer: str,
-    photo: bytes,
-    number: int,
-    progress: Progress,
-    line: TaskID,
-) -> Measured:
-    async with turns:
-        measured = await _one(client, customer, photo, number)
-    progress.advance(line)
-    return measured
-
-
-async def _one(client: AsyncClient, customer: str, photo: bytes, number: int) -> Measured:
-    began = time.perf_counter()
+async def _measure_photo(client: AsyncClient, customer: str, photo: bytes, number: int) -> Measurement:
+    started_at = time.perf_counter()
     job = await client.submit(customer, photo, seed=number)
-    accepted = time.perf_counter() - began
+    accepted = time.perf_counter() - started_at
     done = await client.wait(job, seconds=600)
-    return Measured(accepted=accepted, ended=time.perf_counter() - began, job=done)
+    return Measurement(accepted=accepted, ended=time.perf_counter() - started_at, job=done)
 
 
-def report_of(measured: Sequence[Measured], seconds: float, at_once: int, url: str) -> dict[str, Any]:
-    """The figures, as `--json` writes them; times in seconds."""
-    steps = [each.job.timings.steps for each in measured if each.job.timings.steps is not None]
+def build_report(
+    measurements: Sequence[Measurement], seconds: float, at_once: int, url: str
+) -> dict[str, Any]:
+    """Return the object that `--json` writes; times are in seconds."""
+    steps = [each.job.timings.steps for each in measurements if each.job.timings.steps is not None]
     return {
         "url": url,
-        "photos": len(measured),
+        "photos": len(measurements),
         "atOnce": at_once,
         "seconds": round(seconds, 3),
-        "avatarsPerSecond": round(len(measured) / seconds, 3),
-        "uploadToAccepted": _percentiles([each.accepted for each in measured]),
-        "uploadToAvatar": _percentiles([each.ended for each in measured]),
-        "denoising": _percentiles(steps),
-        "models": sorted({str(each.job.model) for each in measured}),
-        "backends": sorted({str(each.job.backend) for each in measured}),
-        "repeated": sum(each.job.attempt > 1 for each in measured),
+        "avatarsPerSecond": round(len(measurements) / seconds, 3),
+        "uploadToAccepted": _compute_percentiles([each.accepted for each in measurements]),
+        "uploadToAvatar": _compute_percentiles([each.ended for each in measurements]),
+        "denoising": _compute_percentiles(steps),
+        "models": sorted({str(each.job.model) for each in measurements}),
+        "backends": sorted({str(each.job.backend) for each in measurements}),
+        "repeated": sum(each.job.attempt > 1 for each in measurements),
     }
 
 
-def _percentiles(values: Sequence[float]) -> dict[str, float]:
+def _compute_percentiles(values: Sequence[float]) -> dict[str, float]:
     ordered = sorted(values)
     if not ordered:
         return {}
@@ -122,7 +117,7 @@ def _percentiles(values: Sequence[float]) -> dict[str, float]:
 _PERCENTS = {"p50": 50, "p90": 90, "p99": 99}
 
 
-def _progress() -> Progress:
+def _create_progress() -> Progress:
     return Progress(
         TextColumn("[bold]{task.description}"),
         BarColumn(),
@@ -134,7 +129,7 @@ def _progress() -> Progress:
     )
 
 
-def _show(report: dict[str, Any]) -> None:
+def _print_report(report: dict[str, Any]) -> None:
     out.print(
         f"[bold]{report['avatarsPerSecond']:.2f} avatars a second[/]: {report['photos']} photos in "
         f"{report['seconds']:.1f} s, {report['atOnce']} at a time, with {', '.join(report['models'])}",
@@ -148,9 +143,9 @@ def _show(report: dict[str, Any]) -> None:
         ("upload to avatar", "uploadToAvatar"),
         ("of it denoising", "denoising"),
     ):
-        if figures := report[name]:
-            table.add_row(label, *(f"{figures[column]:.3f}" for column in ("p50", "p90", "p99", "max")))
+        if percentiles := report[name]:
+            table.add_row(label, *(f"{percentiles[column]:.3f}" for column in ("p50", "p90", "p99", "max")))
     out.print(table)
     if report["repeated"]:
         err.print(f"{report['repeated']} jobs were started more than once.")
-    err.print("Seen from this client: where it runs beside the server, both share the machine.")
+    err.print("Measured by this client: if it runs on the server's machine, both share it.")

@@ -1,15 +1,15 @@
-"""The before/after picture: the photo and its avatar side by side, labelled."""
+"""The before/after image: the photo and its avatar side by side, labelled."""
 
 from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from avatarforge.diffusion.provenance import Marking
 from avatarforge.domain.jobs import ImageFormat
+from avatarforge.imaging.provenance import ContentCredentials
 
 _SIDE, _MARGIN, _LABEL = 512, 32, 56
-"""Pixels: of each picture, around them, and of the strip of text below."""
+"""Pixels: the side of each image, around them, and the height of the text below."""
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -19,35 +19,35 @@ BACKGROUND, INK, FAINT = (250, 249, 246), (38, 38, 44), (128, 128, 138)
 def write_comparison(before: tuple[bytes, str], after: tuple[bytes, str], target: Path) -> None:
     """Write a PNG of 1120 x 632 pixels: the square photo left, the avatar right, each with its caption."""
     width = 2 * _SIDE + 3 * _MARGIN
-    picture = Image.new("RGB", (width, _SIDE + 2 * _MARGIN + _LABEL), BACKGROUND)
-    draw = ImageDraw.Draw(picture)
+    canvas = Image.new("RGB", (width, _SIDE + 2 * _MARGIN + _LABEL), BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
     for column, (title, (content, caption)) in enumerate((("photo", before), ("avatar", after))):
         left = _MARGIN + column * (_SIDE + _MARGIN)
         with Image.open(BytesIO(content)) as file:
             image = file.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-        picture.paste(image, (left, _MARGIN), rounded_mask(_SIDE, 24))
-        _write(draw, (left, _MARGIN + _SIDE + 16), title, caption)
-    target.write_bytes(Marking().file(picture, ImageFormat.PNG))
+        canvas.paste(image, (left, _MARGIN), draw_rounded_mask(_SIDE, 24))
+        _draw_label(draw, (left, _MARGIN + _SIDE + 16), title, caption)
+    target.write_bytes(ContentCredentials().encode(canvas, ImageFormat.PNG))
 
 
-def rounded_mask(side: int, radius: int, finer: int = 4) -> Image.Image:
-    """Drawn larger and scaled down: Pillow's own corners have steps."""
-    mask = Image.new("L", (side * finer, side * finer), 0)
-    corner = side * finer - 1
-    ImageDraw.Draw(mask).rounded_rectangle((0, 0, corner, corner), radius * finer, fill=255)
+def draw_rounded_mask(side: int, radius: int, oversampling: int = 4) -> Image.Image:
+    """Draw a square with round corners, larger and scaled down: Pillow's own corners have steps."""
+    mask = Image.new("L", (side * oversampling, side * oversampling), 0)
+    corner = side * oversampling - 1
+    ImageDraw.Draw(mask).rounded_rectangle((0, 0, corner, corner), radius * oversampling, fill=255)
     return mask.resize((side, side), Image.Resampling.LANCZOS)
 
 
-def fitting(draw: ImageDraw.ImageDraw, text: str, font: Font, room: float) -> str:
-    """The text, cut to `room` pixels."""
-    while text and draw.textlength(text, font=font) > room:
+def truncate(draw: ImageDraw.ImageDraw, text: str, font: Font, width: float) -> str:
+    """Return as much of the text as fits in `width` pixels."""
+    while text and draw.textlength(text, font=font) > width:
         text = text.removesuffix("…")[:-1] + "…" if len(text) > 1 else ""
     return text
 
 
-def _write(draw: ImageDraw.ImageDraw, at: tuple[float, float], title: str, detail: str) -> None:
+def _draw_label(draw: ImageDraw.ImageDraw, at: tuple[float, float], title: str, detail: str) -> None:
     bold, plain = ImageFont.load_default(26), ImageFont.load_default(20)
     draw.text(at, title, font=bold, fill=INK)
     left = at[0] + draw.textlength(title, font=bold) + 14
-    shown = fitting(draw, detail, plain, at[0] + _SIDE - left)
-    draw.text((left, at[1] + 5), shown, font=plain, fill=FAINT)
+    fitting = truncate(draw, detail, plain, at[0] + _SIDE - left)
+    draw.text((left, at[1] + 5), fitting, font=plain, fill=FAINT)

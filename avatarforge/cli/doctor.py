@@ -1,6 +1,5 @@
-"""`avatarforge doctor`: does this deployment have what it needs?"""
+"""`avatarforge doctor`: check that this deployment has what it needs."""
 
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from avatarforge.cli.terminal import FAILURE, err, out
+from avatarforge.cli.terminal import ExitCode, err, out
 from avatarforge.diagnosis import Finding, State, examine
 from avatarforge.embedded import arguments_of, read_config
 from avatarforge.settings import load_settings
@@ -17,20 +16,20 @@ COLORS = {State.OK: "green", State.ABSENT: "dim", State.WARNING: "yellow", State
 
 
 def doctor(config: Path | None, gpu: bool | None, options: dict[str, str], as_json: bool) -> None:
-    """Show what was found. Exits with 1 when a check failed."""
+    """Print the findings. Exits with 1 if a check failed."""
     arguments = None if config is None else arguments_of(read_config(config))
     settings = load_settings(arguments, environ={**os.environ, **options})
     with err.status("Examining …"):
         findings = list(examine(settings, gpu))
     if as_json:
-        out.print_json(json.dumps([asdict(finding) for finding in findings]))
+        out.print_json(data=[asdict(finding) for finding in findings])
     else:
-        _show(findings)
+        _print_findings(findings)
     if any(finding.state is State.FAILED for finding in findings):
-        raise SystemExit(FAILURE)
+        raise SystemExit(ExitCode.FAILURE)
 
 
-def _show(findings: list[Finding]) -> None:
+def _print_findings(findings: list[Finding]) -> None:
     table = Table("Check", "State", "Found")
     table.columns[0].no_wrap = True
     for finding in findings:
@@ -40,5 +39,5 @@ def _show(findings: list[Finding]) -> None:
             found += f"\n[bold]→[/] {escape(finding.advice)}"
         table.add_row(finding.check, f"[{color}]{finding.state}[/]", found)
     out.print(table)
-    faults = sum(finding.state is State.FAILED for finding in findings)
-    out.print("[green]All is there.[/]" if not faults else f"[bold red]{faults} to be mended.[/]")
+    failures = sum(finding.state is State.FAILED for finding in findings)
+    out.print("[green]All checks passed.[/]" if not failures else f"[bold red]{failures} failed.[/]")

@@ -1,270 +1,226 @@
-"""`avatarforge jobs`: what became of photos, on any server."""
+"""`avatarforge jobs`: list, show, watch, cancel, retry and erase the jobs of a server."""
 
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from avatarforge.cli.options import (
-    ApiKeyOption,
-    CustomerOption,
-    JobArgument,
-    JsonOption,
-    UrlOption,
-    YesOption,
-)
-from avatarforge.cli.terminal import Exit, confirmed, err, errors_in_one_sentence, out
+from avatarforge.cli.options import CustomerOption, JobArgument, JsonOption, YesOption, client_command
+from avatarforge.cli.terminal import ExitCode, confirm, err, out
 
 if TYPE_CHECKING:
-    from avatarforge.client import DeliveryMessage, News, ProfilePhotoJobStatus
+    from avatarforge.client import Client, DeliveryMessage, JobEvent, JobRef, ProfilePhotoJobStatus
 
-app = typer.Typer(help="What became of photos.", no_args_is_help=True)
+app = typer.Typer(help="The jobs of a server.", no_args_is_help=True)
 
-_COLOURS = {
-    "PENDING": "cyan",
-    "PROCESSING": "blue",
-    "DONE": "green",
-    "FAILED": "red",
-    "CANCELLED": "yellow",
-}
-_NARROW, _WIDE = 64, 80
-"""Columns of a terminal below which a job takes two lines, and from which a list shows everything."""
+_COLOURS = {"PENDING": "cyan", "PROCESSING": "blue", "DONE": "green", "FAILED": "red", "CANCELLED": "yellow"}
+_MIN_TABLE_COLUMNS, _MIN_FULL_TABLE_COLUMNS = 64, 80
+"""Of a terminal: with fewer, a job takes two lines; with more, a table shows everything."""
 
 
-@app.command("list")
-@errors_in_one_sentence
-def list_jobs(
-    customer: CustomerOption = "me",
-    everyone: Annotated[bool, typer.Option("--all", help="The latest job of every customer.")] = False,
-    state: Annotated[
-        str | None, typer.Option(help="Only these: pending, processing, done, failed or cancelled.")
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Most jobs.")] = 20,
-    url: UrlOption = None,
-    api_key: ApiKeyOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """List jobs, newest first."""
-    from itertools import islice
-
-    from avatarforge.cli.connecting import connected
-
-    wanted = _state(state)
-    with connected(url, api_key) as client:
-        found: Iterable[ProfilePhotoJobStatus] = client.jobs(customer)
-        if everyone:
-            latest = (each.latest_photo for each in client.customers())
-            found = sorted(
-                (job for job in latest if job is not None), key=lambda job: job.created_at, reverse=True
-            )
-        jobs = list(islice((job for job in found if wanted in (None, job.status)), limit))
-    if as_json:
-        out.print_json(json.dumps([told(job) for job in jobs]))
-        return
-    if not jobs:
-        err.print("No job is like that.")
-        return
-    show_list(jobs, with_customer=everyone)
-
-
-@app.command("show")
-@errors_in_one_sentence
-def show_job(
-    job: JobArgument,
-    customer: CustomerOption = "me",
-    url: UrlOption = None,
-    api_key: ApiKeyOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show one job: its state, times, error and webhooks."""
-    from avatarforge.cli.connecting import connected
-    from avatarforge.client import JobName
-
-    with connected(url, api_key) as client:
-        found = client.status(JobName(customer, job))
-        deliveries = client.deliveries(found)
-    if as_json:
-        webhooks = [json.loads(delivery.json_bytes()) for delivery in deliveries]
-        out.print_json(json.dumps({**told(found), "deliveries": webhooks}))
-        return
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, value in _facts(found, deliveries):
-        table.add_row(label, value)
-    out.print(table)
-
-
-@app.command("watch")
-@errors_in_one_sentence
-def watch_jobs(
-    job: Annotated[str | None, typer.Argument(help="Only this one, and until it ends.")] = None,
-    customer: CustomerOption = "me",
-    after: Annotated[
-        int | None, typer.Option(min=0, help="Begin with what came after this event (`seq`).")
-    ] = None,
-    url: UrlOption = None,
-    api_key: ApiKeyOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Follow a customer's jobs, a line for each change, until Ctrl-C. With --json one object a line."""
-    from avatarforge.cli.connecting import connected
-    from avatarforge.client import JobFailed, JobName, Progressed
-
-    with connected(url, api_key) as client:
-        whom = customer if job is None else JobName(customer, job)
-        last = None
-        with err.status("Waiting for changes …") as line:
-            for news in client.watch(whom, after=after):
-                if as_json:
-                    out.print(json.dumps(_event(news)), highlight=False, markup=False)
-                elif isinstance(news, Progressed):
-                    line.update(_line(news.job))
-                else:
-                    _tell(news)
-                last = _job_of(news) or last
-        if job is not None and last is not None and last.status != "DONE":
-            raise JobFailed(last)
-
-
-@app.command("cancel")
-@errors_in_one_sentence
-def cancel_job(
-    job: JobArgument,
-    customer: CustomerOption = "me",
-    url: UrlOption = None,
-    api_key: ApiKeyOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """End a job that waits or runs."""
-    from avatarforge.cli.connecting import connected
-    from avatarforge.client import JobName
-
-    with connected(url, api_key) as client:
-        _answer(client.cancel(JobName(customer, job)), as_json)
-
-
-@app.command("retry")
-@errors_in_one_sentence
-def retry_job(
-    job: JobArgument,
-    customer: CustomerOption = "me",
-    url: UrlOption = None,
-    api_key: ApiKeyOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Make a new job with the photo and the wishes of one that has ended."""
-    from avatarforge.cli.connecting import connected
-    from avatarforge.client import JobName
-
-    with connected(url, api_key) as client:
-        _answer(client.retry(JobName(customer, job)), as_json)
-
-
-@app.command("erase")
-@errors_in_one_sentence
-def erase_job(
-    job: JobArgument,
-    customer: CustomerOption = "me",
-    yes: YesOption = False,
-    url: UrlOption = None,
-    api_key: ApiKeyOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Remove a job with its photo, its avatar and its webhooks, for good."""
-    from avatarforge.cli.connecting import connected
-    from avatarforge.client import JobName
-
-    with connected(url, api_key) as client:
-        found = client.status(JobName(customer, job))
-        if not confirmed(f"Erase job {job} ({found.status}) with its pictures?", yes):
-            raise typer.Exit(Exit.FAILURE)
-        client.erase(found)
-    if as_json:
-        out.print_json(json.dumps({"customerId": customer, "jobId": job, "erased": True}))
-    else:
-        err.print(f"Job {job} is erased.", highlight=False)
-
-
-def told(job: "ProfilePhotoJobStatus") -> dict[str, Any]:
-    """The job as every channel tells it."""
-    message: dict[str, Any] = json.loads(job.json_bytes())
-    return message
-
-
-def state_of(job: "ProfilePhotoJobStatus") -> str:
-    """The job's state in its colour."""
-    return f"[{_COLOURS[job.status]}]{job.status}[/]"
-
-
-def _state(text: str | None) -> str | None:
+def _parse_state(text: str | None) -> str | None:
     if text is not None and text.upper() not in _COLOURS:
         raise typer.BadParameter(f"{text!r} is none of {', '.join(_COLOURS).lower()}.", param_hint="--state")
     return None if text is None else text.upper()
 
 
-def show_list(jobs: list["ProfilePhotoJobStatus"], *, with_customer: bool) -> None:
-    """The jobs, as the terminal has room for them. Ids are never cut: people copy them."""
-    if out.width >= _NARROW:
-        out.print(_table(jobs, with_customer=with_customer))
+@app.command("list")
+@client_command
+def list_jobs(
+    client: "Client",
+    customer: CustomerOption = "me",
+    everyone: Annotated[bool, typer.Option("--all", help="The latest job of every customer.")] = False,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            callback=_parse_state, help="Only these: pending, processing, done, failed or cancelled."
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most jobs.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """List jobs, newest first."""
+    found: Iterable[ProfilePhotoJobStatus] = client.list_jobs(customer)
+    if everyone:
+        latest = (each.latest_photo for each in client.list_customers())
+        found = sorted(
+            (job for job in latest if job is not None), key=lambda job: job.created_at, reverse=True
+        )
+    jobs = list(islice((job for job in found if state in (None, job.status)), limit))
+    if as_json:
+        out.print_json(data=[job_to_json(job) for job in jobs])
+        return
+    if not jobs:
+        err.print("There are no such jobs.")
+        return
+    print_jobs(jobs, with_customer=everyone)
+
+
+@app.command("show")
+@client_command
+def show_job(
+    client: "Client", job: JobArgument, customer: CustomerOption = "me", as_json: JsonOption = False
+) -> None:
+    """Show one job: its state, times, error and webhooks."""
+    found = client.get_status(_job_ref(customer, job))
+    deliveries = client.list_deliveries(found)
+    if as_json:
+        webhooks = [json.loads(delivery.json_bytes()) for delivery in deliveries]
+        out.print_json(data={**job_to_json(found), "deliveries": webhooks})
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, value in _describe_job(found, deliveries):
+        table.add_row(label, value)
+    out.print(table)
+
+
+@app.command("watch")
+@client_command
+def watch_jobs(
+    client: "Client",
+    job: Annotated[str | None, typer.Argument(help="Only this one, and until it ends.")] = None,
+    customer: CustomerOption = "me",
+    after: Annotated[
+        int | None, typer.Option(min=0, help="Begin with what came after this event (`seq`).")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Follow a customer's jobs, a line for each change, until Ctrl-C. With --json one object a line."""
+    from avatarforge.client import JobFailed, JobProgressed
+
+    target = customer if job is None else _job_ref(customer, job)
+    last = None
+    with err.status("Waiting for changes …") as line:
+        for event in client.watch(target, after=after):
+            if as_json:
+                out.print(json.dumps(_event_to_json(event)), highlight=False, markup=False)
+            elif isinstance(event, JobProgressed):
+                line.update(_format_job(event.job))
+            else:
+                _print_event(event)
+            last = _get_job(event) or last
+    if job is not None and last is not None and last.status != "DONE":
+        raise JobFailed(last)
+
+
+@app.command("cancel")
+@client_command
+def cancel_job(
+    client: "Client", job: JobArgument, customer: CustomerOption = "me", as_json: JsonOption = False
+) -> None:
+    """End a job that waits or runs."""
+    _print_job(client.cancel(_job_ref(customer, job)), as_json)
+
+
+@app.command("retry")
+@client_command
+def retry_job(
+    client: "Client", job: JobArgument, customer: CustomerOption = "me", as_json: JsonOption = False
+) -> None:
+    """Make a new job with the photo and the parameters of one that has ended."""
+    _print_job(client.retry(_job_ref(customer, job)), as_json)
+
+
+@app.command("erase")
+@client_command
+def erase_job(
+    client: "Client",
+    job: JobArgument,
+    customer: CustomerOption = "me",
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove a job with its photo, its avatar and its webhooks, for good."""
+    found = client.get_status(_job_ref(customer, job))
+    if not confirm(f"Erase job {job} ({found.status}) with its images?", yes):
+        raise typer.Exit(ExitCode.FAILURE)
+    client.erase(found)
+    if as_json:
+        out.print_json(data={"customerId": customer, "jobId": job, "erased": True})
+    else:
+        err.print(f"Job {job} is erased.", highlight=False)
+
+
+def _job_ref(customer: str, job: str) -> "JobRef":
+    from avatarforge.client import JobRef
+
+    return JobRef(customer, job)
+
+
+def job_to_json(job: "ProfilePhotoJobStatus") -> dict[str, Any]:
+    message: dict[str, Any] = json.loads(job.json_bytes())
+    return message
+
+
+def format_state(job: "ProfilePhotoJobStatus") -> str:
+    return f"[{_COLOURS[job.status]}]{job.status}[/]"
+
+
+def print_jobs(jobs: list["ProfilePhotoJobStatus"], *, with_customer: bool) -> None:
+    """Print as much of the jobs as the terminal has room for. Ids are never cut: people copy them."""
+    if out.width >= _MIN_TABLE_COLUMNS:
+        out.print(_create_table(jobs, with_customer=with_customer))
         return
     now = datetime.now(UTC)
     for job in jobs:
-        whose = f"  {escape(job.customer_id)}" if with_customer else ""
-        age = ago((now - job.created_at).total_seconds())
-        out.print(f"{job.job_id}\n  {state_of(job)}  {age}{whose}", highlight=False)
+        customer = f"  {escape(job.customer_id)}" if with_customer else ""
+        age = format_age((now - job.created_at).total_seconds())
+        out.print(f"{job.job_id}\n  {format_state(job)}  {age}{customer}", highlight=False)
 
 
-def _table(jobs: list["ProfilePhotoJobStatus"], *, with_customer: bool) -> Table:
+def _create_table(jobs: list["ProfilePhotoJobStatus"], *, with_customer: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("Job", no_wrap=True)
     table.add_column("State", no_wrap=True)
     if with_customer:
         table.add_column("Customer", overflow="fold")
     table.add_column("Accepted", no_wrap=True)
-    is_wide = out.width >= _WIDE
+    is_wide = out.width >= _MIN_FULL_TABLE_COLUMNS
     if is_wide:
         table.add_column("Took", justify="right", no_wrap=True)
         table.add_column("Model")
     now = datetime.now(UTC)
     for job in jobs:
-        cells = [job.job_id, state_of(job)]
+        cells = [job.job_id, format_state(job)]
         cells += [escape(job.customer_id)] if with_customer else []
-        cells += [ago((now - job.created_at).total_seconds())]
-        cells += [_took(job), escape(job.model or "")] if is_wide else []
+        cells += [format_age((now - job.created_at).total_seconds())]
+        cells += [_format_duration(job), escape(job.model or "")] if is_wide else []
         table.add_row(*cells)
     return table
 
 
-def ago(seconds: float) -> str:
-    """How long ago, in the largest unit that fits."""
+def format_age(seconds: float) -> str:
+    """Return how long ago, in the largest unit that fits."""
     for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{int(seconds // size)} {unit} ago"
     return f"{max(0, int(seconds))} s ago"
 
 
-def _took(job: "ProfilePhotoJobStatus") -> str:
+def _format_duration(job: "ProfilePhotoJobStatus") -> str:
     if job.finished_at is None:
         return ""
     return f"{(job.finished_at - job.created_at).total_seconds():.1f} s"
 
 
-def _facts(
+def _describe_job(
     job: "ProfilePhotoJobStatus", deliveries: tuple["DeliveryMessage", ...]
 ) -> Iterable[tuple[str, str]]:
     yield "job", job.job_id
     yield "customer", escape(job.customer_id)
-    yield "state", state_of(job) + _where(job)
+    yield "state", format_state(job) + _format_position(job)
     if job.error is not None:
         yield "error", f"{escape(job.error.message)} [dim]({job.error.code})[/]"
     yield "accepted", f"{job.created_at:%Y-%m-%d %H:%M:%S} UTC"
     if job.finished_at is not None:
-        yield "ended", f"{job.finished_at:%Y-%m-%d %H:%M:%S} UTC, after {_took(job)}"
+        yield "ended", f"{job.finished_at:%Y-%m-%d %H:%M:%S} UTC, after {_format_duration(job)}"
     yield "attempts", str(job.attempt)
     if job.parameters.style is not None:
         yield "style", escape(job.parameters.style)
@@ -283,64 +239,64 @@ def _facts(
         yield "webhook", escape(f"{delivery.state} after {calls} call{'s' * (calls != 1)}, {delivery.url}")
 
 
-def _where(job: "ProfilePhotoJobStatus") -> str:
+def _format_position(job: "ProfilePhotoJobStatus") -> str:
     if job.progress is not None:
         return f", step {job.progress.step} of {job.progress.total_steps}"
-    return "" if job.queue_position is None else f", number {job.queue_position} in the line"
+    return "" if job.queue_position is None else f", number {job.queue_position} in the queue"
 
 
-def _line(job: "ProfilePhotoJobStatus") -> str:
+def _format_job(job: "ProfilePhotoJobStatus") -> str:
     reason = f"  {escape(job.error.message)}" if job.error else ""
-    return f"{job.job_id}  {state_of(job)}{_where(job)}{reason}"
+    return f"{job.job_id}  {format_state(job)}{_format_position(job)}{reason}"
 
 
-def _tell(news: "News") -> None:
-    from avatarforge.client import Changed, Erased, Snapshot
+def _print_event(event: "JobEvent") -> None:
+    from avatarforge.client import JobChanged, JobErased, Snapshot
 
     now = f"[dim]{datetime.now():%H:%M:%S}[/]"
-    match news:
+    match event:
         case Snapshot(jobs=jobs, reset=reset):
             if reset:
                 err.print("[yellow]Some changes are no longer in the log.[/]")
             for job in jobs:
-                out.print(f"{now}  {_line(job)}", highlight=False)
-        case Changed(job=job):
-            out.print(f"{now}  {_line(job)}", highlight=False)
-        case Erased(job_id=job_id):
+                out.print(f"{now}  {_format_job(job)}", highlight=False)
+        case JobChanged(job=job):
+            out.print(f"{now}  {_format_job(job)}", highlight=False)
+        case JobErased(job_id=job_id):
             out.print(f"{now}  {job_id}  erased", highlight=False)
 
 
-def _event(news: "News") -> dict[str, Any]:
-    from avatarforge.client import Changed, Erased, Progressed, Snapshot
+def _event_to_json(event: "JobEvent") -> dict[str, Any]:
+    from avatarforge.client import JobChanged, JobErased, JobProgressed, Snapshot
 
-    match news:
+    match event:
         case Snapshot(seq=seq, jobs=jobs, reset=reset):
             return {
                 "event": "reset" if reset else "snapshot",
                 "seq": seq,
-                "photos": [told(job) for job in jobs],
+                "photos": [job_to_json(job) for job in jobs],
             }
-        case Changed(seq=seq, job=job):
-            return {"event": "status", "seq": seq, "photo": told(job)}
-        case Progressed(job=job):
-            return {"event": "progress", "photo": told(job)}
-        case Erased(seq=seq, customer_id=customer_id, job_id=job_id):
+        case JobChanged(seq=seq, job=job):
+            return {"event": "status", "seq": seq, "photo": job_to_json(job)}
+        case JobProgressed(job=job):
+            return {"event": "progress", "photo": job_to_json(job)}
+        case JobErased(seq=seq, customer_id=customer_id, job_id=job_id):
             return {"event": "erased", "seq": seq, "customerId": customer_id, "jobId": job_id}
 
 
-def _job_of(news: "News") -> "ProfilePhotoJobStatus | None":
-    from avatarforge.client import Changed, Snapshot
+def _get_job(event: "JobEvent") -> "ProfilePhotoJobStatus | None":
+    from avatarforge.client import JobChanged, Snapshot
 
-    match news:
-        case Changed(job=job):
+    match event:
+        case JobChanged(job=job):
             return job
         case Snapshot(jobs=jobs) if jobs:
             return jobs[0]
     return None
 
 
-def _answer(job: "ProfilePhotoJobStatus", as_json: bool) -> None:
+def _print_job(job: "ProfilePhotoJobStatus", as_json: bool) -> None:
     if as_json:
-        out.print_json(json.dumps(told(job)))
+        out.print_json(data=job_to_json(job))
     else:
-        out.print(_line(job), highlight=False)
+        out.print(_format_job(job), highlight=False)

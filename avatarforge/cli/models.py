@@ -1,44 +1,49 @@
-"""`avatarforge models`: what there is, whether it works, and what it makes of a photo. Needs no server."""
+"""`avatarforge models`: list, check and compare checkpoints. Needs no server."""
 
 import asyncio
-import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from PIL import Image
+from pydantic.alias_generators import to_snake
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from avatarforge.cli.contact_sheet import Panel, write_contact_sheet
 from avatarforge.cli.photos import SAMPLE, read_photo
 from avatarforge.cli.terminal import err, out
-from avatarforge.diffusion.catalogue import Catalogue, FileSource, FolderSource, Manifest
-from avatarforge.diffusion.engine import EngineRequest, EngineResult
-from avatarforge.diffusion.loading import LoadedModel, ModelLoader
-from avatarforge.diffusion.provenance import Marking
-from avatarforge.diffusion.squares import square
-from avatarforge.diffusion.weights import Weights, cached, parts_of, weights_of
+from avatarforge.diffusion.engines.engine import EngineRequest
+from avatarforge.diffusion.models.catalogue import (
+    Catalogue,
+    FileSource,
+    FolderSource,
+    Manifest,
+    image_guidance_for,
+)
+from avatarforge.diffusion.models.loader import ModelLoader
+from avatarforge.diffusion.models.weights import find_snapshot, find_weights, read_parts
 from avatarforge.domain.errors import InvalidRequest, ModelUnusable
 from avatarforge.domain.jobs import ImageFormat
+from avatarforge.imaging.crop import square
+from avatarforge.imaging.provenance import ContentCredentials
 from avatarforge.settings import DiffusionSettings, load_settings
 
 # --- list --------------------------------------------------------------------------------------------------
 
 
 def show_models(as_json: bool) -> None:
-    """Every manifest; one that is wrong is listed with what is wrong in it."""
+    """Print every manifest; one that is not valid is listed with its fault."""
     settings = load_settings().diffusion
     catalogue = Catalogue(settings.models_dir)
-    rows = [_row(catalogue, name, settings) for name in catalogue.names()]
+    rows = [_describe_model(catalogue, name, settings) for name in catalogue.list_names()]
     if as_json:
-        out.print_json(json.dumps(rows))
+        out.print_json(data=rows)
         return
     if not rows:
         err.print("No manifest was found.")
@@ -48,20 +53,20 @@ def show_models(as_json: bool) -> None:
     for row in rows:
         name = f"[bold]{row['name']}[/] *" if row["serves"] else row["name"]
         if row["fault"] is None:
-            table.add_row(name, _described(row), str(row["size"]), _shown_weights(row["weights"]))
+            table.add_row(name, _format_title(row), str(row["size"]), _format_weights(row["weights"]))
         else:
             table.add_row(name, f"[red]{escape(row['fault'])}[/]")
     out.print(table)
     out.print("* is what AVATARFORGE_DIFFUSION_MODEL names.")
 
 
-def _row(catalogue: Catalogue, name: str, settings: DiffusionSettings) -> dict[str, Any]:
+def _describe_model(catalogue: Catalogue, name: str, settings: DiffusionSettings) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "serves": name == settings.model, "fault": None}
     try:
-        manifest = catalogue.manifest(name)
+        manifest = catalogue.read(name)
     except ModelUnusable as error:
         return row | {"fault": error.reason}
-    weights = weights_of(manifest)
+    weights = find_weights(manifest)
     return row | {
         "title": manifest.title,
         "family": manifest.family,
@@ -77,23 +82,25 @@ def _row(catalogue: Catalogue, name: str, settings: DiffusionSettings) -> dict[s
     }
 
 
-def _described(row: Mapping[str, Any]) -> str:
+def _format_title(row: Mapping[str, Any]) -> str:
     return (
         f"{escape(row['title'])}\n[dim]{escape(row['family'])}, {escape(row['licence'])}[/]\n"
         f"{escape(', '.join(row['styles']) or 'no styles')}"
     )
 
 
-def _shown_weights(weights: Mapping[str, Any]) -> str:
-    state = f"[yellow]{escape(weights['missing'])}[/]" if weights["missing"] else _bytes(weights["bytes"])
+def _format_weights(weights: Mapping[str, Any]) -> str:
+    state = (
+        f"[yellow]{escape(weights['missing'])}[/]" if weights["missing"] else _format_bytes(weights["bytes"])
+    )
     if weights["kind"] == "hub" and not weights["missing"]:
         state = f"cached, {state}"
-    place = "" if weights["kind"] == "carried" else f" {escape(_short(weights['place']))}"
+    place = "" if weights["kind"] == "carried" else f" {escape(_shorten(weights['place']))}"
     return f"{weights['kind']}{place}\n{state}"
 
 
-def _short(place: str) -> str:
-    """A commit's first digits are enough for people."""
+def _shorten(place: str) -> str:
+    """Cut the commit to its first digits: they are enough for people."""
     repository, _, revision = place.partition("@")
     return f"{repository}@{revision[:8]}" if len(revision) == 40 else place
 
@@ -102,21 +109,21 @@ def _short(place: str) -> str:
 
 
 def check_model(name: str, target: Path | None, as_json: bool) -> None:
-    """Raises `ModelUnusable` for whatever keeps the model from making a picture of the sample portrait."""
-    settings = _settings()
-    # A wrong name is told before seconds go into imports.
-    manifest = Catalogue(settings.models_dir).manifest(name)
-    with err.status(f"Loading {name} and making a picture …"):
-        facts, picture = asyncio.run(_checked(settings, manifest))
+    """Make an image of the sample portrait. Raises `ModelUnusable` for whatever prevents that."""
+    settings = _load_settings()
+    # Read first: a wrong name is reported before seconds go into imports.
+    manifest = Catalogue(settings.models_dir).read(name)
+    with err.status(f"Loading {name} and making an image …"):
+        facts, image = asyncio.run(_make_sample(settings, manifest))
     if target is not None:
-        target.write_bytes(Marking().file(picture, ImageFormat.PNG))
+        target.write_bytes(ContentCredentials().encode(image, ImageFormat.PNG))
     if as_json:
-        out.print_json(json.dumps(facts))
+        out.print_json(data=facts)
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
-    for label, value in _lines(facts):
+    for label, value in _format_facts(facts):
         table.add_row(label, escape(value))
     if target is not None:
         table.add_row("kept as", escape(str(target.resolve())))
@@ -124,68 +131,67 @@ def check_model(name: str, target: Path | None, as_json: bool) -> None:
     err.print(f"[bold green]{escape(name)} works.[/]")
 
 
-async def _checked(settings: DiffusionSettings, manifest: Manifest) -> tuple[dict[str, Any], Image.Image]:
+async def _make_sample(settings: DiffusionSettings, manifest: Manifest) -> tuple[dict[str, Any], Image.Image]:
     loader = ModelLoader(settings)
     await loader.prepare()
     model = await loader.load(manifest)
     with model.engine as engine:
         photo, _ = square(read_photo(SAMPLE), manifest.size)
-        request = _request(manifest, photo, None, manifest.defaults.strength, seed=1)
-        begun = perf_counter()
-        picture = await _picture(model, request)
-        seconds = perf_counter() - begun
+        request = _build_request(manifest, photo, None, seed=1)
+        started_at = perf_counter()
+        image = await engine.generate_image(request)
+        seconds = perf_counter() - started_at
+        weights = find_weights(manifest)
         facts = {
             "name": manifest.name,
             "title": manifest.title,
             "licence": manifest.licence,
-            "weights": _found(weights_of(manifest)),
+            "weights": {"kind": weights.kind, "place": weights.place, "bytes": weights.size},
             "digests": len(manifest.sha256),
-            "parts": _parts(manifest),
+            "parts": _list_parts(manifest),
             "device": engine.device,
             "dtype": model.dtype,
             "atOnce": engine.report().limit,
-            "seconds": {**model.seconds, "picture": seconds},
+            "seconds": {**model.seconds, "image": seconds},
             "steps": request.steps,
-            "strength": request.strength,
+            "dials": {dial: getattr(request, to_snake(dial)) for dial in manifest.capabilities.dials},
             "pixels": manifest.size,
-            "memory": _memory(engine.device),
+            "memory": _measure_memory(engine.device),
         }
-    return facts, picture
+    return facts, image
 
 
-def _found(weights: Weights) -> dict[str, Any]:
-    return {"kind": weights.kind, "place": weights.place, "bytes": weights.size}
-
-
-def _parts(manifest: Manifest) -> dict[str, str]:
+def _list_parts(manifest: Manifest) -> dict[str, str]:
     match manifest.source:
         case FolderSource(folder=folder) | FileSource(config=folder):
-            return parts_of(folder)
+            return read_parts(folder)
         case source:
-            snapshot = cached(source.hub)
+            snapshot = find_snapshot(source.hub)
             assert snapshot is not None, "a model that was loaded is in the cache"
-            return parts_of(snapshot)
+            return read_parts(snapshot)
 
 
-def _lines(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+def _format_facts(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     weights, seconds, memory = facts["weights"], facts["seconds"], facts["memory"]
     yield "model", f"{facts['name']} ({facts['title']}, {facts['licence']})"
-    yield "weights", f"{_bytes(weights['bytes'])}, {weights['kind']}, {weights['place']}"
+    yield "weights", f"{_format_bytes(weights['bytes'])}, {weights['kind']}, {weights['place']}"
     digests = facts["digests"]
     yield "digests", f"{digests} checked" if digests else "none in the manifest"
     yield "parts", ", ".join(f"{name} ({kind})" for name, kind in facts["parts"].items())
-    yield "runs on", f"{facts['device']} in {facts['dtype']}, up to {facts['atOnce']} pictures at once"
+    yield "runs on", f"{facts['device']} in {facts['dtype']}, up to {facts['atOnce']} images at once"
     yield "load", f"{seconds['load']:.1f} s, and {seconds['warm_up']:.1f} s to warm up"
     yield (
-        "picture",
-        f"{seconds['picture']:.2f} s for {facts['pixels']} x {facts['pixels']} pixels, "
-        f"{facts['steps']} steps at strength {facts['strength']:g}",
+        "image",
+        f"{seconds['image']:.2f} s for {facts['pixels']} x {facts['pixels']} pixels, "
+        + ", ".join(
+            [f"{facts['steps']} steps", *(f"{dial} {value:g}" for dial, value in facts["dials"].items())]
+        ),
     )
-    yield "memory", f"{_bytes(memory['bytes'])} at most, {memory['of']}"
+    yield "memory", f"{_format_bytes(memory['bytes'])} at most, {memory['of']}"
 
 
-def _memory(device: str) -> dict[str, Any]:
-    """The most that was taken so far, on the GPU or by this process."""
+def _measure_memory(device: str) -> dict[str, Any]:
+    """Return the peak memory so far, of the GPU or else of this process."""
     if device.startswith("cuda"):
         import torch
 
@@ -194,18 +200,15 @@ def _memory(device: str) -> dict[str, Any]:
 
     # Kilobytes on Linux, bytes on macOS: getrusage(2).
     unit = 1 if sys.platform == "darwin" else 1024
-    return {
-        "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
-        "of": "by the whole process",
-    }
+    return {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "of": "by the whole process"}
 
 
 # --- compare -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Wish:
-    """What is made with each model."""
+class _Comparison:
+    """The input of a comparison, the same for each model."""
 
     photo: Image.Image
     styles: tuple[str | None, ...]
@@ -216,76 +219,75 @@ class _Wish:
 def compare_models(
     first: str, second: str, photo: Path | None, target: Path, strengths: str, seed: int
 ) -> None:
-    """Raises `ModelUnusable`, `InvalidRequest` for strengths that no model knows, and for the photo."""
-    settings = _settings()
+    """Write the contact sheet. Raises `ModelUnusable`, and `InvalidRequest` for invalid strengths."""
+    settings = _load_settings()
     catalogue = Catalogue(settings.models_dir)
-    manifests = [catalogue.manifest(name) for name in (first, second)]
+    manifests = [catalogue.read(name) for name in (first, second)]
     titles = {key: style.title for manifest in manifests for key, style in manifest.styles.items()}
-    wish = _Wish(
+    comparison = _Comparison(
         photo=read_photo(photo or SAMPLE),
         styles=tuple(titles) or (None,),
-        strengths=_strengths(strengths),
+        strengths=_parse_strengths(strengths),
         seed=seed,
     )
-    with _progress() as progress:
-        panels = [asyncio.run(_panel(settings, manifest, wish, progress)) for manifest in manifests]
+    with _create_progress() as progress:
+        panels = [
+            asyncio.run(_make_panel(settings, manifest, comparison, progress)) for manifest in manifests
+        ]
     write_contact_sheet(
         target,
-        square(wish.photo, 512)[0],
+        square(comparison.photo, 512)[0],
         titles or {"": "default prompt"},
-        wish.strengths,
+        comparison.strengths,
         panels,
         f"{(photo or SAMPLE).name}, seed {seed}",
     )
     out.print(f"contact sheet  {target.resolve()}", highlight=False)
 
 
-async def _panel(settings: DiffusionSettings, manifest: Manifest, wish: _Wish, progress: Progress) -> Panel:
-    """All pictures of one model. They are asked for at once: the engine makes as many together as it can."""
+async def _make_panel(
+    settings: DiffusionSettings, manifest: Manifest, comparison: _Comparison, progress: Progress
+) -> Panel:
+    """Make all images of one model. They are submitted at once, so that the engine batches them."""
+    # Where no dial counts, all columns would be alike.
+    edits = manifest.capabilities.image_guidance and manifest.defaults.guidance > 1
     cells = [
         (style, strength)
-        for style in wish.styles
+        for style in comparison.styles
         if style is None or style in manifest.styles
-        for strength in wish.strengths
+        for strength in comparison.strengths[: None if manifest.capabilities.strength or edits else 1]
     ]
-    line = progress.add_task(manifest.name, total=len(cells), state="loading")
+    task = progress.add_task(manifest.name, total=len(cells), state="loading")
     loader = ModelLoader(settings)
     await loader.prepare()
     model = await loader.load(manifest)
     with model.engine:
-        progress.update(line, state="making pictures")
-        photo, _ = square(wish.photo, manifest.size)
-        begun = perf_counter()
-        pictures = await asyncio.gather(
-            *(
-                _counted(model, _request(manifest, photo, style, strength, wish.seed), progress, line)
-                for style, strength in cells
-            )
-        )
-        seconds = perf_counter() - begun
-    progress.update(line, state="done")
+        progress.update(task, state="making images")
+        photo, _ = square(comparison.photo, manifest.size)
+
+        async def generate(style: str | None, strength: float) -> Image.Image:
+            request = _build_request(manifest, photo, style, comparison.seed, strength)
+            image = await model.engine.generate_image(request)
+            progress.advance(task)
+            return image
+
+        started_at = perf_counter()
+        images = await asyncio.gather(*(generate(*cell) for cell in cells))
+        seconds = perf_counter() - started_at
+    progress.update(task, state="done")
     return Panel(
         title=manifest.title,
         detail=(
             f"{manifest.name}, {manifest.defaults.steps} steps, guidance {manifest.defaults.guidance:g}, "
-            f"{seconds / max(len(cells), 1):.2f} s a picture"
+            f"{seconds / max(len(cells), 1):.2f} s an image"
         ),
-        pictures={
-            (style or "", strength): picture
-            for (style, strength), picture in zip(cells, pictures, strict=True)
+        images={
+            (style or "", strength): image for (style, strength), image in zip(cells, images, strict=True)
         },
     )
 
 
-async def _counted(
-    model: LoadedModel, request: EngineRequest, progress: Progress, line: TaskID
-) -> Image.Image:
-    picture = await _picture(model, request)
-    progress.advance(line)
-    return picture
-
-
-def _strengths(text: str) -> tuple[float, ...]:
+def _parse_strengths(text: str) -> tuple[float, ...]:
     expected = "numbers above 0 and at most 1, separated by commas, such as 0.4,0.6,0.8"
     try:
         strengths = tuple(float(part) for part in text.split(","))
@@ -296,7 +298,7 @@ def _strengths(text: str) -> tuple[float, ...]:
     return strengths
 
 
-def _progress() -> Progress:
+def _create_progress() -> Progress:
     columns = (
         TextColumn("[bold]{task.description}"),
         BarColumn(),
@@ -309,34 +311,29 @@ def _progress() -> Progress:
 # --- shared ------------------------------------------------------------------------------------------------
 
 
-def _settings() -> DiffusionSettings:
-    """The settings in force, but that a GPU is taken where there is one: here no Ray sets it aside."""
+def _load_settings() -> DiffusionSettings:
+    """Return the settings in force, but with a GPU if there is one: no Ray reserves it here."""
     return load_settings(environ=os.environ).diffusion.model_copy(update={"num_gpus": 1})
 
 
-def _request(
-    manifest: Manifest, photo: Image.Image, style: str | None, strength: float, seed: int
+def _build_request(
+    manifest: Manifest, photo: Image.Image, style: str | None, seed: int, strength: float | None = None
 ) -> EngineRequest:
+    """Take the manifest's defaults; models that edit have an image guidance in place of another strength."""
+    defaults = manifest.defaults
     return EngineRequest(
         image=photo,
-        prompt=manifest.prompt_for(style, ""),
-        negative_prompt=manifest.defaults.negative_prompt,
+        prompt=manifest.build_prompt(style, ""),
+        negative_prompt=defaults.negative_prompt,
         seed=seed,
-        strength=strength,
-        steps=manifest.defaults.steps,
-        guidance=manifest.defaults.guidance,
+        strength=defaults.strength if strength is None else strength,
+        steps=defaults.steps,
+        guidance=defaults.guidance,
+        image_guidance=defaults.image_guidance if strength is None else image_guidance_for(strength),
     )
 
 
-async def _picture(model: LoadedModel, request: EngineRequest) -> Image.Image:
-    async with aclosing(model.engine.generate(request)) as updates:
-        async for update in updates:
-            if isinstance(update, EngineResult):
-                return update.image
-    raise AssertionError("an engine's generator ends with a result or an error")
-
-
-def _bytes(number: int) -> str:
+def _format_bytes(number: int) -> str:
     for unit in ("B", "KB", "MB"):
         if number < 1000:
             return f"{number:.0f} {unit}"

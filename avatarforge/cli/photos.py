@@ -1,33 +1,28 @@
-"""The photos that commands are given, and the one that is used where none is."""
+"""The photos given to commands, and the sample that is used without one."""
 
 from pathlib import Path
 
 from PIL import Image
 
 import avatarforge
-from avatarforge.domain.errors import NotAnImage
-from avatarforge.storage.pictures import load_upright
+from avatarforge.domain.errors import FormattedError
+from avatarforge.imaging.decode import load_upright
+from avatarforge.ingress.upload.inspect import clean_photo
+from avatarforge.settings import UploadSettings
 
 SAMPLE = Path(avatarforge.__file__).parent / "samples" / "portrait.png"
 
 
-class NoSuchPhoto(OSError):
-    """A photo that the command line names is not a file."""
+class NoSuchPhoto(FormattedError):
+    """A photo named on the command line is not a file."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.path = path
-
-    def __str__(self) -> str:
-        return f"There is no photo {str(self.path)!r}."
+    message = "There is no photo {path!r:1000}."
+    path: str
 
 
 def read_photo(path: Path) -> Image.Image:
-    """The photo, upright, in RGB. Raises `NoSuchPhoto` and `NotAnImage`."""
+    """Return the photo, upright, in RGB. Raises `NoSuchPhoto` and the errors of `clean_photo`."""
     if not path.is_file():
-        raise NoSuchPhoto(path)
-    try:
-        return load_upright(path.read_bytes())
-    # Pillow's decoders raise errors of many kinds.
-    except Exception as error:
-        raise NotAnImage(str(path)) from error
+        raise NoSuchPhoto(str(path))
+    with path.open("rb") as file:
+        return load_upright(clean_photo(file, str(path), UploadSettings()).content.read())

@@ -1,4 +1,4 @@
-"""What the commands share: two consoles, exit codes, and errors as one sentence."""
+"""The consoles, exit codes and error messages that the commands share."""
 
 import functools
 import signal
@@ -13,109 +13,100 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from avatarforge.domain.errors import FormattedError, ShardCountChanged, Unavailable
+from avatarforge.settings import SettingsError
+
 out = Console(soft_wrap=True)
 """Results."""
 err = Console(stderr=True, soft_wrap=True)
 """Everything else: progress, hints, errors."""
 
 
-class Exit(IntEnum):
+class ExitCode(IntEnum):
     """Exit codes, the same for every command. Scripts may rely on them."""
 
     DONE = 0
     FAILURE = 1
-    """What was asked for did not work; the sentence on standard error says why."""
+    """The command failed; the sentence on standard error says why."""
     USAGE = 2
     """A command, an option or its value is wrong."""
-    REFUSED = 3
-    """The server refused: bad input, no permission, nothing there, or not in this state."""
+    API_ERROR = 3
+    """The server answered with an error: bad input, no permission, not found, or not in this state."""
     UNREACHABLE = 4
     """No server answers, or it is too busy."""
     NO_AVATAR = 5
     """A job ended without an avatar."""
     STILL_RUNNING = 6
-    """A job did not end in the time that was given; it goes on."""
+    """A job did not end in the given time; it goes on."""
     INTERRUPTED = 130
     """Ctrl-C, or SIGTERM."""
 
 
-FAILURE = Exit.FAILURE
-
 P = ParamSpec("P")
 
 
-def errors_in_one_sentence(command: Callable[P, None]) -> Callable[P, None]:
-    """Tell expected errors in one sentence, and exit with their code. A defect keeps its trace."""
+def report_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Print expected errors as one sentence, and exit with their code. A defect keeps its traceback."""
 
     @functools.wraps(command)
-    def told(*args: P.args, **options: P.kwargs) -> None:
+    def wrapper(*args: P.args, **options: P.kwargs) -> None:
         try:
             command(*args, **options)
         except KeyboardInterrupt:
-            raise typer.Exit(Exit.INTERRUPTED) from None
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
         except Exception as error:
             if not _is_expected(error):
                 raise
-            tell_error(_sentence(error))
-            raise typer.Exit(exit_code(error)) from error
+            print_error(_format_error(error))
+            raise typer.Exit(get_exit_code(error)) from error
 
-    return told
+    return wrapper
 
 
-def _sentence(error: Exception) -> str:
-    """The error's own words; those of an outage are for clients and leave out why."""
-    errors = sys.modules.get("avatarforge.domain.errors")
-    if errors is not None and isinstance(error, errors.Unavailable):
-        return f"The {error.part} does not answer: {error.reason}. `avatarforge doctor` tells more."
+def _format_error(error: Exception) -> str:
+    """Return the error's message; that of an outage is for clients and leaves the reason out."""
+    if isinstance(error, Unavailable) and not isinstance(error, ShardCountChanged):
+        return f"The {error.part} does not answer: {error.reason}. `avatarforge doctor` shows more."
     return str(error)
 
 
-def tell_error(text: str) -> None:
+def print_error(text: str) -> None:
     err.print(f"[bold red]Error:[/] {escape(text)}", highlight=False)
 
 
-def exit_code(error: Exception) -> Exit:
-    """What the error means for scripts."""
+def get_exit_code(error: Exception) -> ExitCode:
+    """Return the exit code that scripts get for the error."""
     client = sys.modules.get("avatarforge.client")
     if client is None:
-        return Exit.FAILURE
-    if isinstance(error, client.ServerUnreachable | client.TryLater):
-        return Exit.UNREACHABLE
-    if isinstance(error, client.Refused):
-        return Exit.REFUSED
+        return ExitCode.FAILURE
+    if isinstance(error, client.ServerUnreachable | client.ServerBusy):
+        return ExitCode.UNREACHABLE
+    if isinstance(error, client.APIError):
+        return ExitCode.API_ERROR
     if isinstance(error, client.JobFailed):
-        return Exit.NO_AVATAR
-    return Exit.STILL_RUNNING if isinstance(error, client.StillRunning) else Exit.FAILURE
+        return ExitCode.NO_AVATAR
+    return ExitCode.STILL_RUNNING if isinstance(error, client.StillRunning) else ExitCode.FAILURE
 
 
-def confirmed(question: str, yes: bool) -> bool:
-    """Whether to go on. Where nobody can be asked, only `--yes` says so."""
+def confirm(question: str, yes: bool) -> bool:
+    """Return whether to go on. Without a terminal, only `--yes` confirms."""
     if yes:
         return True
     if not sys.stdin.isatty():
-        tell_error(f"{question} Say --yes where nobody can be asked.")
+        print_error(f"{question} Without a terminal, confirm with --yes.")
         return False
     return typer.confirm(question, err=True)
 
 
 def _is_expected(error: Exception) -> bool:
-    # Looked up where they already are, so that `--help` need not import them.
-    families = (
-        ("avatarforge.settings", "SettingsError"),
-        ("avatarforge.domain.errors", "AvatarForgeError"),
-        ("avatarforge.client.errors", "ClientError"),
-        ("avatarforge.cluster.local", "ClusterError"),
-        ("avatarforge.cluster.run_folder", "DataFolderInUse"),
-        ("avatarforge.cli.photos", "NoSuchPhoto"),
-        ("avatarforge.development.servers", "ServerDidNotStart"),
-        ("alembic.util.exc", "CommandError"),
-    )
+    # Looked up in the modules that are imported already, so that `--help` need not import them.
+    families = (("avatarforge.cluster.local", "ClusterError"), ("alembic.util.exc", "CommandError"))
     loaded = [getattr(sys.modules[module], name) for module, name in families if module in sys.modules]
-    return isinstance(error, (OSError, *loaded))
+    return isinstance(error, (OSError, SettingsError, FormattedError, *loaded))
 
 
 @contextmanager
-def terminating_like_ctrl_c() -> Iterator[None]:
+def interrupt_on_signals() -> Iterator[None]:
     """Let SIGTERM and SIGINT both raise KeyboardInterrupt, even where a shell had SIGINT ignored."""
 
     def interrupt(number: int, _frame: FrameType | None) -> None:

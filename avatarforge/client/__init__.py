@@ -5,38 +5,29 @@
         job = client.wait(job, seconds=60)
         Path("avatar.png").write_bytes(client.download(job).content)
 
-What a call sends and how its answer is read is said once, in `calls` and `watching`, without any I/O. The
-two clients only send, wait and read. Nothing of the server is imported but its messages.
+Threads may share a `Client`. `make client` generates it from `AsyncClient`. Nothing of the server is imported
+but its messages.
 """
 
-from avatarforge.client.asynchronous import AsyncClient
-from avatarforge.client.blocking import Client
+from avatarforge.client.async_client import AsyncClient
+from avatarforge.client.connection import ImageFile, Job, JobRef, Photo
 from avatarforge.client.errors import (
+    AccessDenied,
+    APIError,
     ClientError,
     Conflict,
-    InvalidInput,
+    InvalidRequest,
     InvalidWebhook,
     JobFailed,
-    NotAllowed,
     NotFound,
-    Refused,
+    ServerBusy,
     ServerUnreachable,
     StillRunning,
-    TryLater,
-    UnexpectedAnswer,
+    UnexpectedResponse,
 )
-from avatarforge.client.results import (
-    Changed,
-    Erased,
-    JobName,
-    NamedJob,
-    News,
-    Picture,
-    Progressed,
-    Snapshot,
-    Webhook,
-)
-from avatarforge.client.webhooks import verify_webhook
+from avatarforge.client.events import JobChanged, JobErased, JobEvent, JobProgressed, Snapshot
+from avatarforge.client.sync_client import Client
+from avatarforge.client.webhooks import Webhook, verify_webhook
 from avatarforge.domain.deliveries import DeliveryState
 from avatarforge.domain.status import ProcessingStatus
 from avatarforge.messages import ProfilePhotoJobStatus
@@ -53,8 +44,9 @@ from avatarforge.rest_messages import (
 )
 
 __all__ = [
+    "APIError",
+    "AccessDenied",
     "AsyncClient",
-    "Changed",
     "Client",
     "ClientError",
     "Conflict",
@@ -62,31 +54,31 @@ __all__ = [
     "CustomerWithPhotos",
     "DeliveryMessage",
     "DeliveryState",
-    "Erased",
+    "ImageFile",
     "ImageLinks",
-    "InvalidInput",
+    "InvalidRequest",
     "InvalidWebhook",
+    "Job",
+    "JobChanged",
+    "JobErased",
+    "JobEvent",
     "JobFailed",
-    "JobName",
+    "JobProgressed",
+    "JobRef",
     "ModelList",
     "ModelMessage",
-    "NamedJob",
-    "News",
-    "NotAllowed",
     "NotFound",
-    "Picture",
+    "Photo",
     "ProcessingStatus",
     "ProfilePhotoJobStatus",
-    "Progressed",
-    "Refused",
     "ReplicaMessage",
+    "ServerBusy",
     "ServerUnreachable",
     "Snapshot",
     "StillRunning",
     "StyleList",
     "StyleMessage",
-    "TryLater",
-    "UnexpectedAnswer",
+    "UnexpectedResponse",
     "Webhook",
     "verify_webhook",
 ]

@@ -44,7 +44,7 @@ MOST_CONNECTIONS = 16_384
 def ray_environment(
     run: Path, ports: PortBlock, host: str = "127.0.0.1", environ: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
-    """What a cluster needs that has its files under `run` and serves on `host`.
+    """Build the environment of a cluster that has its files under `run` and serves on `host`.
 
     Writes Ray's token and HAProxy's guard into `run`.
     """

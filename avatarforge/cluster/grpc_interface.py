@@ -45,5 +45,5 @@ class _Narrow(socket.socket):
 
 
 def host_in_address(host: str) -> str:
-    """As it stands before a port: IPv6 addresses in brackets."""
+    """Return the host for use before a port: IPv6 addresses in brackets."""
     return f"[{host}]" if ":" in host else host

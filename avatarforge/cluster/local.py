@@ -19,6 +19,7 @@ from avatarforge.cluster.grpc_interface import host_in_address
 from avatarforge.cluster.ports import PortBlock, reserve_ports
 from avatarforge.cluster.run_folder import RunFolder
 from avatarforge.cluster.timings import Timings
+from avatarforge.domain.errors import FormattedError
 
 NAMESPACE = "avatarforge"
 
@@ -35,8 +36,9 @@ NODE_SECONDS = 150.0
 GRPC_SERVICES = (
     "avatarforge.ingress.grpc.serving.add_job_service_to_server",
     "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
+    "avatarforge.ingress.grpc.serving.add_reflection_to_server",
 )
-"""What Serve's gRPC servers offer besides reflection; the ingress has a method of each call's name."""
+"""What Serve's gRPC servers offer. The ingress has a method of each call's name, but for reflection's."""
 
 STOP_SECONDS = 3.0
 """How long replicas may take to end by themselves. Jobs that are cut short go on at the next start."""
@@ -46,47 +48,38 @@ class ClusterError(Exception):
     """The cluster or an application on it did not start; the text says why."""
 
 
-class PortInUse(ClusterError):
+class PortInUse(ClusterError, FormattedError):
     """Something else listens on a port that we need."""
 
-    def __init__(self, host: str, port: int, variable: str, option: str) -> None:
-        super().__init__(host, port, variable, option)
-        self.host, self.port, self.variable, self.option = host, port, variable, option
-
-    def __str__(self) -> str:
-        return (
-            f"Port {self.port} on {self.host} is in use by another program. "
-            f"Choose another with {self.variable} or {self.option}."
-        )
+    message = (
+        "Port {port} on {host} is in use by another program. Choose another with {variable} or {option}."
+    )
+    host: str
+    port: int
+    variable: str
+    option: str
 
 
-class OnePortForTwo(ClusterError):
+class OnePortForTwo(ClusterError, FormattedError):
     """REST and gRPC were given the same port."""
 
-    def __init__(self, port: int) -> None:
-        super().__init__(port)
-        self.port = port
-
-    def __str__(self) -> str:
-        return (
-            f"REST and gRPC cannot both listen on port {self.port}. Choose another for one of them with "
-            "AVATARFORGE_HTTP_PORT or --port, or with AVATARFORGE_GRPC_PORT or --grpc-port."
-        )
+    message = (
+        "REST and gRPC cannot both listen on port {port}. Choose another for one of them with "
+        "AVATARFORGE_HTTP_PORT or --port, or with AVATARFORGE_GRPC_PORT or --grpc-port."
+    )
+    port: int
 
 
-class NotEnoughGpus(ClusterError):
+class NotEnoughGpus(ClusterError, FormattedError):
     """The application wants more GPUs than Ray has found here."""
 
-    def __init__(self, wanted: float, found: float) -> None:
-        super().__init__(wanted, found)
-        self.wanted, self.found = wanted, found
-
-    def __str__(self) -> str:
-        return (
-            f"StableDiffusion wants {self.wanted:g} GPU(s), but Ray finds {self.found:g} on this machine. "
-            "To run on the CPU leave --config away (`avatarforge up`), or set num_gpus to 0 in the file. "
-            "To use a cluster with GPUs, start it with cluster.yaml and apply the file with `serve deploy`."
-        )
+    message = (
+        "StableDiffusion wants {wanted:g} GPU(s), but Ray finds {found:g} on this machine. "
+        "To run on the CPU leave --config away (`avatarforge up`), or set num_gpus to 0 in the file. "
+        "To use a cluster with GPUs, start it with cluster.yaml and apply the file with `serve deploy`."
+    )
+    wanted: float
+    found: float
 
 
 class LocalCluster:
@@ -296,9 +289,9 @@ def _only_what_is_needed() -> Iterator[None]:
 
     lean = {"no_monitor": True, "include_log_monitor": False, "dashboard_agent_listen_port": 0}
     with (
-        _replaced(parameter, "RayParams", lambda original: partial(original, **lean)),
-        _replaced(node.Node, "start_api_server", lambda _: lambda *_args, **_options: None),
-        _replaced(services, "get_node", _patient),
+        _replace(parameter, "RayParams", lambda original: partial(original, **lean)),
+        _replace(node.Node, "start_api_server", lambda _: lambda *_args, **_options: None),
+        _replace(services, "get_node", _patient),
     ):
         yield
 
@@ -320,7 +313,7 @@ def _patient(get_node: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None]:
+def _replace(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None]:
     original = getattr(owner, name, None)
     if original is None:
         yield

@@ -51,7 +51,7 @@ def reserve_ports() -> PortBlock:
     random.shuffle(blocks)
     for first in blocks:
         try:
-            reservation = _bound(first + _SIZE - 1)
+            reservation = _bind(first + _SIZE - 1)
         except OSError:
             continue
         if all(_is_free(port) for port in range(first, first + 12)):
@@ -62,13 +62,13 @@ def reserve_ports() -> PortBlock:
 
 def _is_free(port: int) -> bool:
     try:
-        _bound(port).close()
+        _bind(port).close()
     except OSError:
         return False
     return True
 
 
-def _bound(port: int) -> socket.socket:
+def _bind(port: int) -> socket.socket:
     bound = socket.socket()
     try:
         bound.bind(("127.0.0.1", port))

@@ -7,23 +7,22 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from avatarforge.domain.errors import FormattedError
+
 _LONGEST = 26
 """Longest path for a folder of sockets, in bytes. A socket's path has at most 107 on Linux and 103 on
 macOS; HAProxy needs 77 below the folder (`/<56 digits>/admin.sock.<pid>.tmp`), Ray 63."""
 
 
-class DataFolderInUse(Exception):
+class DataFolderInUse(FormattedError):
     """Another AvatarForge works in the data folder."""
 
-    def __init__(self, data_dir: Path, owner: str) -> None:
-        super().__init__(data_dir, owner)
-        self.data_dir, self.owner = data_dir, owner
-
-    def __str__(self) -> str:
-        return (
-            f"The data folder {self.data_dir} is in use by another AvatarForge (process {self.owner}). "
-            "Stop that one, or give this one a folder of its own with AVATARFORGE_DATA_DIR or --data-dir."
-        )
+    message = (
+        "The data folder {data_dir} is in use by another AvatarForge (process {owner}). "
+        "Stop that one, or give this one a folder of its own with AVATARFORGE_DATA_DIR or --data-dir."
+    )
+    data_dir: Path
+    owner: str
 
 
 class RunFolder:
@@ -41,8 +40,8 @@ class RunFolder:
 
     def open(self) -> None:
         """Raises `DataFolderInUse`, and `OSError` when the folder cannot be written."""
-        self._data_dir.mkdir(parents=True, exist_ok=True)
-        self._lock = self._locked()
+        self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = self._take_lock()
         self._remove_leftovers()
         self._folder.mkdir(mode=0o700)
         self.path = self._short_path()
@@ -62,7 +61,7 @@ class RunFolder:
         """Says where the link is, for the start after a crash."""
         return self._folder / "link"
 
-    def _locked(self) -> int:
+    def _take_lock(self) -> int:
         # Beside the folder, not in it: a lock on a file that is being removed keeps nobody out.
         # Python's descriptors are not inherited, so no child keeps the lock after us.
         lock = os.open(self._data_dir / "run.lock", os.O_RDWR | os.O_CREAT, 0o600)

@@ -40,7 +40,7 @@ class Timings:
         return tuple(sorted(self._phases, key=lambda phase: phase.began))
 
     @property
-    def elapsed(self) -> float:
+    def total_seconds(self) -> float:
         """Seconds since the process started: what a person at the keyboard waited."""
         return time.perf_counter() - self._origin
 

@@ -1,1 +1,1 @@
-"""What those who change AvatarForge run beside it: private servers of the real kind."""
+"""Tools for those who change AvatarForge: private servers of the real kind."""

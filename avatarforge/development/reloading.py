@@ -14,7 +14,7 @@ LOOK_MS = 500
 
 
 class Happened(Enum):
-    """What those who watch the program want to know."""
+    """The hooks of a watcher of the program."""
 
     STARTED = auto()
     CHANGED = auto()

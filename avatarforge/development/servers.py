@@ -20,20 +20,19 @@ from pathlib import Path
 import httpx
 import pymysql
 
+from avatarforge.domain.errors import FormattedError
+
 DATABASE = "avatarforge"
 BUCKET = "avatars"
 START_SECONDS, STOP_SECONDS = 60.0, 30.0
 
 
-class ServerDidNotStart(Exception):
+class ServerDidNotStart(FormattedError):
     """A private server ended, or did not answer in time."""
 
-    def __init__(self, name: str, log: Path) -> None:
-        super().__init__(name, log)
-        self.name, self.log = name, log
-
-    def __str__(self) -> str:
-        return f"The private {self.name} did not start; {self.log} says why."
+    message = "The private {name} did not start; {log} says why."
+    name: str
+    log: Path
 
 
 def mariadb_programs() -> tuple[str, str] | None:
@@ -72,7 +71,7 @@ def private_mariadb(folder: Path) -> Iterator[dict[str, str]]:
             *(server, "--no-defaults", *as_user, f"--datadir={data}", f"--socket={path}"),
             *("--skip-networking", f"--pid-file={Path(short) / 'pid'}"),
         ]
-        with _running("MariaDB", command, log, lambda: _has_database(path)):
+        with _run_server("MariaDB", command, log, lambda: _has_database(path)):
             url = f"mysql+pymysql://root@localhost/{DATABASE}?unix_socket={path}"
             yield {"AVATARFORGE_DATABASE_URL": url}
 
@@ -92,7 +91,7 @@ def private_s3(folder: Path) -> Iterator[dict[str, str]]:
     ]
     # By the environment: others on this machine see a command line.
     environ = {**os.environ, "RCLONE_AUTH_KEY": f'"{key},{secret}"'}
-    with _running("S3 server", command, folder / "rclone.log", lambda: _answers(url), environ):
+    with _run_server("S3 server", command, folder / "rclone.log", lambda: _answers(url), environ):
         yield {
             "AVATARFORGE_STORAGE_BUCKET": BUCKET,
             "AVATARFORGE_STORAGE_ENDPOINT_URL": url,
@@ -102,7 +101,7 @@ def private_s3(folder: Path) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def _running(
+def _run_server(
     name: str,
     command: list[str],
     log: Path,

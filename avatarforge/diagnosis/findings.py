@@ -1,4 +1,4 @@
-"""What a check finds."""
+"""The findings of a check."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,20 +13,21 @@ class State(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that was looked at."""
 
-    check: str
     state: State
     found: str
     """What is there, without secrets."""
     advice: str = ""
     """What to do about it; empty where nothing is to be done."""
+    check: str = ""
+    """The name of the check, which `examine` gives."""
 
 
-def failed(check: str, found: object, advice: str) -> Finding:
-    return Finding(check=check, state=State.FAILED, found=one_line(found), advice=advice)
+def make_failure(found: object, advice: str) -> Finding:
+    return Finding(State.FAILED, one_line(found), advice)
 
 
 def one_line(found: object) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import BinaryIO, cast
 from urllib.parse import urlsplit
 
-from avatarforge.diagnosis.findings import Finding, State, failed
+from avatarforge.diagnosis.findings import Finding, State, make_failure
 
 ADDRESS = "RAY_REDIS_ADDRESS"
 """Ray's own variable, as are those of user name and password."""
@@ -15,25 +15,24 @@ ADDRESS = "RAY_REDIS_ADDRESS"
 
 def check_redis(environ: Mapping[str, str] = os.environ) -> Finding:
     """Ask each server that Ray is told to use for a PONG."""
-    check, addresses = "Redis", environ.get(ADDRESS)
+    addresses = environ.get(ADDRESS)
     if not addresses:
-        return Finding(check=check, state=State.ABSENT, found=f"{ADDRESS} is not set")
+        return Finding(State.ABSENT, f"{ADDRESS} is not set")
     shown = []
     for address in addresses.split(","):
         try:
-            shown.append(_asked(address.strip(), environ))
+            shown.append(_ping(address.strip(), environ))
         except (OSError, ValueError) as error:
-            return failed(
-                check,
+            return make_failure(
                 f"{address}: {error}",
                 f"Is it running, and can this machine reach it? Look at {ADDRESS} (host:port or "
                 "rediss://host:port), RAY_REDIS_USERNAME and RAY_REDIS_PASSWORD.",
             )
-    return Finding(check=check, state=State.OK, found="; ".join(shown))
+    return Finding(State.OK, "; ".join(shown))
 
 
-def _asked(address: str, environ: Mapping[str, str]) -> str:
-    """What the server says. Raises `OSError`, and `ValueError` for a refusal."""
+def _ping(address: str, environ: Mapping[str, str]) -> str:
+    """Ping the server and return its answer. Raises `OSError`, and `ValueError` for a refusal."""
     parts = urlsplit(address if "://" in address else f"redis://{address}")
     host, port = parts.hostname or "127.0.0.1", parts.port or 6379
     connection = socket.create_connection((host, port), timeout=5)
@@ -42,12 +41,12 @@ def _asked(address: str, environ: Mapping[str, str]) -> str:
     with connection, cast(BinaryIO, connection.makefile("rwb")) as stream:
         if password := environ.get("RAY_REDIS_PASSWORD"):
             user = environ.get("RAY_REDIS_USERNAME")
-            _ask(stream, "AUTH", *([user] if user else []), password)
-        return f"{host}:{port} {_ask(stream, 'PING')}"
+            _send_command(stream, "AUTH", *([user] if user else []), password)
+        return f"{host}:{port} {_send_command(stream, 'PING')}"
 
 
-def _ask(stream: BinaryIO, *words: str) -> str:
-    """One command in Redis' protocol (https://redis.io/docs/latest/develop/reference/protocol-spec/)."""
+def _send_command(stream: BinaryIO, *words: str) -> str:
+    """Send one command in Redis' protocol (https://redis.io/docs/latest/develop/reference/protocol-spec/)."""
     encoded = [word.encode() for word in words]
     parts = [b"*%d\r\n" % len(encoded), *(b"$%d\r\n%s\r\n" % (len(word), word) for word in encoded)]
     stream.write(b"".join(parts))

@@ -1,1 +1,1 @@
-"""What a job is and how it may move. Plain Python: no I/O, no await, no imports of ours."""
+"""Jobs, their moves and all that belongs to them. Plain Python: no I/O, no await, no imports of ours."""

@@ -1,10 +1,30 @@
-"""What one commit writes: a job as it becomes, and the event that says so."""
+"""The content of a commit: a job as it becomes, the event that says so, and the client's idempotency key."""
 
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
-from avatarforge.domain.events import EventKind, JobEvent
-from avatarforge.domain.idempotency import IdempotencyKey
 from avatarforge.domain.jobs import ProfilePhotoJob
+from avatarforge.domain.status import EventKind, JobEvent
+
+LIFETIME = timedelta(days=1)
+"""How long a key is remembered."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IdempotencyKey:
+    """A key and what was sent under it."""
+
+    key: str
+    fingerprint: str
+    """A digest of the upload: of its photo and its fields."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownKey:
+    """A key that is on record."""
+
+    fingerprint: str
+    job_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +52,18 @@ class JobChange:
     def is_erasure(self) -> bool:
         return self.event.kind is EventKind.ERASED
 
-    def numbered(self, seq: int) -> "JobChange":
-        """The same change once the database has given its event a number."""
+    def with_seq(self, seq: int) -> "JobChange":
+        """Return the same change under the number that the database has given its event."""
         return replace(self, job=replace(self.job, seq=seq), event=replace(self.event, seq=seq))
 
-    def logged(self) -> "LoggedChange":
-        """As the log gives it back."""
+    def to_logged_change(self) -> "LoggedChange":
+        """Return the change in the form in which the log gives it back."""
         return LoggedChange(event=self.event, job=None if self.is_erasure else self.job)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewJob:
-    """What is submitted: a job that nobody has kept yet, and the client's name for it."""
+    """A submission: a job that nobody has kept yet, and the client's name for it."""
 
     job: ProfilePhotoJob
     idempotency_key: IdempotencyKey | None = None
@@ -51,7 +71,7 @@ class NewJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogBounds:
-    """What a shard's log holds."""
+    """The bounds of a shard's log."""
 
     pruned_seq: int
     """Events up to this number have been removed for their age; 0 before the first was."""
@@ -76,7 +96,7 @@ class KeptObjects:
     keys: frozenset[str]
 
     def is_orphan(self, key: str) -> bool:
-        """Whether an object of the job is none that it names, or may come to name."""
+        """Tell whether the job names no such object, and will not."""
         return self.is_terminal and key not in self.keys
 
 

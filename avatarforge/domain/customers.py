@@ -14,14 +14,14 @@ GRAMMAR = r"[A-Za-z0-9][A-Za-z0-9._~-]{0,63}"
 _PATTERN = re.compile(GRAMMAR)
 
 
-def checked_customer_id(text: str) -> str:
-    """The id itself, compared byte by byte everywhere: `Ana` and `ana` are two customers.
+def validate_customer_id(text: str) -> str:
+    """Return the id itself. Ids are compared byte by byte everywhere: `Ana` and `ana` are two customers.
 
     Raises `InvalidCustomerId`.
     """
     if _PATTERN.fullmatch(text) is None:
         raise InvalidCustomerId(
-            "The customer id",
+            "customerId",
             text,
             "1 to 64 characters of A-Z, a-z, 0-9, '.', '_', '~' and '-', starting with a letter or digit",
         )
@@ -29,7 +29,7 @@ def checked_customer_id(text: str) -> str:
 
 
 def shard_of(customer_id: str, shards: int) -> int:
-    """Which of `shards` trackers keeps this customer: the same in every process and release."""
+    """Return which of `shards` trackers keeps this customer: the same in every process and release."""
     digest = hashlib.blake2b(customer_id.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % shards
 

@@ -1,16 +1,34 @@
-"""Webhook deliveries: who is to be told of a job's end, and how the calls went."""
+"""Webhook deliveries: a job's end on its way to its receiver, and the calls made for it."""
 
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Self
+
+from avatarforge.domain.changes import JobChange
+from avatarforge.domain.status import TERMINAL_EVENTS
 
 
 class DeliveryState(StrEnum):
-    """Whether a delivery is on its way, has arrived, or was given up."""
+    """A delivery is on its way, has arrived, or was given up."""
 
     PENDING = "PENDING"
     DELIVERED = "DELIVERED"
     GIVEN_UP = "GIVEN_UP"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WebhookSecret:
+    """A receiver's own secret, as it is on record. The secret itself follows from the id: see `Signer`."""
+
+    secret_id: str
+    customers: str
+    """Whose webhooks it signs: a customer's id; `shop-*` stands for all that begin so."""
+    created_at: datetime
+    expires_at: datetime | None = None
+
+    def is_valid(self, now: datetime) -> bool:
+        return self.expires_at is None or now < self.expires_at
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +48,22 @@ class WebhookDelivery:
     """Calls made since it was written or last asked for again."""
     next_at: datetime | None = None
     """When it is called next; `None` unless PENDING."""
+
+    @classmethod
+    def for_change(cls, change: JobChange) -> Self | None:
+        """Make the delivery that a numbered change causes: of a job that ends and has a callback URL."""
+        job, event = change.job, change.event
+        if job.callback_url is None or event.kind not in TERMINAL_EVENTS:
+            return None
+        return cls(
+            delivery_id=delivery_id_of(job.job_id, event.seq),
+            job_id=job.job_id,
+            customer_id=job.customer_id,
+            seq=event.seq,
+            url=job.callback_url,
+            created_at=event.at,
+            next_at=event.at,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,5 +88,4 @@ class DeliveryReport:
 
 
 def delivery_id_of(job_id: str, seq: int) -> str:
-    """The id of the delivery of this event."""
     return f"msg_{job_id}_{seq}"

@@ -1,4 +1,4 @@
-"""What travels between the tracker and a Stable Diffusion replica: the task there, its updates back.
+"""The messages between the tracker and a Stable Diffusion replica: the task there, its updates back.
 
 The updates are also the replica's heartbeats: a replica that works, or holds a task in its queue, sends
 one every few seconds.
@@ -29,7 +29,7 @@ class GenerationProgress:
     step: int = 0
     total_steps: int = 0
     preview: bytes | None = None
-    """A small picture (WebP) of how far it has come."""
+    """A small image (WebP) of how far it has come."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +49,7 @@ class GenerationFailed:
 
     error: JobError
     retryable: bool = False
-    is_held_against_job: bool = True
+    counts_as_failure: bool = True
     """Whether the attempt counts as one of those that a job may lose: not where the work was taken back, as
     from a worker that is about to be stopped."""
     away_seconds: float | None = None

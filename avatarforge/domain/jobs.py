@@ -4,14 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from uuid6 import uuid7
 
 from avatarforge.domain.errors import IllegalTransition
-from avatarforge.domain.events import EventKind, JobEvent
-from avatarforge.domain.status import NEXT, ProcessingStatus
+from avatarforge.domain.status import NEXT, EventKind, JobEvent, ProcessingStatus
 
 
 class ImageFormat(StrEnum):
-    """What an avatar can be written as."""
+    """A file format of avatars."""
 
     PNG = "png"
     WEBP = "webp"
@@ -40,28 +43,81 @@ class Stage(StrEnum):
     UPLOAD = "upload"
 
 
+_MODEL_DEFAULT = "By default as `GET /models` says."
+_MAX_TIMEOUT_SECONDS = 7 * 86_400
+
+
+def parameter(default: object, description: str, **schema: object) -> Any:
+    """Make a dataclass' field whose metadata are its JSON schema."""
+    return field(default=default, metadata={"description": description, **schema})
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GenerationParameters:
-    """What the client asked for. `None` means: as the model's manifest says."""
+class RequestedParameters:
+    """The parameters of a generation. `None` stands for the value of the model's manifest.
+
+    The metadata are JSON schema: an upload's form is checked and documented by them.
+    """
+
+    prompt: str = parameter("", "What the avatar should show.", maxLength=1000)
+    negative_prompt: str = parameter("", "What it should not show.", maxLength=1000)
+    style: str | None = parameter(None, "One of `GET /styles`.")
+    strength: float | None = parameter(
+        None,
+        "How far the avatar may go from the photo, in models that name it among their `dials`. "
+        + _MODEL_DEFAULT,
+        exclusiveMinimum=0,
+        maximum=1,
+    )
+    steps: int | None = parameter(
+        None,
+        "Steps of the whole schedule. Where the model has a `strength`, only that share of them is made, "
+        f"the last ones. {_MODEL_DEFAULT}",
+        minimum=1,
+        maximum=150,
+    )
+    guidance: float | None = parameter(
+        None, f"How closely to follow the prompt. {_MODEL_DEFAULT}", minimum=0, maximum=30
+    )
+    image_guidance: float | None = parameter(
+        None,
+        "How closely to follow the photo, in place of `strength` in models that edit. It needs a `guidance` "
+        f"above 1. {_MODEL_DEFAULT}",
+        minimum=1,
+        maximum=5,
+    )
+    format: ImageFormat = parameter(ImageFormat.PNG, "The avatar's file format.")
+    allow_remote: bool = parameter(
+        True, "Whether the photo may go to another server where this one uses one."
+    )
+    crop_to_face: bool = parameter(
+        True,
+        "Whether the photo is cropped to a square around the face. With `false` a square photo is taken as "
+        "it is.",
+    )
+    timeout_seconds: float | None = parameter(
+        None,
+        "The job fails with the code `deadline_exceeded` unless it has ended so many seconds after its "
+        "upload; by default it has all the time it needs.",
+        minimum=1,
+        maximum=_MAX_TIMEOUT_SECONDS,
+    )
+    start_timeout_seconds: float | None = parameter(
+        None, "The same for a job that has not been started by then.", minimum=1, maximum=_MAX_TIMEOUT_SECONDS
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationParameters(RequestedParameters):
+    """The ingredients of the avatar beside the photo."""
 
     seed: int
-    prompt: str = ""
-    negative_prompt: str = ""
-    style: str | None = None
-    strength: float | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    format: ImageFormat = ImageFormat.PNG
-    allow_remote: bool = True
-    """Whether the photo may go to a server that is not ours."""
-    cut_face: bool = True
-    """Whether a square around the face is cut; else a square photo is taken as it is."""
-    timeout_seconds: float | None = None
-    """How long after its upload the job fails unless it has ended; `None` for no limit."""
-    start_timeout_seconds: float | None = None
-    """How long after its upload the job fails unless it was started once; `None` for no limit."""
     traceparent: str | None = None
     """The trace that the upload belongs to, as W3C's header has it; `None` unless it is traced."""
+
+    def for_prepared_photo(self) -> "GenerationParameters":
+        """Return the same for a photo that is not cropped any more, and does not leave this server."""
+        return replace(self, allow_remote=False, crop_to_face=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +143,7 @@ class JobError:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What a finished generation tells: the avatar and how it came about."""
+    """The outcome of a finished generation: the avatar and how it came about."""
 
     avatar: StoredImage
     model: str
@@ -117,7 +173,7 @@ class ProfilePhotoJob:
     retry_of: str | None = None
     attempt: int = 0
     """How often the job was dispatched: the fence. Only the current attempt may publish."""
-    losses: int = 0
+    worker_losses: int = 0
     """How many attempts ended with a lost worker."""
     started_at: datetime | None = None
     finished_at: datetime | None = None
@@ -125,40 +181,39 @@ class ProfilePhotoJob:
     error: JobError | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
 
-    # --- moves: each returns the job as it becomes ---------------------------------------------------
+    # --- moves: each returns the job as it becomes; this value stays as it is ------------------------
 
-    def started(self, at: datetime) -> "ProfilePhotoJob":
-        """Dispatched once more: the attempt number rises."""
-        return self._moved(
+    def start(self, at: datetime) -> "ProfilePhotoJob":
+        """Return the job as dispatched once more: the attempt number rises."""
+        return self._move(
             ProcessingStatus.PROCESSING, attempt=self.attempt + 1, started_at=self.started_at or at
         )
 
-    def requeued(self, *, lost: bool) -> "ProfilePhotoJob":
-        """Waiting again. `lost` when a worker died with it, not when the work was taken back."""
-        return self._moved(ProcessingStatus.PENDING, losses=self.losses + lost)
+    def requeue(self, *, lost: bool) -> "ProfilePhotoJob":
+        """Return the job as waiting again. `lost` if a worker died with it, not if it was taken back."""
+        return self._move(ProcessingStatus.PENDING, worker_losses=self.worker_losses + lost)
 
-    def done(self, outcome: Outcome, at: datetime) -> "ProfilePhotoJob":
-        """Published."""
+    def complete(self, outcome: Outcome, at: datetime) -> "ProfilePhotoJob":
         # Not below 0: the clock may have been put back since.
         queued = max(0.0, ((self.started_at or at) - self.created_at).total_seconds())
-        return self._moved(
+        return self._move(
             ProcessingStatus.DONE,
             outcome=outcome,
             finished_at=at,
             timings={Stage.QUEUED.value: round(queued, 6), **outcome.timings},
         )
 
-    def failed(self, error: JobError, at: datetime) -> "ProfilePhotoJob":
-        return self._moved(ProcessingStatus.FAILED, error=error, finished_at=at)
+    def fail(self, error: JobError, at: datetime) -> "ProfilePhotoJob":
+        return self._move(ProcessingStatus.FAILED, error=error, finished_at=at)
 
-    def cancelled(self, at: datetime) -> "ProfilePhotoJob":
-        return self._moved(ProcessingStatus.CANCELLED, finished_at=at)
+    def cancel(self, at: datetime) -> "ProfilePhotoJob":
+        return self._move(ProcessingStatus.CANCELLED, finished_at=at)
 
-    def erased(self) -> "ProfilePhotoJob":
-        """On its way out: the tombstone's value. Its state stays what it was."""
+    def erase(self) -> "ProfilePhotoJob":
+        """Return the value of the job's tombstone. Its state stays what it was."""
         return replace(self, revision=self.revision + 1)
 
-    def _moved(self, wanted: ProcessingStatus, **changes: object) -> "ProfilePhotoJob":
+    def _move(self, wanted: ProcessingStatus, **changes: object) -> "ProfilePhotoJob":
         if wanted not in NEXT[self.status]:
             raise IllegalTransition(self.status, wanted)
         return replace(self, status=wanted, revision=self.revision + 1, **changes)  # type: ignore[arg-type]  # each caller names fields of this class
@@ -176,3 +231,25 @@ class ProfilePhotoJob:
             attempt=self.attempt,
             at=at,
         )
+
+
+# --- ids ----------------------------------------------------------------------------------------------
+
+
+def new_job_id() -> str:
+    """Return a fresh UUID of version 7 (RFC 9562, section 5.7): ids sort by the time they were made."""
+    return str(uuid7())
+
+
+def first_job_id(time: datetime) -> str:
+    """Return a bound that sorts after all ids made before that time: its milliseconds, in their place."""
+    milliseconds = int(time.timestamp() * 1000)
+    return str(UUID(int=milliseconds << 80 | 0x7000 << 64 | 0x8000 << 48))
+
+
+def is_job_id(text: str) -> bool:
+    """Tell whether the text is a UUID in canonical form; anything else names no job."""
+    try:
+        return str(UUID(text)) == text
+    except ValueError:
+        return False

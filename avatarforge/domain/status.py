@@ -1,5 +1,7 @@
-"""The states of a job and the moves between them."""
+"""The states of a job, the moves between them, and the events that record them."""
 
+from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
 
@@ -23,15 +25,40 @@ NEXT: dict[ProcessingStatus, frozenset[ProcessingStatus]] = {
         {ProcessingStatus.PROCESSING, ProcessingStatus.CANCELLED, ProcessingStatus.FAILED}
     ),
     ProcessingStatus.PROCESSING: frozenset(
-        {
-            ProcessingStatus.PENDING,
-            ProcessingStatus.DONE,
-            ProcessingStatus.FAILED,
-            ProcessingStatus.CANCELLED,
-        }
+        {ProcessingStatus.PENDING, ProcessingStatus.DONE, ProcessingStatus.FAILED, ProcessingStatus.CANCELLED}
     ),
     ProcessingStatus.DONE: frozenset(),
     ProcessingStatus.FAILED: frozenset(),
     ProcessingStatus.CANCELLED: frozenset(),
 }
 """The legal moves: from a state to each of the states it may become."""
+
+
+class EventKind(StrEnum):
+    """A kind of change of a job."""
+
+    SUBMITTED = "submitted"
+    STARTED = "started"
+    REQUEUED = "requeued"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    ERASED = "erased"
+    """A tombstone: ids and `seq` stay, rows and objects go."""
+
+
+TERMINAL_EVENTS = frozenset({EventKind.DONE, EventKind.FAILED, EventKind.CANCELLED})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobEvent:
+    """One change of one job. `seq` is 0 until the database has numbered it."""
+
+    job_id: str
+    customer_id: str
+    revision: int
+    kind: EventKind
+    status: ProcessingStatus
+    attempt: int
+    at: datetime
+    seq: int = 0

@@ -25,7 +25,7 @@ PROCESSING_STATUS_FAILED: ProcessingStatus
 PROCESSING_STATUS_CANCELLED: ProcessingStatus
 
 class SubmitPhotoRequest(_message.Message):
-    __slots__ = ("customer_id", "photo", "callback_url", "prompt", "negative_prompt", "style", "strength", "steps", "guidance", "seed", "format", "priority", "allow_remote", "cut_face", "timeout_seconds", "start_timeout_seconds")
+    __slots__ = ("customer_id", "photo", "callback_url", "prompt", "negative_prompt", "style", "strength", "steps", "guidance", "seed", "format", "priority", "allow_remote", "crop_to_face", "timeout_seconds", "start_timeout_seconds", "image_guidance")
     CUSTOMER_ID_FIELD_NUMBER: _ClassVar[int]
     PHOTO_FIELD_NUMBER: _ClassVar[int]
     CALLBACK_URL_FIELD_NUMBER: _ClassVar[int]
@@ -39,9 +39,10 @@ class SubmitPhotoRequest(_message.Message):
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     ALLOW_REMOTE_FIELD_NUMBER: _ClassVar[int]
-    CUT_FACE_FIELD_NUMBER: _ClassVar[int]
+    CROP_TO_FACE_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     START_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_GUIDANCE_FIELD_NUMBER: _ClassVar[int]
     customer_id: str
     photo: bytes
     callback_url: str
@@ -55,10 +56,11 @@ class SubmitPhotoRequest(_message.Message):
     format: str
     priority: int
     allow_remote: bool
-    cut_face: bool
+    crop_to_face: bool
     timeout_seconds: float
     start_timeout_seconds: float
-    def __init__(self, customer_id: _Optional[str] = ..., photo: _Optional[bytes] = ..., callback_url: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., style: _Optional[str] = ..., strength: _Optional[float] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., seed: _Optional[int] = ..., format: _Optional[str] = ..., priority: _Optional[int] = ..., allow_remote: _Optional[bool] = ..., cut_face: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ..., start_timeout_seconds: _Optional[float] = ...) -> None: ...
+    image_guidance: float
+    def __init__(self, customer_id: _Optional[str] = ..., photo: _Optional[bytes] = ..., callback_url: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., style: _Optional[str] = ..., strength: _Optional[float] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., seed: _Optional[int] = ..., format: _Optional[str] = ..., priority: _Optional[int] = ..., allow_remote: _Optional[bool] = ..., crop_to_face: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ..., start_timeout_seconds: _Optional[float] = ..., image_guidance: _Optional[float] = ...) -> None: ...
 
 class JobStatusRequest(_message.Message):
     __slots__ = ("customer_id", "job_id", "wait_seconds", "after_seq")
@@ -123,7 +125,7 @@ class Timings(_message.Message):
     def __init__(self, queued: _Optional[float] = ..., fetch: _Optional[float] = ..., encode: _Optional[float] = ..., steps: _Optional[float] = ..., decode: _Optional[float] = ..., upload: _Optional[float] = ...) -> None: ...
 
 class Parameters(_message.Message):
-    __slots__ = ("prompt", "negative_prompt", "style", "strength", "steps", "guidance", "format", "priority", "allow_remote", "cut_face", "timeout_seconds", "start_timeout_seconds")
+    __slots__ = ("prompt", "negative_prompt", "style", "strength", "steps", "guidance", "format", "priority", "allow_remote", "crop_to_face", "timeout_seconds", "start_timeout_seconds", "image_guidance")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     NEGATIVE_PROMPT_FIELD_NUMBER: _ClassVar[int]
     STYLE_FIELD_NUMBER: _ClassVar[int]
@@ -133,9 +135,10 @@ class Parameters(_message.Message):
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     ALLOW_REMOTE_FIELD_NUMBER: _ClassVar[int]
-    CUT_FACE_FIELD_NUMBER: _ClassVar[int]
+    CROP_TO_FACE_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     START_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_GUIDANCE_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     negative_prompt: str
     style: str
@@ -145,13 +148,14 @@ class Parameters(_message.Message):
     format: str
     priority: int
     allow_remote: bool
-    cut_face: bool
+    crop_to_face: bool
     timeout_seconds: float
     start_timeout_seconds: float
-    def __init__(self, prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., style: _Optional[str] = ..., strength: _Optional[float] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., format: _Optional[str] = ..., priority: _Optional[int] = ..., allow_remote: _Optional[bool] = ..., cut_face: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ..., start_timeout_seconds: _Optional[float] = ...) -> None: ...
+    image_guidance: float
+    def __init__(self, prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., style: _Optional[str] = ..., strength: _Optional[float] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., format: _Optional[str] = ..., priority: _Optional[int] = ..., allow_remote: _Optional[bool] = ..., crop_to_face: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ..., start_timeout_seconds: _Optional[float] = ..., image_guidance: _Optional[float] = ...) -> None: ...
 
 class ProfilePhotoJobStatus(_message.Message):
-    __slots__ = ("job_id", "customer_id", "status", "is_terminal", "progress", "eta_seconds", "queue_position", "original_url", "generated_url", "callback_url", "error", "attempt", "retry_of", "backend", "model", "seed", "crop", "seq", "created_at", "started_at", "finished_at", "timings", "parameters")
+    __slots__ = ("job_id", "customer_id", "status", "is_terminal", "progress", "eta_seconds", "queue_position", "original_url", "generated_url", "callback_url", "error", "attempt", "retry_of", "backend", "model", "seed", "crop", "seq", "created_at", "started_at", "finished_at", "timings", "parameters", "reset")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     CUSTOMER_ID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -175,6 +179,7 @@ class ProfilePhotoJobStatus(_message.Message):
     FINISHED_AT_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    RESET_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     customer_id: str
     status: ProcessingStatus
@@ -198,4 +203,5 @@ class ProfilePhotoJobStatus(_message.Message):
     finished_at: _timestamp_pb2.Timestamp
     timings: Timings
     parameters: Parameters
-    def __init__(self, job_id: _Optional[str] = ..., customer_id: _Optional[str] = ..., status: _Optional[_Union[ProcessingStatus, str]] = ..., is_terminal: _Optional[bool] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., eta_seconds: _Optional[float] = ..., queue_position: _Optional[int] = ..., original_url: _Optional[str] = ..., generated_url: _Optional[str] = ..., callback_url: _Optional[str] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., attempt: _Optional[int] = ..., retry_of: _Optional[str] = ..., backend: _Optional[str] = ..., model: _Optional[str] = ..., seed: _Optional[int] = ..., crop: _Optional[str] = ..., seq: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., parameters: _Optional[_Union[Parameters, _Mapping]] = ...) -> None: ...
+    reset: bool
+    def __init__(self, job_id: _Optional[str] = ..., customer_id: _Optional[str] = ..., status: _Optional[_Union[ProcessingStatus, str]] = ..., is_terminal: _Optional[bool] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., eta_seconds: _Optional[float] = ..., queue_position: _Optional[int] = ..., original_url: _Optional[str] = ..., generated_url: _Optional[str] = ..., callback_url: _Optional[str] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., attempt: _Optional[int] = ..., retry_of: _Optional[str] = ..., backend: _Optional[str] = ..., model: _Optional[str] = ..., seed: _Optional[int] = ..., crop: _Optional[str] = ..., seq: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., parameters: _Optional[_Union[Parameters, _Mapping]] = ..., reset: _Optional[bool] = ...) -> None: ...

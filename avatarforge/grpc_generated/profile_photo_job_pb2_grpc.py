@@ -44,6 +44,11 @@ class ProfilePhotoJobServiceStub:
                 request_serializer=avatarforge_dot_grpc__generated_dot_profile__photo__job__pb2.SubmitPhotoRequest.SerializeToString,
                 response_deserializer=avatarforge_dot_grpc__generated_dot_profile__photo__job__pb2.ProfilePhotoJobStatus.FromString,
                 _registered_method=True)
+        self.UploadPhoto = channel.stream_unary(
+                '/avatarforge.v1.ProfilePhotoJobService/UploadPhoto',
+                request_serializer=avatarforge_dot_grpc__generated_dot_profile__photo__job__pb2.SubmitPhotoRequest.SerializeToString,
+                response_deserializer=avatarforge_dot_grpc__generated_dot_profile__photo__job__pb2.ProfilePhotoJobStatus.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/avatarforge.v1.ProfilePhotoJobService/GetStatus',
                 request_serializer=avatarforge_dot_grpc__generated_dot_profile__photo__job__pb2.JobStatusRequest.SerializeToString,
@@ -73,6 +78,16 @@ class ProfilePhotoJobServiceServicer:
         """Accept a photo. The answer is a promise: the job is on record and will end in a terminal state.
         With the metadata `idempotency-key` the same request makes no second job for a day, but is answered with
         the first one's, and `idempotent-replayed: true` in the trailing metadata.
+
+        A message has at most 4 MiB, as gRPC's libraries have it by default; larger photos go by UploadPhoto.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadPhoto(self, request_iterator, context):
+        """The same for a photo of any size, in pieces. The first message says everything that SubmitPhoto's says;
+        of those that follow only `photo` counts, the next piece. Pieces of some 64 KiB do well.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -89,10 +104,11 @@ class ProfilePhotoJobServiceServicer:
     def StreamStatus(self, request, context):
         """Every change of a customer's jobs, or of one job, from `after_seq` on, and live steps between them.
 
-        Without `after_seq` it begins with the customer's unfinished jobs, or the one job; so it does when the log
-        no longer holds what came after `after_seq`. If there are none, a message with nothing but `customer_id`
-        and `seq` says where the stream begins. A job that was erased is told as `customer_id`, `job_id` and `seq`,
-        with no status.
+        Without `after_seq` it begins with the customer's unfinished jobs, or the one job. If there are none, a
+        message with nothing but `customer_id` and `seq` says where the stream begins. When the log no longer holds
+        what came after `after_seq`, it begins anew: first a message with `customer_id` and `reset`, for which a
+        client forgets what it knew, then the unfinished jobs, then a message with `customer_id` and `seq` again.
+        A job that was erased is told as `customer_id`, `job_id` and `seq`, with no status.
 
         The stream ends after the last event of the one job that was asked for, and otherwise after some
         minutes. However it ends, call again with the highest `seq` of its messages to miss nothing. A client
@@ -114,6 +130,11 @@ def add_ProfilePhotoJobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'SubmitPhoto': grpc.unary_unary_rpc_method_handler(
                     servicer.SubmitPhoto,
+                    request_deserializer=avatarforge_dot_grpc__generated_dot_profile__photo__job__pb2.SubmitPhotoRequest.FromString,
+                    response_serializer=avatarforge_dot_grpc__generated_dot_profile__photo__job__pb2.ProfilePhotoJobStatus.SerializeToString,
+            ),
+            'UploadPhoto': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadPhoto,
                     request_deserializer=avatarforge_dot_grpc__generated_dot_profile__photo__job__pb2.SubmitPhotoRequest.FromString,
                     response_serializer=avatarforge_dot_grpc__generated_dot_profile__photo__job__pb2.ProfilePhotoJobStatus.SerializeToString,
             ),
@@ -163,6 +184,33 @@ class ProfilePhotoJobService:
             request,
             target,
             '/avatarforge.v1.ProfilePhotoJobService/SubmitPhoto',
+            avatarforge_dot_grpc__generated_dot_profile__photo__job__pb2.SubmitPhotoRequest.SerializeToString,
+            avatarforge_dot_grpc__generated_dot_profile__photo__job__pb2.ProfilePhotoJobStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadPhoto(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/avatarforge.v1.ProfilePhotoJobService/UploadPhoto',
             avatarforge_dot_grpc__generated_dot_profile__photo__job__pb2.SubmitPhotoRequest.SerializeToString,
             avatarforge_dot_grpc__generated_dot_profile__photo__job__pb2.ProfilePhotoJobStatus.FromString,
             options,

@@ -1,1 +1,1 @@
-"""What clients talk to: REST, uploads, live updates."""
+"""The service's face to its clients: REST, uploads, live updates."""

@@ -1,60 +1,51 @@
-"""Whether this replica can keep a promise: its database, its storage and its tracker answer."""
+"""Health of this replica: do its database, its storage and its tracker answer?"""
 
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import structlog
 
 from avatarforge.domain.errors import AvatarForgeError
+from avatarforge.messages import Message
 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PartHealth:
-    """What one part answered."""
-
+class PartMessage(Message):
     ok: bool
     detail: str
     ms: float
-    """How long the answer took, in milliseconds."""
+    """How long the answer took, in milliseconds; for the tracker how long ago it was."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Readiness:
-    """What all parts answered, at one time."""
-
-    parts: Mapping[str, PartHealth]
-
-    @property
-    def ready(self) -> bool:
-        return all(part.ok for part in self.parts.values())
+class ReadinessMessage(Message):
+    ready: bool
+    parts: dict[str, PartMessage]
 
 
 class Probe:
     """Asks one part, in a thread. A part that hangs is not asked again before it has answered."""
 
-    def __init__(self, ask: Callable[[], None], time_limit: float) -> None:
+    def __init__(self, ask: Callable[[], None], timeout_seconds: float) -> None:
         self._ask = ask
-        self._time_limit = time_limit
-        self._under_way: asyncio.Future[None] | None = None
+        self._timeout_seconds = timeout_seconds
+        self._check: asyncio.Future[None] | None = None
 
-    async def health(self) -> PartHealth:
+    async def health(self) -> PartMessage:
         started = time.perf_counter()
-        ok, detail = await self._answer()
-        return PartHealth(ok=ok, detail=detail, ms=round((time.perf_counter() - started) * 1000, 1))
+        ok, detail = await self._ask_in_time()
+        return PartMessage(ok=ok, detail=detail, ms=round((time.perf_counter() - started) * 1000, 1))
 
-    async def _answer(self) -> tuple[bool, str]:
-        if self._under_way is None or self._under_way.done():
-            self._under_way = asyncio.ensure_future(asyncio.to_thread(self._ask))
+    async def _ask_in_time(self) -> tuple[bool, str]:
+        if self._check is None or self._check.done():
+            self._check = asyncio.ensure_future(asyncio.to_thread(self._ask))
             # An answer that comes after the time limit is looked at by nobody; asyncio would complain.
-            self._under_way.add_done_callback(lambda late: late.cancelled() or late.exception())
-        finished, _ = await asyncio.wait({self._under_way}, timeout=self._time_limit)
+            self._check.add_done_callback(lambda late: late.cancelled() or late.exception())
+        finished, _ = await asyncio.wait({self._check}, timeout=self._timeout_seconds)
         if not finished:
-            return False, f"no answer within {self._time_limit:g} s"
-        error = self._under_way.exception()
+            return False, f"no answer within {self._timeout_seconds:g} s"
+        error = self._check.exception()
         if error is None:
             return True, "answers"
         if isinstance(error, AvatarForgeError):
@@ -65,10 +56,10 @@ class Probe:
 
 
 class HealthChecks:
-    """Readiness of this replica, asked anew at most once in `max_age` seconds.
+    """Readiness of this replica, asked anew at most once in `max_age_seconds`.
 
     `ask` names each part that blocks and how to ask it: it raises when the part does not answer.
-    `feed_lag` gives the seconds since the tracker last answered.
+    `feed_lag` gives the seconds since the tracker last answered, `tracker_outage` why it accepts no uploads.
     """
 
     def __init__(
@@ -76,32 +67,38 @@ class HealthChecks:
         ask: Mapping[str, Callable[[], None]],
         feed_lag: Callable[[], float],
         *,
-        time_limit: float = 3,
-        most_lag: float = 6,
-        max_age: float = 1,
+        tracker_outage: Callable[[], str | None] = lambda: None,
+        timeout_seconds: float = 3,
+        max_lag_seconds: float = 6,
+        max_age_seconds: float = 1,
     ) -> None:
-        self._probes = {part: Probe(check, time_limit) for part, check in ask.items()}
+        self._probes = {part: Probe(check, timeout_seconds) for part, check in ask.items()}
         self._feed_lag = feed_lag
-        self._most_lag = most_lag
-        self._max_age = max_age
-        self._asking = asyncio.Lock()
-        self._latest: Readiness | None = None
-        self._asked_at = float("-inf")
+        self._tracker_outage = tracker_outage
+        self._max_lag_seconds = max_lag_seconds
+        self._max_age_seconds = max_age_seconds
+        self._lock = asyncio.Lock()
+        self._latest: ReadinessMessage | None = None
+        self._checked_at = float("-inf")
 
-    async def readiness(self) -> Readiness:
-        async with self._asking:
-            if self._latest is None or time.monotonic() - self._asked_at >= self._max_age:
-                self._latest = await self._asked()
-                self._asked_at = time.monotonic()
+    async def readiness(self) -> ReadinessMessage:
+        async with self._lock:
+            if self._latest is None or time.monotonic() - self._checked_at >= self._max_age_seconds:
+                self._latest = await self._check_all()
+                self._checked_at = time.monotonic()
             return self._latest
 
-    async def _asked(self) -> Readiness:
+    async def _check_all(self) -> ReadinessMessage:
         answers = await asyncio.gather(*(probe.health() for probe in self._probes.values()))
-        return Readiness(parts={**dict(zip(self._probes, answers, strict=True)), "tracker": self._tracker()})
+        parts = {**dict(zip(self._probes, answers, strict=True)), "tracker": self._tracker()}
+        return ReadinessMessage(ready=all(part.ok for part in parts.values()), parts=parts)
 
-    def _tracker(self) -> PartHealth:
-        lag = self._feed_lag()
-        if lag == float("inf"):
-            return PartHealth(ok=False, detail="has not answered yet", ms=0)
-        detail = f"last answered {lag:.1f} s ago"
-        return PartHealth(ok=lag <= self._most_lag, detail=detail, ms=round(lag * 1000, 1))
+    def _tracker(self) -> PartMessage:
+        lag, outage = self._feed_lag(), self._tracker_outage()
+        is_known = lag != float("inf")
+        detail = f"last answered {lag:.1f} s ago" if is_known else "has not answered yet"
+        return PartMessage(
+            ok=lag <= self._max_lag_seconds and outage is None,
+            detail=detail if outage is None else f"{detail}: {outage}",
+            ms=round(lag * 1000, 1) if is_known else 0,
+        )

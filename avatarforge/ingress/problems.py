@@ -1,8 +1,8 @@
-"""Problem documents (RFC 9457): the one table that says which error is which HTTP and gRPC answer."""
+"""Problem documents (RFC 9457), and the one table of the HTTP and gRPC status of each error."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote
@@ -10,143 +10,164 @@ from urllib.parse import unquote
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic.alias_generators import to_camel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
+from avatarforge.access.permissions import list_methods
 from avatarforge.domain import errors
-from avatarforge.domain.customers import checked_customer_id
-from avatarforge.domain.errors import AvatarForgeError, InvalidCustomerId, InvalidRequest, shown
-from avatarforge.ingress.counting import REFUSED
+from avatarforge.domain.customers import validate_customer_id
+from avatarforge.domain.errors import AvatarForgeError, InvalidCustomerId, InvalidRequest, truncate_repr
 
 MEDIA_TYPE = "application/problem+json"
+ERROR_CODE = "avatarforge.error_code"
+"""Under this name a request's scope has the code of the error that it was answered with."""
 
-UNEXPECTED = "The request met an error that we did not expect. It was logged."
-"""All that a client hears of an error that no table knows."""
+UNEXPECTED_ERROR = "The request met an error that we did not expect. It was logged."
+"""The message for an error that the table does not have."""
 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """How an error is told on the wire."""
-
-    http: int
-    grpc: str
-    """Name of a `grpc.StatusCode`."""
-    title: str
-    facts: Mapping[str, str] = field(default_factory=dict)
-    """Members that the problem carries beside the standard ones: their JSON name to the error's attribute."""
-
-
-_PARAMETER = {"field": "name", "value": "value", "expected": "expected"}
-_LIMIT = {"limit": "limit", "retryAfter": "retry_after"}
-_RETRY = {"part": "part", "retryAfter": "retry_after"}
-
-ANSWERS: dict[type[AvatarForgeError], Answer] = {
-    AvatarForgeError: Answer(500, "INTERNAL", "Something went wrong on our side"),
-    errors.Unauthenticated: Answer(401, "UNAUTHENTICATED", "A valid key is needed"),
-    errors.Forbidden: Answer(403, "PERMISSION_DENIED", "This is beyond the key's scope"),
-    errors.RateLimited: Answer(
-        429, "RESOURCE_EXHAUSTED", "Too many requests", {"limit": "rate", "retryAfter": "retry_after"}
-    ),
-    errors.ForeignSite: Answer(403, "PERMISSION_DENIED", "The request is of another site", {"site": "site"}),
-    errors.LinkInvalid: Answer(403, "PERMISSION_DENIED", "The link is not valid"),
-    errors.LinksUnavailable: Answer(501, "UNIMPLEMENTED", "Links are not set up"),
-    errors.InvalidRequest: Answer(422, "INVALID_ARGUMENT", "A parameter is wrong", _PARAMETER),
-    errors.InvalidCustomerId: Answer(400, "INVALID_ARGUMENT", "The customer id is malformed", _PARAMETER),
-    errors.MissingPhoto: Answer(422, "INVALID_ARGUMENT", "The photo is missing"),
-    errors.EmptyPhoto: Answer(422, "INVALID_ARGUMENT", "The photo is empty"),
-    errors.PhotoTooLarge: Answer(413, "INVALID_ARGUMENT", "The photo is too large", {"limit": "limit"}),
-    errors.NotAnImage: Answer(
-        422, "INVALID_ARGUMENT", "The photo is not a picture", {"filename": "filename"}
-    ),
-    errors.DamagedPhoto: Answer(422, "INVALID_ARGUMENT", "The photo is damaged", {"filename": "filename"}),
-    errors.PhotoDimensions: Answer(
-        422,
-        "INVALID_ARGUMENT",
-        "The photo's dimensions are out of bounds",
-        {"width": "width", "height": "height", "minSide": "shortest", "maxPixels": "most_pixels"},
-    ),
-    errors.UnsupportedMediaType: Answer(
-        415, "INVALID_ARGUMENT", "The content type is not supported", {"contentType": "content_type"}
-    ),
-    errors.MalformedUpload: Answer(400, "INVALID_ARGUMENT", "The upload is malformed"),
-    errors.CustomerNotFound: Answer(404, "NOT_FOUND", "No such customer", {"customerId": "customer_id"}),
-    errors.JobNotFound: Answer(
-        404, "NOT_FOUND", "No such job", {"customerId": "customer_id", "jobId": "job_id"}
-    ),
-    errors.DeliveryNotFound: Answer(
-        404, "NOT_FOUND", "No such delivery", {"jobId": "job_id", "deliveryId": "delivery_id"}
-    ),
-    errors.ImageNotFound: Answer(404, "NOT_FOUND", "No such image", {"jobId": "job_id", "kind": "kind"}),
-    errors.ObjectNotFound: Answer(404, "NOT_FOUND", "No such object"),
-    errors.IllegalTransition: Answer(
-        409, "FAILED_PRECONDITION", "The job's state does not allow this", {"current": "current"}
-    ),
-    errors.NotFinished: Answer(
-        409, "FAILED_PRECONDITION", "The job has not ended yet", {"jobId": "job_id", "current": "status"}
-    ),
-    errors.IdempotencyKeyReused: Answer(
-        422, "INVALID_ARGUMENT", "The idempotency key is taken", {"jobId": "job_id"}
-    ),
-    errors.IdempotencyKeyInFlight: Answer(
-        409, "ABORTED", "The same upload is under way", {"retryAfter": "retry_after"}
-    ),
-    errors.StreamOverflowed: Answer(
-        429, "RESOURCE_EXHAUSTED", "The client reads too slowly", {"afterSeq": "seq"}
-    ),
-    errors.BacklogFull: Answer(429, "RESOURCE_EXHAUSTED", "Too many jobs have not ended yet", _LIMIT),
-    errors.CustomerBacklogFull: Answer(
-        429, "RESOURCE_EXHAUSTED", "Too many jobs of the customer have not ended yet", _LIMIT
-    ),
-    errors.TooManyUploads: Answer(429, "RESOURCE_EXHAUSTED", "Too many uploads are under way", _LIMIT),
-    errors.TooManyStreams: Answer(429, "RESOURCE_EXHAUSTED", "Too many streams are open", _LIMIT),
-    errors.TooManyStreamsOfCustomer: Answer(
-        429, "RESOURCE_EXHAUSTED", "Too many streams of the customer are open", _LIMIT
-    ),
-    errors.Unavailable: Answer(503, "UNAVAILABLE", "Not available at present", _RETRY),
-    errors.DatabaseUnavailable: Answer(503, "UNAVAILABLE", "The database is not available", _RETRY),
-    errors.StorageUnavailable: Answer(503, "UNAVAILABLE", "Object storage is not available", _RETRY),
-    errors.StorageFull: Answer(503, "UNAVAILABLE", "Object storage is full", _RETRY),
-    errors.TrackerUnavailable: Answer(503, "UNAVAILABLE", "The job tracker is not available", _RETRY),
-    errors.Overtaken: Answer(503, "UNAVAILABLE", "The job tracker is starting again"),
-    errors.ModelMissing: Answer(503, "UNAVAILABLE", "No model serves", {"model": "model"}),
-    errors.ModelUnusable: Answer(500, "FAILED_PRECONDITION", "The model cannot be used", {"model": "model"}),
-    errors.ImageNotFinite: Answer(500, "INTERNAL", "The model made no picture", {"model": "model"}),
-    errors.ImageWithheld: Answer(422, "FAILED_PRECONDITION", "The picture was withheld", {"model": "model"}),
-    errors.RemoteUnavailable: Answer(503, "UNAVAILABLE", "The remote server is not available"),
-    errors.RemoteFailed: Answer(503, "UNAVAILABLE", "The remote server failed"),
-    errors.RemoteRefused: Answer(500, "INTERNAL", "The remote server refused the request"),
-    errors.SigningFailed: Answer(503, "UNAVAILABLE", "The avatar could not be signed"),
-    errors.DeviceFailed: Answer(503, "UNAVAILABLE", "The device failed"),
-    errors.GenerationBroke: Answer(500, "INTERNAL", "The generation broke"),
-    errors.DeadlineExceeded: Answer(504, "DEADLINE_EXCEEDED", "The job's time was over"),
-    errors.GenerationCancelled: Answer(409, "CANCELLED", "The generation was cancelled"),
+_GRPC_STATUSES = {
+    **dict.fromkeys((400, 413, 415, 422), "INVALID_ARGUMENT"),
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    409: "FAILED_PRECONDITION",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    501: "UNIMPLEMENTED",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
 }
-"""Every class of the family, and what it is on the wire."""
 
 
-def answer_to(error: AvatarForgeError | type[AvatarForgeError]) -> Answer:
-    """The error's row, or that of its nearest ancestor."""
+@dataclass(slots=True)
+class ProblemType:
+    """How clients see an error."""
+
+    http_status: int
+    title: str
+    members: tuple[str, ...] = ()
+    """The error's attributes that are the problem's extension members."""
+    grpc_status: str = ""
+    """Name of a `grpc.StatusCode`, by default the one that goes with the HTTP status."""
+
+    def __post_init__(self) -> None:
+        self.grpc_status = self.grpc_status or _GRPC_STATUSES[self.http_status]
+
+
+_PARAMETER = ("name", "value", "expected")
+_LIMIT = ("limit", "retry_after")
+_RETRY = ("part", "retry_after")
+_MEMBER_NAMES = {"name": "field", "encoding": "contentEncoding", "status": "current", "seq": "afterSeq"}
+"""Names of members that are not those of their attributes."""
+
+PROBLEM_TYPES: dict[type[AvatarForgeError], ProblemType] = {
+    AvatarForgeError: ProblemType(500, "Something went wrong on our side"),
+    errors.Unauthenticated: ProblemType(401, "A valid key is needed"),
+    errors.Forbidden: ProblemType(403, "This is beyond the key's scope"),
+    errors.LimitReached: ProblemType(429, "A limit is reached", _LIMIT),
+    errors.RateLimited: ProblemType(429, "Too many requests", _LIMIT),
+    errors.ForeignSite: ProblemType(403, "The request is of another site", ("site",)),
+    errors.LinkInvalid: ProblemType(403, "The link is not valid"),
+    errors.LinksUnavailable: ProblemType(501, "Links are not set up"),
+    errors.InvalidRequest: ProblemType(422, "A parameter is wrong", _PARAMETER),
+    errors.UnknownField: ProblemType(422, "There is no such field", ("name", "expected")),
+    errors.InvalidCustomerId: ProblemType(400, "The customer id is malformed", _PARAMETER),
+    errors.InvalidUpload: ProblemType(422, "The upload cannot be taken"),
+    errors.MissingPhoto: ProblemType(422, "The photo is missing"),
+    errors.EmptyPhoto: ProblemType(422, "The photo is empty"),
+    errors.PhotoTooLarge: ProblemType(413, "The photo is too large", ("limit",)),
+    errors.NotAnImage: ProblemType(422, "The photo is not an image", ("filename",)),
+    errors.UnsupportedPhoto: ProblemType(422, "The photo's format is not supported", ("filename", "kind")),
+    errors.DamagedPhoto: ProblemType(422, "The photo is damaged", ("filename",)),
+    errors.InvalidPhotoDimensions: ProblemType(
+        422, "The photo's dimensions are out of bounds", ("width", "height", "min_side", "max_pixels")
+    ),
+    errors.UnsupportedMediaType: ProblemType(415, "The content type is not supported", ("content_type",)),
+    errors.UnsupportedContentEncoding: ProblemType(
+        415, "The content encoding is not supported", ("encoding",)
+    ),
+    errors.MalformedUpload: ProblemType(400, "The upload is malformed"),
+    errors.NotFound: ProblemType(404, "Not found"),
+    errors.CustomerNotFound: ProblemType(404, "No such customer", ("customer_id",)),
+    errors.JobNotFound: ProblemType(404, "No such job", ("customer_id", "job_id")),
+    errors.DeliveryNotFound: ProblemType(404, "No such delivery", ("job_id", "delivery_id")),
+    errors.ImageNotFound: ProblemType(404, "No such image", ("job_id", "kind")),
+    errors.ObjectNotFound: ProblemType(404, "No such object"),
+    errors.IllegalTransition: ProblemType(409, "The job's state does not allow this", ("current",)),
+    errors.JobNotFinished: ProblemType(409, "The job has not ended yet", ("job_id", "status")),
+    errors.IdempotencyKeyReused: ProblemType(422, "The idempotency key is taken", ("job_id",)),
+    errors.IdempotencyKeyInFlight: ProblemType(
+        409, "The same upload is under way", ("retry_after",), grpc_status="ABORTED"
+    ),
+    errors.StreamOverflowed: ProblemType(429, "The client reads too slowly", ("seq",)),
+    errors.BacklogFull: ProblemType(429, "Too many jobs have not ended yet", _LIMIT),
+    errors.CustomerBacklogFull: ProblemType(429, "Too many jobs of the customer have not ended yet", _LIMIT),
+    errors.TooManyUploads: ProblemType(429, "Too many uploads are under way", _LIMIT),
+    errors.TooManyStreams: ProblemType(429, "Too many streams are open", _LIMIT),
+    errors.TooManyStreamsOfCustomer: ProblemType(429, "Too many streams of the customer are open", _LIMIT),
+    errors.Unavailable: ProblemType(503, "Not available at present", _RETRY),
+    errors.DatabaseUnavailable: ProblemType(503, "The database is not available", _RETRY),
+    errors.StorageUnavailable: ProblemType(503, "Object storage is not available", _RETRY),
+    errors.StorageFull: ProblemType(503, "Object storage is full", _RETRY),
+    errors.TrackerUnavailable: ProblemType(503, "The job tracker is not available", _RETRY),
+    errors.ShardLeased: ProblemType(503, "Another cluster serves this", _RETRY),
+    errors.ShardCountChanged: ProblemType(503, "The number of shards is another", _RETRY),
+    errors.DatabaseInUse: ProblemType(409, "A cluster runs on the database"),
+    errors.StaleEpoch: ProblemType(503, "The job tracker is starting again"),
+    errors.ModelMissing: ProblemType(503, "No model serves", ("model",)),
+    errors.ModelUnusable: ProblemType(
+        500, "The model cannot be used", ("model",), grpc_status="FAILED_PRECONDITION"
+    ),
+    errors.ImageNotFinite: ProblemType(500, "The model made no image", ("model",)),
+    errors.ImageWithheld: ProblemType(
+        422, "The image was withheld", ("model",), grpc_status="FAILED_PRECONDITION"
+    ),
+    errors.RemoteUnavailable: ProblemType(503, "The remote server is not available"),
+    errors.RemoteFailed: ProblemType(503, "The remote server failed"),
+    errors.RemoteRefused: ProblemType(500, "The remote server refused the request"),
+    errors.SigningFailed: ProblemType(503, "The avatar could not be signed"),
+    errors.DeviceFailed: ProblemType(503, "The device failed"),
+    errors.PipelineFailed: ProblemType(500, "The generation broke"),
+    errors.DeadlineExceeded: ProblemType(504, "The job's time was over"),
+    errors.GenerationCancelled: ProblemType(409, "The generation was cancelled", grpc_status="CANCELLED"),
+}
+"""Has a row for every class of error."""
+
+
+def problem_type_of(error: AvatarForgeError | type[AvatarForgeError]) -> ProblemType:
+    """Return the error's row, or that of its nearest ancestor."""
     kind = error if isinstance(error, type) else type(error)
-    return next(ANSWERS[ancestor] for ancestor in kind.__mro__ if ancestor in ANSWERS)
+    return next(PROBLEM_TYPES[ancestor] for ancestor in kind.__mro__ if ancestor in PROBLEM_TYPES)
 
 
 def http_status_of(code: str) -> int:
-    """The status of errors with this code; 500 for one that no error here has, such as a lost worker's."""
-    return next((answer.http for kind, answer in ANSWERS.items() if kind.code == code), 500)
+    """Return the HTTP status of a code; 500 for one that no class has, such as a lost worker's."""
+    return next((row.http_status for kind, row in PROBLEM_TYPES.items() if kind.code == code), 500)
 
 
-def facts_of(error: AvatarForgeError) -> dict[str, Any]:
-    """What the error is about, for programs. What came from outside is cut short."""
-    return {name: _cut(getattr(error, attribute)) for name, attribute in answer_to(error).facts.items()}
+def extension_members(error: AvatarForgeError) -> dict[str, Any]:
+    """Return the error's extension members. Long text from outside is truncated."""
+    return {
+        _member_name(attribute): _truncate_member(getattr(error, attribute))
+        for attribute in problem_type_of(error).members
+    }
 
 
 def problem(
-    *, status: int, code: str, title: str, detail: str, instance: str, facts: Mapping[str, Any] | None = None
+    *,
+    status: int,
+    code: str,
+    title: str,
+    detail: str,
+    instance: str,
+    extensions: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A problem document: `code` is stable, `detail` is for people, `instance` is the request's path."""
+    """Build a problem document. `code` is stable, `detail` for people, `instance` the request's path."""
     return {
         "type": f"urn:avatarforge:problem:{code}",
         "title": title,
@@ -154,20 +175,19 @@ def problem(
         "detail": detail,
         "instance": instance,
         "code": code,
-        **(facts or {}),
+        **(extensions or {}),
     }
 
 
-def problem_of(error: AvatarForgeError, instance: str) -> dict[str, Any]:
-    """The error as a problem document, its facts as members."""
-    answer = answer_to(error)
+def problem_for(error: AvatarForgeError, instance: str) -> dict[str, Any]:
+    problem_type = problem_type_of(error)
     return problem(
-        status=answer.http,
+        status=problem_type.http_status,
         code=error.code,
-        title=answer.title,
+        title=problem_type.title,
         detail=str(error),
         instance=instance,
-        facts=facts_of(error),
+        extensions=extension_members(error),
     )
 
 
@@ -180,49 +200,49 @@ def problem_response(document: Mapping[str, Any], headers: Mapping[str, str] | N
     )
 
 
-def unexpected_response(scope: Scope) -> Response:
-    """The last resort: says that it is our fault, and nothing about what broke."""
-    scope[REFUSED] = AvatarForgeError.code
+def internal_error_response(scope: Scope) -> Response:
+    """Build the answer to an unexpected error: it tells nothing about what broke."""
+    scope[ERROR_CODE] = AvatarForgeError.code
     return problem_response(
         problem(
             status=500,
             code=AvatarForgeError.code,
-            title=ANSWERS[AvatarForgeError].title,
-            detail=UNEXPECTED,
+            title=PROBLEM_TYPES[AvatarForgeError].title,
+            detail=UNEXPECTED_ERROR,
             instance=_path(scope),
         )
     )
 
 
-def misnamed_customer(scope: Scope) -> InvalidCustomerId | None:
-    """What is wrong with the customer id of the path as it was sent, before `%2F` became a slash."""
+def find_customer_id_error(scope: Scope) -> InvalidCustomerId | None:
+    """Check the customer id in the path as it was sent, before `%2F` became a slash."""
     segments = bytes(scope.get("raw_path") or scope["path"].encode()).split(b"/")
     if len(segments) < 3 or segments[1] != b"customers":
         return None
     try:
-        checked_customer_id(unquote(segments[2].decode("ascii", "replace"), errors="replace"))
+        validate_customer_id(unquote(segments[2].decode("ascii", "replace"), errors="replace"))
     except InvalidCustomerId as error:
         return error
     return None
 
 
 def add_problem_handlers(api: FastAPI) -> None:
-    """Answer every error of ours, of the framework's validation and of its routing with a problem."""
-    api.add_exception_handler(AvatarForgeError, _on_our_error)
-    api.add_exception_handler(RequestValidationError, _on_invalid_parameter)
-    api.add_exception_handler(HTTPException, _on_http_error)
+    """Answer domain errors, FastAPI's validation errors and routing errors with problem documents."""
+    api.add_exception_handler(AvatarForgeError, _handle_domain_error)
+    api.add_exception_handler(RequestValidationError, _handle_validation_error)
+    api.add_exception_handler(HTTPException, _handle_http_error)
 
 
-async def _on_our_error(request: Request, error: Exception) -> Response:
+async def _handle_domain_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, AvatarForgeError):
         raise error
     return error_response(error, request.scope)
 
 
 def error_response(error: AvatarForgeError, scope: Scope) -> Response:
-    """The answer to the error: what passes by itself has Retry-After, and whatever is our fault is logged."""
-    document = problem_of(error, _path(scope))
-    scope[REFUSED] = error.code
+    """Build the answer to an error, with Retry-After for a temporary one. Errors of the server are logged."""
+    document = problem_for(error, _path(scope))
+    scope[ERROR_CODE] = error.code
     headers = {}
     if "retryAfter" in document or document["status"] == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = str(document.get("retryAfter", 5))
@@ -233,17 +253,17 @@ def error_response(error: AvatarForgeError, scope: Scope) -> Response:
     return problem_response(document, headers)
 
 
-async def _on_invalid_parameter(request: Request, error: Exception) -> Response:
+async def _handle_validation_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
     fault = error.errors()[0]
     name = str(fault["loc"][-1])
     value = None if fault["type"] == "missing" else fault.get("input")
-    return error_response(InvalidRequest(name, value, _expected(fault)), request.scope)
+    return error_response(InvalidRequest(name, value, _describe_constraint(fault)), request.scope)
 
 
-def _expected(fault: Mapping[str, Any]) -> str:
-    """What pydantic wanted, as the end of "it must be …"."""
+def _describe_constraint(fault: Mapping[str, Any]) -> str:
+    """Word pydantic's constraint as the end of "it must be …"."""
     context = fault.get("ctx", {})
     match fault["type"]:
         case "greater_than_equal":
@@ -259,36 +279,38 @@ def _expected(fault: Mapping[str, Any]) -> str:
     return f"otherwise: {fault['msg']}"
 
 
-async def _on_http_error(request: Request, error: Exception) -> Response:
+async def _handle_http_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     if error.status_code == HTTPStatus.NOT_FOUND:
-        misnamed = misnamed_customer(request.scope)
-        if misnamed is not None:
-            return error_response(misnamed, request.scope)
+        id_error = find_customer_id_error(request.scope)
+        if id_error is not None:
+            return error_response(id_error, request.scope)
     return http_error_response(error, request.scope)
 
 
 def http_error_response(error: HTTPException, scope: Scope) -> Response:
-    """The framework's error as a problem."""
-    phrase = HTTPStatus(error.status_code).phrase
+    """Build the answer to an HTTP error of the framework."""
+    phrase, headers = HTTPStatus(error.status_code).phrase, dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        # The framework knows those of one route, and a path may have several.
+        headers["Allow"] = ", ".join(list_methods(scope["path"]))
     document = problem(
         status=error.status_code,
         code=phrase.lower().replace(" ", "_"),
         title=phrase,
-        detail=_detail(error, scope),
+        detail=_detail(error, scope, headers.get("Allow")),
         instance=_path(scope),
     )
-    return problem_response(document, error.headers)
+    return problem_response(document, headers)
 
 
-def _detail(error: HTTPException, scope: Scope) -> str:
-    path = shown(_path(scope))
+def _detail(error: HTTPException, scope: Scope, allowed: str | None) -> str:
+    path = truncate_repr(_path(scope))
     match error.status_code:
         case 404:
             return f"There is nothing at {path}. The calls are listed at /docs."
         case 405:
-            allowed = (error.headers or {}).get("Allow", "")
             return f"{scope['method']} is not allowed at {path}" + (
                 f", but {allowed} is." if allowed else "."
             )
@@ -296,12 +318,16 @@ def _detail(error: HTTPException, scope: Scope) -> str:
 
 
 def _path(scope: Scope) -> str:
-    return _cut_text(str(scope["path"]), 200)
+    return _truncate(str(scope["path"]), 200)
 
 
-def _cut(fact: object) -> object:
-    return _cut_text(fact, 80) if isinstance(fact, str) else fact
+def _member_name(attribute: str) -> str:
+    return _MEMBER_NAMES.get(attribute) or to_camel(attribute)
 
 
-def _cut_text(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+def _truncate_member(member: object) -> object:
+    return _truncate(member, 80) if isinstance(member, str) else member
+
+
+def _truncate(text: str, max_length: int) -> str:
+    return text if len(text) <= max_length else f"{text[: max_length - 1]}…"

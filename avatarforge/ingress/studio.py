@@ -27,7 +27,7 @@ POLICY = "; ".join(
         "style-src 'self'",
         "font-src 'self'",
         "connect-src 'self'",
-        # Pictures are fetched with a key and shown as blobs; previews come as data within an event.
+        # Images are fetched with a key and shown as blobs; previews come as data within an event.
         "img-src 'self' blob: data:",
         "base-uri 'none'",
         "form-action 'none'",
@@ -46,8 +46,8 @@ _TYPES = {
     ".svg": "image/svg+xml",
     ".woff2": "font/woff2",
 }
-_ANY_VERSION = "/studio/-/"
-"""How the page writes the addresses of its files; the digest takes the dash's place."""
+_ANY_VERSION = "studio/-/"
+"""How the page writes the addresses of its files, from itself on; the digest takes the dash's place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +68,12 @@ class _File:
         takes_zip = "gzip" in request.headers.get("accept-encoding", "")
         smaller = takes_zip and len(self.zipped) < len(self.content)
         etag = f'"{self.etag}{"-gzip" if smaller else ""}"'
-        headers = {**headers, "ETag": etag, "Vary": "Accept-Encoding"}
+        headers = {**headers, "ETag": etag}
         if request.headers.get("if-none-match") == etag:
             return Response(status_code=304, headers=headers)
         if smaller:
-            headers["Content-Encoding"] = "gzip"
+            # A cache may give the plain file to everybody, but not this one.
+            headers |= {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
         return Response(self.zipped if smaller else self.content, media_type=self.media_type, headers=headers)
 
 

@@ -1,26 +1,29 @@
 """Connections to MariaDB and SQLite, and one name for the many ways in which they do not answer."""
 
 import json
+import socket
 import sqlite3
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy import URL, Connection, Engine, Insert, Table, create_engine, event, func, make_url, select
+from sqlalchemy.dialects.mysql import insert as mariadb_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as NoFreeConnection
 
 from avatarforge.domain.errors import DatabaseUnavailable
 from avatarforge.settings import DatabaseSettings, SettingsError
 from avatarforge.telemetry import metrics
-from avatarforge.telemetry.figures import Figures
+from avatarforge.telemetry.registry import MetricsRegistry
 
 _WRITES = "avatarforge_writes"
 """Execution option of a connection whose transaction writes."""
 _METER = "avatarforge_meter"
-"""Execution option of an engine whose transactions are counted: the figures, and whose they are."""
+"""Execution option of an engine whose transactions are counted: the registry, and the component's name."""
 
 _compact_json = partial(json.dumps, ensure_ascii=False, separators=(",", ":"))
 
@@ -29,15 +32,16 @@ def open_engine(settings: DatabaseSettings, url: str) -> Engine:
     """An engine for `sqlite:///…` or `mysql+pymysql://…`. Connects to nothing yet.
 
     Every wait is bounded: `connect_timeout` for a connection (a free one of the pool included),
-    `read_timeout` for an answer; a lock is given up before the answer is. MariaDB sessions are UTC, strict
-    and READ COMMITTED; SQLite writes ahead and to the disk (WAL, `synchronous=FULL`).
+    `read_timeout` for an answer; a lock is given up before the answer is, and a session that falls silent in
+    a transaction loses its locks before that. MariaDB sessions are UTC, strict and READ COMMITTED; SQLite
+    writes ahead and to the disk (WAL, `synchronous=FULL`).
 
     Raises `SettingsError` for a URL of another kind.
     """
-    parsed = _parsed(url)
+    parsed = _parse(url)
     options: dict[str, Any] = {
         "echo": settings.echo,
-        # Parameters hold prompts and callback URLs: they reach logs only where SQL logging is wished.
+        # Parameters hold prompts and callback URLs: they reach logs only where SQL logging is asked for.
         "hide_parameters": not settings.echo,
         "json_serializer": _compact_json,
         "pool_size": settings.pool_size,
@@ -53,21 +57,31 @@ def is_sqlite(url: URL) -> bool:
     return url.get_backend_name() == "sqlite"
 
 
-def meter_engine(engine: Engine, figures: Figures, component: str) -> None:
+def meter_engine(engine: Engine, registry: MetricsRegistry, component: str) -> None:
     """Count and time the engine's transactions from now on; `component` says whose they are."""
-    engine.update_execution_options(**{_METER: (figures, component)})
+    engine.update_execution_options(**{_METER: (registry, component)})
+
+
+class Repository:
+    """Records behind an engine. Calls block; any thread may make them.
+
+    Every method raises `DatabaseUnavailable` when the database does not answer.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
 
 
 @contextmanager
-def writing(engine: Engine) -> Iterator[Connection]:
-    """A transaction that writes: committed at the end of the block, rolled back by an exception.
+def begin_write(engine: Engine) -> Iterator[Connection]:
+    """Begin a transaction that writes: committed at the end of the block, rolled back by an exception.
 
     SQLite takes its write lock at once, so that no transaction fails half-way because another came first.
-    Raises as `answering`; when the commit itself is not answered its outcome is unknown.
+    Raises as `translate_errors`; when the commit itself is not answered its outcome is unknown.
     """
     with (
-        _metered(engine, "write"),
-        answering(),
+        _meter(engine, "write"),
+        translate_errors(),
         engine.connect() as connection,
         connection.execution_options(**{_WRITES: True}).begin(),
     ):
@@ -75,89 +89,89 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
 
 @contextmanager
-def reading(engine: Engine) -> Iterator[Connection]:
-    """A transaction that only reads. Raises as `answering`."""
-    with _metered(engine, "read"), answering(), engine.connect() as connection:
+def begin_read(engine: Engine) -> Iterator[Connection]:
+    """Begin a transaction that only reads. Raises as `translate_errors`."""
+    with _meter(engine, "read"), translate_errors(), engine.connect() as connection:
         yield connection
 
 
-@contextmanager
-def _metered(engine: Engine, kind: str) -> Iterator[None]:
+def _meter(engine: Engine, kind: str) -> AbstractContextManager[None]:
     meter = engine.get_execution_options().get(_METER)
     if meter is None:
-        yield
-        return
-    figures, component = meter
-    begun, outcome = time.perf_counter(), "error"
-    try:
-        yield
-        outcome = "ok"
-    except DatabaseUnavailable:
-        outcome = "unavailable"
-        raise
-    finally:
-        seconds = time.perf_counter() - begun
-        figures.observe(metrics.DATABASE_CALLS, seconds, component, kind, outcome)
+        return nullcontext()
+    registry, component = meter
+    outcomes = {DatabaseUnavailable: "unavailable"}
+    metered: AbstractContextManager[None] = registry.time_call(
+        metrics.DATABASE_CALLS, component, kind, errors=outcomes
+    )
+    return metered
 
 
 @contextmanager
-def answering() -> Iterator[None]:
-    """Turns every error that means "the database does not answer at present" into `DatabaseUnavailable`.
+def translate_errors() -> Iterator[None]:
+    """Turn every error of the database but those that speak about the data into `DatabaseUnavailable`.
 
-    That is: refused, lost and timed-out connections, lock time-outs and deadlocks, a server that is full or
-    shutting down, a full or failing disk, a pool without a free connection. The vendor's error is chained.
-    Integrity errors, wrong SQL, missing tables and refused passwords pass unchanged: repeating does not help.
+    `IntegrityError` and `DataError` pass unchanged: repeated they would be the same. All else is an outage
+    that ends by itself or by somebody's hand: lost connections, locks, a full disk, a wrong password, a
+    missing table. Where no waiting heals it, `defect` has its number. The vendor's error is chained.
     """
     try:
         yield
     except NoFreeConnection as error:
         raise DatabaseUnavailable("all connections of the pool are busy") from error
+    except (IntegrityError, DataError):
+        raise
     except DBAPIError as error:
-        if not _is_passing(error):
-            raise
-        raise DatabaseUnavailable(str(error.orig)) from error
+        raise DatabaseUnavailable(str(error.orig), defect=_find_defect(error)) from error
+
+
+def read_clock(connection: Connection) -> datetime:
+    """Return the time of day by the database's clock; SQLite's is this machine's."""
+    if connection.dialect.name == "sqlite":
+        return datetime.now(UTC)
+    now: datetime = connection.execute(_NOW).scalar_one()
+    return now.replace(tzinfo=UTC)
+
+
+_NOW = select(func.utc_timestamp(6))
+
+
+def build_upserts(table: Table, changes: Callable[[Any], dict[str, Any]]) -> dict[str, Insert]:
+    """Return an INSERT for each of SQLAlchemy's names of a database. Rows whose key is there already get the
+    `changes`, a function of the new row's columns.
+    """
+    sqlite, mariadb = sqlite_insert(table), mariadb_insert(table)
+    on_mariadb = mariadb.on_duplicate_key_update(changes(mariadb.inserted))
+    on_sqlite = sqlite.on_conflict_do_update(
+        index_elements=list(table.primary_key), set_=changes(sqlite.excluded)
+    )
+    return {"sqlite": on_sqlite, "mysql": on_mariadb, "mariadb": on_mariadb}
 
 
 # --- errors ---------------------------------------------------------------------------------------------
 
-_MARIADB_PASSING = frozenset(
+_MARIADB_DEFECTS = frozenset(
     {
-        2002, 2003, 2006, 2013, 2055,  # the client's: cannot connect, gone away, lost or timed out
-        1040, 1203, 1226,  # too many connections
-        1041, 1135,  # the server lacks memory or threads
-        1053, 1077, 1079, 1152, 1184, 1317, 1927,  # shutting down, connection killed, query interrupted
-        1158, 1159, 1160, 1161,  # broken packets
-        1205, 1213, 1020, 1969,  # lock wait, deadlock, snapshot overtaken, statement time-out
-        3, 28, 1021, 1026, 1030, 1114,  # disk full or failing
-        1290, 1836,  # read-only: the server is a replica at present
-        1047,  # a Galera node that is not ready
-        1180,  # an error during the commit
+        1044, 1045, 1142, 1143, 1227, 1698,  # the user may not do it
+        1049, 1054, 1064, 1146, 1364,  # not this release's database, table, column or grammar
     }
 )  # fmt: skip
-"""Error numbers that pass by themselves: https://mariadb.com/kb/en/mariadb-error-code-reference/."""
+"""Error numbers that no waiting heals: https://mariadb.com/kb/en/mariadb-error-code-reference/."""
 
-_SQLITE_PASSING = frozenset(
-    {
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_PROTOCOL,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_CANTOPEN,
-    }
+_SQLITE_DEFECTS = frozenset(
+    # The first is that of a missing table, too.
+    {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_AUTH}
 )
 
 
-def _is_passing(error: DBAPIError) -> bool:
+def _find_defect(error: DBAPIError) -> int:
     cause = error.orig
-    if error.connection_invalidated or cause is None:
-        return True
     if isinstance(cause, sqlite3.Error):
         # The low byte is the primary code; the rest tells its flavour (https://sqlite.org/rescode.html).
-        return getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE_PASSING
-    return bool(cause.args) and cause.args[0] in _MARIADB_PASSING
+        code, known = getattr(cause, "sqlite_errorcode", 0) & 0xFF, _SQLITE_DEFECTS
+    else:
+        code, known = cause.args[0] if cause is not None and cause.args else 0, _MARIADB_DEFECTS
+    return code if code in known else 0
 
 
 # --- MariaDB --------------------------------------------------------------------------------------------
@@ -166,11 +180,15 @@ def _is_passing(error: DBAPIError) -> bool:
 def _mariadb_engine(settings: DatabaseSettings, url: URL, options: dict[str, Any]) -> Engine:
     # Shorter than the read time-out, so that the server names the lock instead of falling silent.
     lock_wait = max(1, int(settings.read_timeout * 0.6))
+    # A client that vanished without a word holds its locks no longer than that, at whichever point of a
+    # transaction: between two statements, in the middle of one, or while it is answered.
+    silence = max(1, int(settings.read_timeout * 0.4))
     session = (
         f"SET time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,"
-        f"NO_ENGINE_SUBSTITUTION', innodb_lock_wait_timeout = {lock_wait}"
+        f"NO_ENGINE_SUBSTITUTION', innodb_lock_wait_timeout = {lock_wait}, lock_wait_timeout = {lock_wait}, "
+        f"idle_transaction_timeout = {silence}, net_read_timeout = {silence}, net_write_timeout = {silence}"
     )
-    return create_engine(
+    engine = create_engine(
         url,
         # Gap locks of REPEATABLE READ would let shards wait for one another.
         isolation_level="READ COMMITTED",
@@ -185,6 +203,19 @@ def _mariadb_engine(settings: DatabaseSettings, url: URL, options: dict[str, Any
         },
         **options,
     )
+
+    @event.listens_for(engine, "connect")
+    def notice_silence(connection: Any, _record: object) -> None:
+        """Let the system find out too that the other side is gone: about a pool's idle connections."""
+        link: socket.socket = connection._sock
+        # Not on every system, and not on a socket of this machine.
+        if link.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_USER_TIMEOUT"):
+            milliseconds = int(settings.read_timeout * 1000)
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(settings.read_timeout)))
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, silence)
+
+    return engine
 
 
 # --- SQLite ---------------------------------------------------------------------------------------------
@@ -208,7 +239,7 @@ def _sqlite_engine(settings: DatabaseSettings, url: URL, options: dict[str, Any]
     return engine
 
 
-def _parsed(url: str) -> URL:
+def _parse(url: str) -> URL:
     try:
         parsed = make_url(url)
     except ArgumentError as error:

@@ -1,12 +1,16 @@
-"""Erasing jobs inside the caller's transaction: rows go at once, objects are put down to be deleted."""
+"""Erasing jobs inside the caller's transaction: rows go at once, objects are put down to be deleted.
+
+So does what is past its age: events of the log and idempotency keys.
+"""
 
 from collections.abc import Collection, Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
+from itertools import takewhile
 from typing import Any
 
 from sqlalchemy import Connection, func, select, update
 
-from avatarforge.domain.changes import JobChange
+from avatarforge.domain.changes import LIFETIME, JobChange
 from avatarforge.persistence.tables import (
     customers,
     idempotency_keys,
@@ -14,6 +18,7 @@ from avatarforge.persistence.tables import (
     object_deletions,
     profile_photo_jobs,
     profile_photos,
+    tracker_shards,
     webhook_attempts,
     webhook_deliveries,
 )
@@ -25,9 +30,7 @@ at work, with every time limit of generation and storage that makes sense."""
 
 
 def erase(connection: Connection, shard: int, erasures: Sequence[JobChange]) -> None:
-    """What is left of the jobs are their events' ids and numbers, and their objects' deletions."""
-    if not erasures:
-        return
+    """Only their events' ids and numbers stay, and their objects' deletions."""
     job_ids = {change.job.job_id for change in erasures}
     connection.execute(
         update(job_events)
@@ -73,3 +76,37 @@ def _deletion_rows(shard: int, erasure: JobChange) -> Iterator[dict[str, Any]]:
     yield {**row, "due_at": at}
     if job.finished_at is None or at - job.finished_at < STRAGGLER_PAUSE:
         yield {**row, "due_at": at + STRAGGLER_PAUSE}
+
+
+def prune_log(connection: Connection, shard: int, before: datetime, limit: int) -> int:
+    """Remove the shard's events from before that time, up to the first younger one and `limit` in all.
+
+    The shard's row tells how far it went. Returns how many went.
+    """
+    events = job_events.c
+    oldest = select(events.seq, events.at).where(events.shard == shard).order_by(events.seq).limit(limit)
+    old = list(takewhile(lambda event: event.at < before, connection.execute(oldest)))
+    if old:
+        last = old[-1].seq
+        connection.execute(job_events.delete().where(events.shard == shard, events.seq <= last))
+        connection.execute(
+            update(tracker_shards).where(tracker_shards.c.shard == shard).values(pruned_seq=last)
+        )
+    return len(old)
+
+
+def prune_keys(connection: Connection, shard: int, now: datetime, limit: int) -> None:
+    """Remove at most `limit` idempotency keys of the shard's customers that were expired at that time."""
+    keys = idempotency_keys.c
+    has_expired = keys.created_at < now - LIFETIME
+    expired = (
+        select(keys.job_id)
+        .join(customers, customers.c.customer_id == keys.customer_id)
+        .where(customers.c.shard == shard, has_expired)
+        .order_by(keys.created_at)
+        .limit(limit)
+    )
+    job_ids = connection.scalars(expired).all()
+    if job_ids:
+        # A job has more than one key where commands on it were named too.
+        connection.execute(idempotency_keys.delete().where(keys.job_id.in_(job_ids), has_expired))

@@ -2,28 +2,19 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Insert, bindparam, insert, select, update
-from sqlalchemy.dialects.mysql import insert as mariadb_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy import Connection, Insert, Select, bindparam, insert, select, update
 
-from avatarforge.domain.changes import Fence, JobChange
-from avatarforge.domain.deliveries import WebhookDelivery, delivery_id_of
-from avatarforge.domain.errors import JobNotFound, Overtaken
-from avatarforge.domain.events import EventKind
-from avatarforge.domain.idempotency import LIFETIME
+from avatarforge.domain.changes import LIFETIME, Fence, IdempotencyKey, JobChange
+from avatarforge.domain.deliveries import WebhookDelivery
+from avatarforge.domain.errors import JobNotFound, StaleEpoch
 from avatarforge.domain.jobs import ProfilePhotoJob
+from avatarforge.domain.status import EventKind
+from avatarforge.persistence.database import build_upserts, read_clock
 from avatarforge.persistence.erasure import erase
-from avatarforge.persistence.rows import (
-    TERMINAL_EVENTS,
-    PhotoKind,
-    delivery_row,
-    event_row,
-    job_row,
-    photo_row,
-    progress_row,
-)
+from avatarforge.persistence.rows import PhotoKind, delivery_row, event_row, job_row, photo_row, progress_row
 from avatarforge.persistence.tables import (
     customers,
     idempotency_keys,
@@ -40,18 +31,20 @@ _HELD, _SHOWN = _EPOCH.with_for_update(), _EPOCH.with_for_update(read=True)
 
 
 def hold_shard(connection: Connection, shard: int, epoch: int) -> None:
-    """Lock the shard's row until the transaction ends. Raises `Overtaken` unless the epoch is current."""
-    current = connection.scalar(_HELD, {"of_shard": shard})
-    if current != epoch:
-        raise Overtaken(shard, epoch, current or 0)
+    """Lock the shard's row until the transaction ends. Raises `StaleEpoch` unless the epoch is current."""
+    _require_epoch(connection, _HELD, shard, epoch)
 
 
 def show_fence(connection: Connection, fence: Fence) -> None:
     """Keep the shard's epoch as it is until the transaction ends, beside others that do the same. A group's
-    commit waits for them, as they do for it. Raises `Overtaken` unless the fence's epoch is current."""
-    current = connection.scalar(_SHOWN, {"of_shard": fence.shard})
-    if current != fence.epoch:
-        raise Overtaken(fence.shard, fence.epoch, current or 0)
+    commit waits for them, as they do for it. Raises `StaleEpoch` unless the fence's epoch is current."""
+    _require_epoch(connection, _SHOWN, fence.shard, fence.epoch)
+
+
+def _require_epoch(connection: Connection, lock: Select[int], shard: int, epoch: int) -> None:
+    current = connection.scalar(lock, {"of_shard": shard})
+    if current != epoch:
+        raise StaleEpoch(shard, epoch, current or 0)
 
 
 _NEW_JOBS = insert(profile_photo_jobs)
@@ -59,11 +52,12 @@ _NEW_PHOTOS = insert(profile_photos)
 _NEW_DELIVERIES = insert(webhook_deliveries)
 
 
-def write_group(connection: Connection, shard: int, changes: Sequence[JobChange]) -> list[int]:
-    """Write every event, and of each job its last value. Returns the events' numbers in order.
+def write_group(connection: Connection, shard: int, epoch: int, changes: Sequence[JobChange]) -> list[int]:
+    """Hold the shard; write every event, and of each job its last value. Returns the events' numbers.
 
-    Raises `JobNotFound` when a change is of a job that was never submitted or is erased.
+    Raises `StaleEpoch`, and `JobNotFound` when a change is of a job that was never submitted or is erased.
     """
+    hold_shard(connection, shard, epoch)
     erased = {change.job.job_id for change in changes if change.is_erasure}
     submitted = {change.job.job_id for change in changes if change.is_submission}
     done = {change.job.job_id for change in changes if change.event.kind is EventKind.DONE}
@@ -85,14 +79,14 @@ def write_group(connection: Connection, shard: int, changes: Sequence[JobChange]
     ]
     _insert(connection, _NEW_PHOTOS, originals + avatars)
     _name_submissions(connection, changes)
-    announced = [
-        row
+    deliveries = [
+        delivery_row(shard, delivery)
         for change, seq in zip(changes, seqs, strict=True)
-        if change.job.job_id not in erased
-        for row in _announced(shard, change, seq)
+        if change.job.job_id not in erased and (delivery := WebhookDelivery.for_change(change.with_seq(seq)))
     ]
-    _insert(connection, _NEW_DELIVERIES, announced)
-    erase(connection, shard, [change for change in changes if change.is_erasure])
+    _insert(connection, _NEW_DELIVERIES, deliveries)
+    if erased:
+        erase(connection, shard, [change for change in changes if change.is_erasure])
     return seqs
 
 
@@ -131,22 +125,10 @@ def _introduce_customers(
     _insert(connection, _NEW_CUSTOMERS[connection.dialect.name], rows)
 
 
-def _counted_on_sqlite() -> Insert:
-    new = sqlite_insert(customers)
-    return new.on_conflict_do_update(
-        index_elements=[customers.c.customer_id],
-        set_={"photo_count": customers.c.photo_count + new.excluded.photo_count},
-    )
-
-
-def _counted_on_mariadb() -> Insert:
-    new = mariadb_insert(customers)
-    return new.on_duplicate_key_update(photo_count=customers.c.photo_count + new.inserted.photo_count)
-
-
-_MARIADB = _counted_on_mariadb()
-_NEW_CUSTOMERS = {"sqlite": _counted_on_sqlite(), "mysql": _MARIADB, "mariadb": _MARIADB}
-"""By SQLAlchemy's name of the database. Customers who are there already have their photos counted."""
+_NEW_CUSTOMERS = build_upserts(
+    customers, lambda new: {"photo_count": customers.c.photo_count + new.photo_count}
+)
+"""Customers who are there already have their photos counted."""
 
 
 def _insert(connection: Connection, statement: Insert, rows: list[dict[str, Any]]) -> None:
@@ -185,42 +167,31 @@ _NEW_NAMES = insert(idempotency_keys)
 
 
 def _name_submissions(connection: Connection, changes: Iterable[JobChange]) -> None:
-    """Keep the clients' names of the submissions, in place of names that have expired."""
+    """Keep the clients' names of the submissions."""
     named = [(change.event, change.idempotency_key) for change in changes if change.idempotency_key]
-    if not named:
-        return
+    if named:
+        keep_keys(connection, [(event.customer_id, event.job_id, event.at, name) for event, name in named])
+
+
+def keep_keys(connection: Connection, named: Sequence[tuple[str, str, datetime, IdempotencyKey]]) -> None:
+    """Keep clients' keys, in place of those that have expired: customer, job, time and name of each."""
+    # A clock of ours that runs ahead lets no key expire.
+    now = read_clock(connection)
     connection.execute(
         _EXPIRED_KEY,
         [
-            {"of_customer": event.customer_id, "of_key": name.key, "expired_before": event.at - LIFETIME}
-            for event, name in named
+            {"of_customer": customer_id, "of_key": name.key, "expired_before": min(at, now) - LIFETIME}
+            for customer_id, _, at, name in named
         ],
     )
     rows = [
         {
-            "customer_id": event.customer_id,
+            "customer_id": customer_id,
             "key": name.key,
             "fingerprint": name.fingerprint,
-            "job_id": event.job_id,
-            "created_at": event.at,
+            "job_id": job_id,
+            "created_at": at,
         }
-        for event, name in named
+        for customer_id, job_id, at, name in named
     ]
     connection.execute(_NEW_NAMES, rows)
-
-
-def _announced(shard: int, change: JobChange, seq: int) -> list[dict[str, Any]]:
-    """The row of the delivery that somebody wants on this event, if anybody does."""
-    job, at = change.job, change.event.at
-    if job.callback_url is None or change.event.kind not in TERMINAL_EVENTS:
-        return []
-    delivery = WebhookDelivery(
-        delivery_id=delivery_id_of(job.job_id, seq),
-        job_id=job.job_id,
-        customer_id=job.customer_id,
-        seq=seq,
-        url=job.callback_url,
-        created_at=at,
-        next_at=at,
-    )
-    return [delivery_row(shard, delivery)]

@@ -4,31 +4,22 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Insert, Select, exists, func, select
-from sqlalchemy.dialects.mysql import insert as mariadb_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy import Select, exists, false, func, select
 
-from avatarforge.domain.changes import JobChange, KeptObjects, LogBounds, LoggedChange
+from avatarforge.domain.changes import LIFETIME, JobChange, KeptObjects, KnownKey, LogBounds, LoggedChange
 from avatarforge.domain.customers import CustomerSummary
-from avatarforge.domain.events import JobEvent
-from avatarforge.domain.idempotency import LIFETIME, KnownKey
-from avatarforge.domain.identifiers import first_job_id
-from avatarforge.domain.jobs import ProfilePhotoJob
-from avatarforge.domain.status import ProcessingStatus
-from avatarforge.persistence.database import reading, writing
+from avatarforge.domain.jobs import ProfilePhotoJob, first_job_id
+from avatarforge.domain.status import JobEvent, ProcessingStatus
+from avatarforge.persistence.database import Repository, begin_read, begin_write, read_clock
+from avatarforge.persistence.erasure import prune_keys, prune_log
 from avatarforge.persistence.group import hold_shard, write_group
-from avatarforge.persistence.pruning import prune_keys, prune_log
-from avatarforge.persistence.rows import (
-    PhotoKind,
-    Row,
-    event_from_row,
-    job_from_row,
-    logged_change_from_row,
-)
+from avatarforge.persistence.rows import PhotoKind, Row, event_from_row, job_from_row, log_entry_from_row
+from avatarforge.persistence.shards import announce, check_count, claim, keep_lease
 from avatarforge.persistence.tables import (
     customers,
     idempotency_keys,
     job_events,
+    metadata,
     profile_photo_jobs,
     profile_photos,
     tracker_shards,
@@ -38,34 +29,48 @@ _TERMINAL = [status.value for status in ProcessingStatus if status.is_terminal]
 _UNFINISHED = [status.value for status in ProcessingStatus if not status.is_terminal]
 
 
-class JobRecords:
-    """Jobs, customers and the event log. Calls block; any thread may make them.
+class JobRepository(Repository):
+    """Jobs, customers and the event log.
 
-    Every method raises `DatabaseUnavailable` when the database does not answer. A read can simply be
-    repeated. After `commit` the outcome is then unknown: ask `committed` with the same changes before
-    repeating it, until `committed` itself answers.
+    A read can simply be repeated. After `DatabaseUnavailable` the outcome of a `commit` is unknown: ask
+    `read_back` with the same changes before repeating it, until `read_back` itself answers.
     """
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
 
     # --- writing -----------------------------------------------------------------------------------
 
-    def claim_shard(self, shard: int) -> int:
+    def claim_shard(self, shard: int, shards: int | None = None, cluster_id: str = "") -> int:
         """Raise the shard's epoch and return it: 1 at first. Writers of lower epochs are overtaken.
 
         No two callers get the same epoch. It waits for the transaction that holds the shard. Where the last
         epoch's writer was of a version that did not count customers' photos, they are counted anew.
+
+        A caller that names the number of shards gets `ShardCountChanged` where another one is on record. One
+        that names its cluster gets `ShardLeased` while another cluster's writer holds the shard and lives, or
+        a younger cluster waits for it. Within a cluster the newest caller takes it.
         """
-        ours = tracker_shards.c.shard == shard
-        with writing(self._engine) as connection:
-            connection.execute(_raised_epoch(connection.dialect.name, shard))
-            held = select(tracker_shards.c.epoch, tracker_shards.c.counted_epoch).where(ours)
-            epoch, counted_epoch = connection.execute(held).one()
-            if counted_epoch != epoch - 1:
-                _count_photos(connection, shard)
-            connection.execute(tracker_shards.update().where(ours).values(counted_epoch=epoch))
-            return int(epoch)
+        if cluster_id:
+            with begin_write(self._engine) as connection:
+                announce(connection, cluster_id)
+        with begin_write(self._engine) as connection:
+            return claim(connection, shard, shards, cluster_id)
+
+    def check_shard_count(self, shards: int) -> None:
+        """Raise `ShardCountChanged` if another number of shards is on record."""
+        wanted = select(tracker_shards.c.shards).where(tracker_shards.c.shard == 0)
+        with begin_read(self._engine) as connection:
+            check_count(shards, connection.scalar(wanted))
+
+    def keep_lease(self, shard: int, epoch: int, cluster_id: str) -> str | None:
+        """Tell that the cluster lives which holds the shard. Where a younger one waits, the shard is handed
+        over and that one's id returned. Raises `StaleEpoch` as `commit`.
+        """
+        with begin_write(self._engine) as connection:
+            hold_shard(connection, shard, epoch)
+            return keep_lease(connection, shard, cluster_id)
+
+    def read_clock(self) -> datetime:
+        with begin_read(self._engine) as connection:
+            return read_clock(connection)
 
     def commit(self, shard: int, epoch: int, changes: Sequence[JobChange]) -> list[int]:
         """Write the changes in one transaction, or none of them; returns the events' `seq`s in order.
@@ -78,17 +83,26 @@ class JobRecords:
         for an unfinished job once more after `erasure.STRAGGLER_PAUSE`; its events stay, as ids and numbers.
         No changes at all only check the epoch.
 
-        Raises `Overtaken` when the shard's epoch is another; `JobNotFound` for a change of a job that is
+        Raises `StaleEpoch` when the shard's epoch is another; `JobNotFound` for a change of a job that is
         not there; SQLAlchemy's `IntegrityError` when an event repeats a revision, a job would end twice or
         the customer's idempotency key names another job still. On each of these nothing was kept. On
         `DatabaseUnavailable` the outcome is unknown: see the class.
         """
-        with writing(self._engine) as connection:
-            hold_shard(connection, shard, epoch)
-            return write_group(connection, shard, changes)
+        with begin_write(self._engine) as connection:
+            return write_group(connection, shard, epoch, changes)
 
-    def committed(self, changes: Sequence[JobChange]) -> list[int] | None:
-        """Whether a commit whose answer was lost has come about: its `seq`s in order, or `None` for never.
+    def check(self, shard: int, epoch: int) -> None:
+        """Return if changes can be written: the shard can be held, and every table is there with all of its
+        columns and may be written. Raises `StaleEpoch` as `commit`.
+        """
+        with begin_write(self._engine) as connection:
+            hold_shard(connection, shard, epoch)
+            for table in metadata.sorted_tables:
+                nothing = select(table).where(false())
+                connection.execute(table.insert().from_select(list(table.c.keys()), nothing))
+
+    def read_back(self, changes: Sequence[JobChange]) -> list[int] | None:
+        """Look up a commit whose answer was lost: its `seq`s in order, or `None` if it never came about.
 
         The answer is final: where the lost transaction still runs, this waits for its end.
         """
@@ -97,7 +111,7 @@ class JobRecords:
         job_ids = {change.event.job_id for change in changes}
         # A locking read waits for rows that a running transaction has inserted. SQLite has one writer.
         logged = _EVENTS.where(job_events.c.job_id.in_(job_ids)).with_for_update(read=True)
-        with writing(self._engine) as connection:
+        with begin_write(self._engine) as connection:
             events = [event_from_row(row) for row in connection.execute(logged).mappings()]
         found = {_identity(event): event.seq for event in events}
         seqs = [found.get(_identity(change.event)) for change in changes]
@@ -106,12 +120,12 @@ class JobRecords:
     def forget_customer(self, shard: int, epoch: int, customer_id: str) -> bool:
         """Remove the customer. False, and nothing goes, while there are jobs, or for one who is not known.
 
-        Idempotency keys went with the jobs; events stay in the log, as ids and numbers. Raises `Overtaken`
+        Idempotency keys went with the jobs; events stay in the log, as ids and numbers. Raises `StaleEpoch`
         as `commit`.
         """
         jobs = exists().where(profile_photo_jobs.c.customer_id == customers.c.customer_id)
         without_jobs = customers.delete().where(customers.c.customer_id == customer_id, ~jobs)
-        with writing(self._engine) as connection:
+        with begin_write(self._engine) as connection:
             hold_shard(connection, shard, epoch)
             return connection.execute(without_jobs).rowcount == 1
 
@@ -119,30 +133,30 @@ class JobRecords:
         """Remove what is older than `before`, in one transaction; returns how many events went.
 
         The shard's log loses its oldest events, up to the first that is younger and at most `limit` of them;
-        `log_bounds` then tells the last that went. Besides, at most `limit` idempotency keys of the shard's
-        customers go that had expired by `before`. Raises `Overtaken` as `commit`.
+        `get_log_bounds` then tells the last that went. At most `limit` idempotency keys of its customers go
+        too that had expired by `before`. Raises `StaleEpoch` as `commit`.
         """
-        with writing(self._engine) as connection:
+        with begin_write(self._engine) as connection:
             hold_shard(connection, shard, epoch)
             prune_keys(connection, shard, before, limit)
             return prune_log(connection, shard, before, limit)
 
     def keep_model(self, shard: int, epoch: int, model: str) -> None:
-        """Put the model on record that served last as it was wished. Raises `Overtaken` as `commit`."""
+        """Put the model on record that last served as desired. Raises `StaleEpoch` as `commit`."""
         kept = tracker_shards.update().where(tracker_shards.c.shard == shard).values(model=model)
-        with writing(self._engine) as connection:
+        with begin_write(self._engine) as connection:
             hold_shard(connection, shard, epoch)
             connection.execute(kept)
 
     # --- reading -----------------------------------------------------------------------------------
 
-    def last_model(self, shard: int) -> str | None:
-        """The model that `keep_model` put on record; `None` before the first."""
+    def get_last_model(self, shard: int) -> str | None:
+        """Return the model that `keep_model` put on record; `None` before the first."""
         wanted = select(tracker_shards.c.model).where(tracker_shards.c.shard == shard)
         return next((row["model"] for row in self._rows(wanted)), None)
 
-    def unfinished(self, shard: int) -> list[ProfilePhotoJob]:
-        """The shard's jobs that are PENDING or PROCESSING, oldest first."""
+    def list_unfinished(self, shard: int) -> list[ProfilePhotoJob]:
+        """Return the shard's jobs that are PENDING or PROCESSING, oldest first."""
         wanted = (
             _JOBS.join(customers, customers.c.customer_id == profile_photo_jobs.c.customer_id)
             .where(profile_photo_jobs.c.status.in_(_UNFINISHED), customers.c.shard == shard)
@@ -150,15 +164,15 @@ class JobRecords:
         )
         return [job_from_row(row) for row in self._rows(wanted)]
 
-    def job(self, customer_id: str, job_id: str) -> ProfilePhotoJob | None:
-        """The customer's job; `None` also for a job of another customer."""
+    def find_job(self, customer_id: str, job_id: str) -> ProfilePhotoJob | None:
+        """Return the customer's job; `None` also for a job of another customer."""
         wanted = _JOBS.where(
             profile_photo_jobs.c.job_id == job_id, profile_photo_jobs.c.customer_id == customer_id
         )
         return next((job_from_row(row) for row in self._rows(wanted)), None)
 
-    def jobs_of(self, customer_id: str, before: str | None, limit: int) -> list[ProfilePhotoJob]:
-        """At most `limit` of the customer's jobs, newest first, from the one made next before job `before`.
+    def list_jobs(self, customer_id: str, before: str | None, limit: int) -> list[ProfilePhotoJob]:
+        """Return at most `limit` of the customer's jobs, newest first, from the last one before job `before`.
 
         `before` may be erased by now: ids sort by time.
         """
@@ -168,9 +182,9 @@ class JobRecords:
         newest_first = wanted.order_by(profile_photo_jobs.c.job_id.desc()).limit(limit)
         return [job_from_row(row) for row in self._rows(newest_first)]
 
-    def outlived(self, shard: int, before: datetime, limit: int) -> list[ProfilePhotoJob]:
-        """At most `limit` jobs of the shard's customers that have ended and were made before that time, the
-        oldest first."""
+    def list_ended(self, shard: int, before: datetime, limit: int) -> list[ProfilePhotoJob]:
+        """Return at most `limit` of the shard's jobs that have ended and were made before that time, oldest
+        first."""
         jobs = profile_photo_jobs.c
         ours = select(customers.c.customer_id).where(customers.c.shard == shard)
         wanted = (
@@ -185,20 +199,20 @@ class JobRecords:
         )
         return [job_from_row(row) for row in self._rows(wanted)]
 
-    def customers(self, after: str | None, limit: int) -> list[CustomerSummary]:
-        """At most `limit` customers by the bytes of their ids, from the one next to `after`."""
+    def list_customers(self, after: str | None, limit: int) -> list[CustomerSummary]:
+        """Return at most `limit` customers by the bytes of their ids, from the one next to `after`."""
         page = select(customers.c.customer_id, customers.c.created_at, customers.c.photo_count)
         if after is not None:
             page = page.where(customers.c.customer_id > after)
         return self._summaries(page.order_by(customers.c.customer_id).limit(limit))
 
-    def customer(self, customer_id: str) -> CustomerSummary | None:
-        """The customer; `None` for one who never sent a photo."""
+    def find_customer(self, customer_id: str) -> CustomerSummary | None:
+        """Return the customer; `None` for one who never sent a photo."""
         page = select(customers.c.customer_id, customers.c.created_at, customers.c.photo_count)
         return next(iter(self._summaries(page.where(customers.c.customer_id == customer_id))), None)
 
-    def events_after(self, shard: int, seq: int, limit: int) -> list[LoggedChange]:
-        """At most `limit` entries of the shard's log with a higher number, lowest first.
+    def list_shard_events(self, shard: int, seq: int, limit: int) -> list[LoggedChange]:
+        """Return at most `limit` entries of the shard's log with a higher number, lowest first.
 
         Each comes with its job as it was then, or without one where the job has been erased since.
         """
@@ -208,12 +222,14 @@ class JobRecords:
             .order_by(job_events.c.seq)
             .limit(limit)
         )
-        return [logged_change_from_row(row) for row in self._rows(wanted)]
+        return [log_entry_from_row(row) for row in self._rows(wanted)]
 
-    def events_of(self, customer_id: str, job_id: str | None, after: int, limit: int) -> list[LoggedChange]:
-        """At most `limit` entries of the customer's log with a higher number than `after`, lowest first.
+    def list_customer_events(
+        self, customer_id: str, job_id: str | None, after: int, limit: int
+    ) -> list[LoggedChange]:
+        """Return at most `limit` entries of the customer's log with a number above `after`, lowest first.
 
-        With a `job_id` only those of this job of the customer. The rest as `events_after`.
+        With a `job_id` only those of this job of the customer. The rest as `list_shard_events`.
         """
         wanted = (
             select(job_events)
@@ -225,10 +241,10 @@ class JobRecords:
         else:
             # A job's revisions rise with its numbers, and there is an index of them.
             wanted = wanted.where(job_events.c.job_id == job_id).order_by(job_events.c.revision)
-        return [logged_change_from_row(row) for row in self._rows(wanted)]
+        return [log_entry_from_row(row) for row in self._rows(wanted)]
 
-    def objects_of(self, job_ids: Collection[str]) -> dict[str, KeptObjects]:
-        """Which objects the jobs name, by id; jobs that are not on record are left out."""
+    def list_objects(self, job_ids: Collection[str]) -> dict[str, KeptObjects]:
+        """Return the objects that the jobs name, by id; jobs that are not on record are left out."""
         jobs, photos = profile_photo_jobs.c, profile_photos.c
         wanted = (
             select(jobs.job_id, jobs.status, photos.object_key)
@@ -245,11 +261,16 @@ class JobRecords:
             for job_id, status in statuses.items()
         }
 
-    def log_bounds(self, shard: int) -> LogBounds:
-        """What the shard's log holds at this moment."""
+    def list_object_keys(self) -> set[str]:
+        """Return the keys of all images on record."""
+        with begin_read(self._engine) as connection:
+            return set(connection.scalars(select(profile_photos.c.object_key)))
+
+    def get_log_bounds(self, shard: int) -> LogBounds:
+        """Return the bounds of the shard's log at this moment."""
         pruned = select(tracker_shards.c.pruned_seq).where(tracker_shards.c.shard == shard)
         latest = select(func.max(job_events.c.seq)).where(job_events.c.shard == shard)
-        with reading(self._engine) as connection:
+        with begin_read(self._engine) as connection:
             row = connection.execute(
                 select(
                     func.coalesce(pruned.scalar_subquery(), 0).label("pruned"),
@@ -259,21 +280,26 @@ class JobRecords:
         # Of a log that was pruned to its end the last event's number is still known.
         return LogBounds(pruned_seq=row.pruned, latest_seq=max(row.latest, row.pruned))
 
-    def latest_seq(self, shard: int) -> int:
-        """The number of the shard's last event; 0 before the first."""
-        return self.log_bounds(shard).latest_seq
+    def get_latest_seq(self, shard: int) -> int:
+        """Return the number of the shard's last event; 0 before the first."""
+        return self.get_log_bounds(shard).latest_seq
 
-    def known_key(self, customer_id: str, key: str, now: datetime) -> KnownKey | None:
-        """What the customer sent under this idempotency key; `None` where it is unknown or expired."""
+    def find_key(self, customer_id: str, key: str, now: datetime) -> KnownKey | None:
+        """Return what the customer sent under this idempotency key; `None` if it is unknown, or expired, also
+        by the database's clock."""
         keys = idempotency_keys.c
-        wanted = select(keys.fingerprint, keys.job_id).where(
-            keys.customer_id == customer_id, keys.key == key, keys.created_at >= now - LIFETIME
+        wanted = select(keys.fingerprint, keys.job_id, keys.created_at).where(
+            keys.customer_id == customer_id, keys.key == key
         )
-        return next((KnownKey(**row) for row in self._rows(wanted)), None)
+        with begin_read(self._engine) as connection:
+            row = connection.execute(wanted).first()
+            if row is None or row.created_at < min(now, read_clock(connection)) - LIFETIME:
+                return None
+        return KnownKey(fingerprint=row.fingerprint, job_id=row.job_id)
 
     def ping(self) -> None:
         """Return if the database answers a query now."""
-        with reading(self._engine) as connection:
+        with begin_read(self._engine) as connection:
             connection.execute(select(1))
 
     def close(self) -> None:
@@ -288,11 +314,11 @@ class JobRecords:
                 jobs=row["summary_jobs"],
                 latest=None if row["job_id"] is None else job_from_row(row),
             )
-            for row in self._rows(_summarised(page))
+            for row in self._rows(_summarise(page))
         ]
 
     def _rows(self, wanted: Select[Any]) -> Sequence[Row]:
-        with reading(self._engine) as connection:
+        with begin_read(self._engine) as connection:
             return connection.execute(wanted).mappings().all()
 
 
@@ -321,7 +347,7 @@ def _with_photos(jobs: Any) -> Any:
 _JOBS = select(*_COLUMNS).select_from(_with_photos(profile_photo_jobs))
 
 
-def _summarised(page: Select[Any]) -> Select[Any]:
+def _summarise(page: Select[Any]) -> Select[Any]:
     """Each customer of the page with the columns of the latest job."""
     listed = page.subquery("listed")
     jobs = profile_photo_jobs
@@ -345,31 +371,6 @@ def _summarised(page: Select[Any]) -> Select[Any]:
     )
 
 
-_COUNTED_AT_ONCE = 1000
-"""Customers whose photos one statement counts: it has to be answered within the time limit of a read."""
-
-
-def _count_photos(connection: Connection, shard: int) -> None:
-    """Put the numbers of photos of the shard's customers right."""
-    jobs, ids = profile_photo_jobs.c, customers.c.customer_id
-    count = select(func.count()).where(jobs.customer_id == ids).scalar_subquery()
-    of_shard = select(ids).where(customers.c.shard == shard).order_by(ids).limit(_COUNTED_AT_ONCE)
-    page = connection.scalars(of_shard).all()
-    while page:
-        among = ids.between(page[0], page[-1]) & (customers.c.shard == shard)
-        connection.execute(customers.update().where(among).values(photo_count=count))
-        page = connection.scalars(of_shard.where(ids > page[-1])).all()
-
-
-def _raised_epoch(dialect: str, shard: int) -> Insert:
-    raised = tracker_shards.c.epoch + 1
-    first = {"shard": shard, "epoch": 1}
-    if dialect == "sqlite":
-        claim = sqlite_insert(tracker_shards).values(first)
-        return claim.on_conflict_do_update(index_elements=[tracker_shards.c.shard], set_={"epoch": raised})
-    return mariadb_insert(tracker_shards).values(first).on_duplicate_key_update(epoch=raised)
-
-
 def _identity(event: JobEvent) -> tuple[object, ...]:
-    """What tells an event from one that an overtaking tracker wrote under the same revision."""
+    """Return the values that tell an event from one that another tracker wrote under the same revision."""
     return event.job_id, event.revision, event.kind, event.attempt, event.at

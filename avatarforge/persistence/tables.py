@@ -25,6 +25,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.mysql import DATETIME
+from sqlalchemy.schema import SchemaItem
 from sqlalchemy.types import TypeEngine
 
 
@@ -63,11 +64,7 @@ metadata = MetaData(
 _OPTIONS: dict[str, Any] = {
     f"{dialect}_{option}": value
     for dialect in ("mysql", "mariadb")
-    for option, value in (
-        ("engine", "InnoDB"),
-        ("charset", "utf8mb4"),
-        ("collate", "utf8mb4_nopad_bin"),
-    )
+    for option, value in (("engine", "InnoDB"), ("charset", "utf8mb4"), ("collate", "utf8mb4_nopad_bin"))
 }
 
 
@@ -80,20 +77,21 @@ def _long() -> TypeEngine[int]:
     return BigInteger().with_variant(Integer(), "sqlite")
 
 
-customers = Table(
+def _table(name: str, *parts: SchemaItem, **options: Any) -> Table:
+    return Table(name, metadata, *parts, **_OPTIONS, **options)
+
+
+customers = _table(
     "customers",
-    metadata,
     Column("customer_id", String(64), primary_key=True),
     Column("shard", Integer, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     # The customer's rows in `profile_photo_jobs`: counting them takes longer with each.
     Column("photo_count", Integer, nullable=False, server_default=text("0")),
-    **_OPTIONS,
 )
 
-profile_photo_jobs = Table(
+profile_photo_jobs = _table(
     "profile_photo_jobs",
-    metadata,
     Column("job_id", CHAR(36), primary_key=True),
     Column("customer_id", String(64), ForeignKey("customers.customer_id"), nullable=False),
     Column("status", String(16), nullable=False),
@@ -117,12 +115,10 @@ profile_photo_jobs = Table(
     Column("error_message", Text),
     Index(None, "customer_id", "job_id"),
     Index(None, "status", "job_id"),
-    **_OPTIONS,
 )
 
-profile_photos = Table(
+profile_photos = _table(
     "profile_photos",
-    metadata,
     Column("job_id", CHAR(36), ForeignKey("profile_photo_jobs.job_id"), nullable=False),
     Column("kind", String(16), nullable=False),
     Column("object_key", String(512), nullable=False),
@@ -132,12 +128,10 @@ profile_photos = Table(
     Column("width", Integer, nullable=False),
     Column("height", Integer, nullable=False),
     PrimaryKeyConstraint("job_id", "kind"),
-    **_OPTIONS,
 )
 
-job_events = Table(
+job_events = _table(
     "job_events",
-    metadata,
     Column("seq", _long(), primary_key=True, autoincrement=True),
     Column("shard", Integer, nullable=False),
     Column("job_id", CHAR(36), nullable=False),
@@ -157,26 +151,34 @@ job_events = Table(
     Index(None, "customer_id", "seq"),
     # A number is never used twice, not even that of the last row after it was deleted.
     sqlite_autoincrement=True,
-    **_OPTIONS,
 )
 
-tracker_shards = Table(
+tracker_shards = _table(
     "tracker_shards",
-    metadata,
     Column("shard", Integer, primary_key=True, autoincrement=False),
     Column("epoch", _long(), nullable=False),
     # The log's events up to this number were removed for their age.
     Column("pruned_seq", _long(), nullable=False, server_default=text("0")),
-    # The model that served last as it was wished; only the first shard's row has it.
+    # The model that last served as desired; only the first shard's row has it.
     Column("model", String(255)),
     # The last epoch whose writer kept `customers.photo_count`: those of earlier versions do not.
     Column("counted_epoch", _long(), nullable=False, server_default=text("0")),
-    **_OPTIONS,
+    # The number of shards, or 0 while customers are moved between them; only the first one's row has it.
+    Column("shards", Integer),
+    # The cluster whose tracker writes; null once it has handed the shard over.
+    Column("cluster_id", String(128)),
 )
 
-webhook_deliveries = Table(
+tracker_clusters = _table(
+    "tracker_clusters",
+    Column("cluster_id", String(128), primary_key=True),
+    # By the database's clock.
+    Column("first_seen_at", UtcDateTime, nullable=False),
+    Column("seen_at", UtcDateTime, nullable=False),
+)
+
+webhook_deliveries = _table(
     "webhook_deliveries",
-    metadata,
     Column("delivery_id", String(64), primary_key=True),
     Column("shard", Integer, nullable=False),
     Column("job_id", CHAR(36), nullable=False),
@@ -189,12 +191,10 @@ webhook_deliveries = Table(
     Column("next_at", UtcDateTime),
     Index(None, "shard", "state", "next_at"),
     Index(None, "job_id"),
-    **_OPTIONS,
 )
 
-webhook_attempts = Table(
+webhook_attempts = _table(
     "webhook_attempts",
-    metadata,
     Column("delivery_id", String(64), ForeignKey("webhook_deliveries.delivery_id"), nullable=False),
     Column("number", Integer, nullable=False),
     Column("at", UtcDateTime, nullable=False),
@@ -202,12 +202,19 @@ webhook_attempts = Table(
     Column("status", Integer),
     Column("answer", Text, nullable=False),
     PrimaryKeyConstraint("delivery_id", "number"),
-    **_OPTIONS,
 )
 
-idempotency_keys = Table(
+webhook_secrets = _table(
+    "webhook_secrets",
+    Column("secret_id", String(32), primary_key=True),
+    # A customer's id, or the beginning of ids with a star behind it.
+    Column("customers", String(65), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
+)
+
+idempotency_keys = _table(
     "idempotency_keys",
-    metadata,
     Column("customer_id", String(64), nullable=False),
     Column("key", String(255), nullable=False),
     Column("fingerprint", CHAR(64), nullable=False),
@@ -216,12 +223,10 @@ idempotency_keys = Table(
     PrimaryKeyConstraint("customer_id", "key"),
     Index(None, "created_at"),
     Index(None, "job_id"),
-    **_OPTIONS,
 )
 
-object_deletions = Table(
+object_deletions = _table(
     "object_deletions",
-    metadata,
     Column("deletion_id", _long(), primary_key=True, autoincrement=True),
     Column("shard", Integer, nullable=False),
     Column("prefix", String(512), nullable=False),
@@ -229,12 +234,10 @@ object_deletions = Table(
     Index(None, "shard", "due_at"),
     # Whoever says late that a deletion is done must not mean a newer one.
     sqlite_autoincrement=True,
-    **_OPTIONS,
 )
 
-api_keys = Table(
+api_keys = _table(
     "api_keys",
-    metadata,
     Column("key_id", String(32), primary_key=True),
     Column("name", String(128), nullable=False),
     Column("secret_hash", CHAR(64), nullable=False),
@@ -245,16 +248,13 @@ api_keys = Table(
     Column("expires_at", UtcDateTime),
     Column("revoked_at", UtcDateTime),
     Column("last_used_at", UtcDateTime),
-    **_OPTIONS,
 )
 
-access_tickets = Table(
+access_tickets = _table(
     "access_tickets",
-    metadata,
     Column("ticket_hash", CHAR(64), primary_key=True),
     Column("key_id", String(32), nullable=False),
     Column("customer_id", String(64), nullable=False),
     Column("expires_at", UtcDateTime, nullable=False),
     Index(None, "expires_at"),
-    **_OPTIONS,
 )

@@ -1,6 +1,7 @@
 """Bringing a database to this release's schema. The migrations travel with the package."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +12,9 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, func, make_url, select
 
-import avatarforge
 from avatarforge.domain.errors import DatabaseUnavailable
-from avatarforge.persistence.database import answering, is_sqlite, open_engine, reading, writing
+from avatarforge.package_data import package_data
+from avatarforge.persistence.database import begin_read, begin_write, is_sqlite, open_engine, translate_errors
 from avatarforge.settings import DatabaseSettings
 
 _MIGRATION_SECONDS = 3600
@@ -37,7 +38,7 @@ def upgrade(url: str, patience: float = 60) -> None:
 
 def current(url: str) -> str | None:
     """The schema's revision; `None` for an empty database. Raises `DatabaseUnavailable`."""
-    with _engine(url, patience=5) as engine, reading(engine) as connection:
+    with _engine(url, patience=5) as engine, begin_read(engine) as connection:
         return MigrationContext.configure(connection).get_current_revision()
 
 
@@ -45,7 +46,7 @@ def latest() -> str:
     """The revision that this release works with."""
     revision = ScriptDirectory.from_config(_config()).get_current_head()
     if revision is None:
-        raise FileNotFoundError(f"There are no migrations in {_migrations()}.")
+        raise FileNotFoundError(f"There are no migrations in {package_data('migrations')}.")
     return revision
 
 
@@ -53,7 +54,7 @@ def latest() -> str:
 def _engine(url: str, patience: float) -> Iterator[Engine]:
     if is_sqlite(make_url(url)):
         settings = DatabaseSettings.model_validate({"read_timeout": patience})
-        _make_folder(url)
+        _make_private_file(url)
     else:
         settings = DatabaseSettings.model_validate({"read_timeout": _MIGRATION_SECONDS})
     engine = open_engine(settings, url)
@@ -68,10 +69,10 @@ def _alone(engine: Engine, patience: float) -> Iterator[Connection]:
     """A connection for the one upgrade at a time."""
     if engine.dialect.name == "sqlite":
         # DDL is part of the transaction, and the transaction keeps other writers out.
-        with writing(engine) as connection:
+        with begin_write(engine) as connection:
             yield connection
         return
-    with answering(), engine.connect() as connection:
+    with translate_errors(), engine.connect() as connection:
         name = lock_name(engine.url.database or "")
         # Freed when the connection closes, by whatever cause.
         if connection.scalar(select(func.get_lock(name, patience))) != 1:
@@ -88,20 +89,18 @@ def lock_name(database: str) -> str:
     return f"avatarforge-{hashlib.blake2b(database.encode(), digest_size=16).hexdigest()}"
 
 
-def _make_folder(url: str) -> None:
+def _make_private_file(url: str) -> None:
+    """Make SQLite's file, for this user alone, as its journals are then. One that is there becomes so."""
     database = make_url(url).database
     if database and database != ":memory:":
-        Path(database).parent.mkdir(parents=True, exist_ok=True)
+        path = Path(database)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        if path.stat().st_uid == os.geteuid():
+            path.chmod(0o600)
 
 
 def _config() -> Config:
     config = Config()
-    config.set_main_option("script_location", str(_migrations()).replace("%", "%%"))
+    config.set_main_option("script_location", str(package_data("migrations")).replace("%", "%%"))
     return config
-
-
-def _migrations() -> Path:
-    """In a wheel under the package, in the source tree beside it."""
-    package = Path(avatarforge.__file__).parent
-    carried = package / "_carried" / "migrations"
-    return carried if carried.is_dir() else package.parent / "migrations"

@@ -1,6 +1,6 @@
 """Object storage in a folder: the embedded default."""
 
-# ruff: noqa: PTH102, PTH103, PTH105, PTH108, PTH110, PTH114, PTH120
+# ruff: noqa: PTH102, PTH105, PTH108, PTH110, PTH114, PTH120
 # `put` names files by plain strings: path objects would take longer than the system's calls themselves.
 
 import errno
@@ -14,8 +14,8 @@ from typing import BinaryIO
 from uuid import uuid4
 
 from avatarforge.domain.errors import ObjectNotFound, StorageFull, StorageUnavailable
-from avatarforge.storage.grammar import checked_key, checked_prefix
 from avatarforge.storage.interface import StoredObject
+from avatarforge.storage.keys import validate_key, validate_prefix
 
 INCOMING = "+incoming"
 """Where objects are written before they get their key. '+' is in no key, so no object can lie here."""
@@ -41,11 +41,11 @@ class FolderStorage:
 
     def put(self, key: str, content: BinaryIO, media_type: str) -> None:
         """The media type is not kept: the key's extension says it."""
-        path = f"{self._root}/{checked_key(key)}"
+        path = f"{self._root}/{validate_key(key)}"
         incoming = f"{self._root}/{INCOMING}/{uuid4().hex}"
         try:
             _write(incoming, content)
-            with _translated():
+            with translate_errors():
                 _publish(incoming, path)
         except BaseException:
             with suppress(OSError):
@@ -54,12 +54,12 @@ class FolderStorage:
 
     def get(self, key: str) -> bytes:
         path = self._path(key)
-        with _translated(key):
+        with translate_errors(key):
             return path.read_bytes()
 
     def stream(self, key: str, chunk_size: int = _CHUNK) -> Generator[bytes]:
         path = self._path(key)
-        with _translated(key):
+        with translate_errors(key):
             chunks = _chunks(path.open("rb", buffering=0), chunk_size)
         # Started here, so that the file is closed even if nobody takes a chunk.
         next(chunks)
@@ -67,7 +67,7 @@ class FolderStorage:
 
     def delete(self, key: str) -> None:
         path = self._path(key)
-        with _translated():
+        with translate_errors():
             try:
                 path.unlink()
             except _NOT_THERE:
@@ -75,23 +75,23 @@ class FolderStorage:
             _sync(self._prune(path.parent))
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        checked_prefix(prefix)
+        validate_prefix(prefix)
         parent, _, begin = prefix.rpartition("/")
-        with _translated():
+        with translate_errors():
             yield from _walk(self.folder / parent, f"{parent}/" if parent else "", begin)
 
-    def signed_url(self, key: str, expires_in: int) -> str | None:
+    def sign_url(self, key: str, expires_in: int) -> str | None:
         """`None`: a folder is reached through AvatarForge only."""
         return None
 
     def check(self) -> None:
-        with _translated():
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with translate_errors():
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(self.folder, os.R_OK | os.W_OK | os.X_OK):
             raise StorageUnavailable(f"{self.folder} cannot be written")
 
     def _path(self, key: str) -> Path:
-        return self.folder / checked_key(key)
+        return self.folder / validate_key(key)
 
     def _prune(self, folder: Path) -> Path:
         """Remove the folder and its parents as far as they are empty; the first that stays."""
@@ -109,7 +109,7 @@ class FolderStorage:
 
     def _sweep(self) -> None:
         oldest = time.time() - STALE_SECONDS
-        with _translated(), suppress(FileNotFoundError):
+        with translate_errors(), suppress(FileNotFoundError):
             for path in (self.folder / INCOMING).iterdir():
                 # Another process may sweep, or publish, at the same time.
                 with suppress(FileNotFoundError):
@@ -118,7 +118,7 @@ class FolderStorage:
 
 
 @contextmanager
-def _translated(key: str | None = None) -> Iterator[None]:
+def translate_errors(key: str | None = None) -> Iterator[None]:
     """The system's errors as ours; with a `key`, what is absent is `ObjectNotFound`."""
     try:
         yield
@@ -131,27 +131,27 @@ def _translated(key: str | None = None) -> Iterator[None]:
 
 
 def _write(path: str, content: BinaryIO) -> None:
-    """A new file, on the disk."""
-    with _translated():
-        descriptor = _opened(path)
+    """A new file on the disk, for this user alone."""
+    with translate_errors():
+        descriptor = _open_new(path)
     try:
         # Reading stays outside of the translation: a source that fails is not the storage's fault.
         while chunk := content.read(_CHUNK):
-            with _translated():
+            with translate_errors():
                 _write_all(descriptor, chunk)
-        with _translated():
+        with translate_errors():
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _opened(path: str) -> int:
+def _open_new(path: str) -> int:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        return os.open(path, flags, 0o666)
+        return os.open(path, flags, 0o600)
     except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        return os.open(path, flags, 0o666)
+        _make(os.path.dirname(path))
+        return os.open(path, flags, 0o600)
 
 
 def _write_all(descriptor: int, chunk: bytes) -> None:
@@ -184,7 +184,7 @@ def _publish(incoming: str, path: str) -> None:
 def _make(folder: str) -> str:
     """Make the folder and what is missing above it; returns the lowest that was there already."""
     try:
-        os.mkdir(folder)
+        os.mkdir(folder, 0o700)
     except FileExistsError:
         if os.path.islink(folder) and not os.path.exists(folder):
             raise  # It leads nowhere, such as to a disk that is not mounted.
@@ -211,7 +211,7 @@ def _chunks(file: BinaryIO, size: int) -> Generator[bytes]:
     with file:
         yield b""
         while True:
-            with _translated():
+            with translate_errors():
                 chunk = file.read(size)
             if not chunk:
                 return

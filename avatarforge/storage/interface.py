@@ -1,4 +1,4 @@
-"""What the rest of AvatarForge asks of object storage."""
+"""The interface of object storage."""
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class ObjectStorage(Protocol):
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """All objects whose key begins with `prefix`, in key order."""
 
-    def signed_url(self, key: str, expires_in: int) -> str | None:
+    def sign_url(self, key: str, expires_in: int) -> str | None:
         """A URL that lets anyone GET the object for `expires_in` seconds; `None` where there is none."""
 
     def check(self) -> None:

@@ -1,8 +1,17 @@
-"""Where a job's images lie."""
+"""Where a job's images lie, and the grammar of object keys: what S3, every file system and a URL's path
+take as it stands."""
+
+import re
 
 from avatarforge.domain.jobs import ImageFormat
 
 _EXTENSIONS = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
+_SEGMENT = r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+"
+_KEY = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})*")
+_PREFIX = re.compile(rf"(?:{_SEGMENT}/)*(?:{_SEGMENT})?")
+
+LONGEST = 1024
+"""Characters of the longest key that S3 takes."""
 
 
 ALL_JOBS = "customers/"
@@ -10,7 +19,7 @@ ALL_JOBS = "customers/"
 
 
 def job_prefix(customer_id: str, job_id: str) -> str:
-    """What the keys of all the job's objects begin with, and no other job's."""
+    """Return the beginning of the keys of all the job's objects, and no other job's."""
     return f"{ALL_JOBS}{customer_id}/{job_id}/"
 
 
@@ -29,3 +38,17 @@ def original_key(customer_id: str, job_id: str, media_type: str) -> str:
 def avatar_key(customer_id: str, job_id: str, attempt: int, image_format: ImageFormat) -> str:
     """The key holds the attempt, so that a late replica overwrites nobody's avatar."""
     return f"{job_prefix(customer_id, job_id)}avatar-{attempt}.{_EXTENSIONS[image_format.media_type]}"
+
+
+def validate_key(key: str) -> str:
+    """The key itself. Raises `ValueError` for an absolute one, an empty segment, `.`, `..` and the like."""
+    if len(key) > LONGEST or _KEY.fullmatch(key) is None:
+        raise ValueError(f"{key[:200]!r} is not an object key: segments of A-Za-z0-9._~- joined by '/'")
+    return key
+
+
+def validate_prefix(prefix: str) -> str:
+    """The beginning of a key, or nothing, itself. Raises `ValueError`."""
+    if len(prefix) > LONGEST or _PREFIX.fullmatch(prefix) is None:
+        raise ValueError(f"{prefix[:200]!r} is not the beginning of an object key")
+    return prefix

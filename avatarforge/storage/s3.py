@@ -14,8 +14,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from avatarforge.domain.errors import AvatarForgeError, ObjectNotFound, StorageFull, StorageUnavailable
 from avatarforge.settings import StorageSettings
-from avatarforge.storage.grammar import checked_key, checked_prefix
 from avatarforge.storage.interface import StoredObject
+from avatarforge.storage.keys import validate_key, validate_prefix
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
@@ -41,14 +41,14 @@ class S3Storage:
         self._clients: dict[str | None, S3Client] = {}
         # A client takes some 15 MB and a seventh of a second: better now than in the middle of the work. If
         # none can be made (an unknown region or profile, a host that is none), each call says why.
-        with suppress(StorageUnavailable), _translated():
+        with suppress(StorageUnavailable), _translate_errors():
             self._client()
 
     def put(self, key: str, content: BinaryIO, media_type: str) -> None:
-        checked_key(key)
+        validate_key(key)
         with closing(_Rest(content)) as rest:
             try:
-                with _translated(key):
+                with _translate_errors(key):
                     # One request, so that S3 shows the object whole or not at all.
                     self._client().put_object(
                         Bucket=self._bucket, Key=key, Body=cast(BinaryIO, rest), ContentType=media_type
@@ -59,30 +59,30 @@ class S3Storage:
                 raise
 
     def get(self, key: str) -> bytes:
-        checked_key(key)
-        with _translated(key), closing(self._open(key)) as body:
+        validate_key(key)
+        with _translate_errors(key), closing(self._open(key)) as body:
             return body.read()
 
     def stream(self, key: str, chunk_size: int = 256 * 1024) -> Generator[bytes]:
-        checked_key(key)
-        with _translated(key):
+        validate_key(key)
+        with _translate_errors(key):
             chunks = _chunks(self._open(key), chunk_size)
         # Started here, so that the connection goes back to the pool even if nobody takes a chunk.
         next(chunks)
         return chunks
 
     def delete(self, key: str) -> None:
-        checked_key(key)
+        validate_key(key)
         try:
-            with _translated(key):
+            with _translate_errors(key):
                 self._client().delete_object(Bucket=self._bucket, Key=key)
         except ObjectNotFound:
             # Amazon answers 204 here, some compatible servers 404.
             return
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        checked_prefix(prefix)
-        with _translated():
+        validate_prefix(prefix)
+        with _translate_errors():
             pages = self._client().get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self._bucket, Prefix=prefix):
                 for entry in page.get("Contents", ()):
@@ -90,17 +90,17 @@ class S3Storage:
                         key=entry["Key"], size=entry["Size"], modified_at=entry["LastModified"]
                     )
 
-    def signed_url(self, key: str, expires_in: int) -> str | None:
+    def sign_url(self, key: str, expires_in: int) -> str | None:
         """A URL at `public_endpoint_url`, made without asking the server."""
-        checked_key(key)
+        validate_key(key)
         endpoint = self._settings.public_endpoint_url or self._settings.endpoint_url
-        with _translated(key):
+        with _translate_errors(key):
             return self._client(endpoint).generate_presigned_url(
                 "get_object", Params={"Bucket": self._bucket, "Key": key}, ExpiresIn=expires_in
             )
 
     def check(self) -> None:
-        with _translated():
+        with _translate_errors():
             self._client().head_bucket(Bucket=self._bucket)
 
     def _open(self, key: str) -> "StreamingBody":
@@ -114,11 +114,11 @@ class S3Storage:
             with self._lock:
                 client = self._clients.get(endpoint)
                 if client is None:
-                    client = self._clients[endpoint] = _connected(self._settings, endpoint)
+                    client = self._clients[endpoint] = _connect(self._settings, endpoint)
         return client
 
 
-def _connected(settings: StorageSettings, endpoint: str | None) -> "S3Client":
+def _connect(settings: StorageSettings, endpoint: str | None) -> "S3Client":
     key, secret = settings.access_key_id, settings.secret_access_key
     config = Config(
         signature_version="s3v4",
@@ -147,7 +147,7 @@ def _connected(settings: StorageSettings, endpoint: str | None) -> "S3Client":
 
 
 @contextmanager
-def _translated(key: str | None = None) -> Iterator[None]:
+def _translate_errors(key: str | None = None) -> Iterator[None]:
     """boto's errors as ours; with a `key`, what is absent is `ObjectNotFound`."""
     try:
         yield
@@ -166,12 +166,12 @@ def _translated(key: str | None = None) -> Iterator[None]:
 def _chunks(body: "StreamingBody", size: int) -> Generator[bytes]:
     with closing(body):
         yield b""
-        with _translated():
+        with _translate_errors():
             yield from body.iter_chunks(size)
 
 
 class _Rest(io.RawIOBase):
-    """What is left to read in a file, as a file that begins at 0 and remembers why reading failed.
+    """The rest of a file, as a file that begins at 0 and remembers why reading failed.
 
     boto rewinds to 0 before it repeats a request, and wraps what the source raises as its own.
     """

@@ -1,1 +1,1 @@
-"""What AvatarForge tells about itself while it runs."""
+"""Telemetry: metrics, logs and traces."""

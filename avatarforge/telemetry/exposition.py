@@ -1,4 +1,4 @@
-"""Readings as Prometheus reads them: its text format, or OpenMetrics where that is asked for."""
+"""Prometheus' text format of the metrics, or OpenMetrics where that is asked for."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,24 +10,26 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from avatarforge.telemetry import metrics
-from avatarforge.telemetry.figures import Counter, Histogram, Metric, Reading, cumulative
+from avatarforge.telemetry.registry import Counter, Histogram, Metric, MetricsSnapshot, cumulative
 
 OPENMETRICS = "application/openmetrics-text"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrackerFigures:
-    """What one tracker knows."""
+class ShardMetrics:
+    """The metrics that one tracker has."""
 
-    own: Reading
+    own: MetricsSnapshot
     """Of its shard."""
-    reported: Reading
+    reported: MetricsSnapshot
     """Of other processes, as they told it."""
 
 
-def exposed(shards: Mapping[int, TrackerFigures | None], accept: str) -> tuple[bytes, str]:
-    """The answer to a scrape, and its media type. A tracker that did not answer is `None`: then its series
-    are absent, and `avatarforge_tracker_up` says so."""
+def expose(shards: Mapping[int, ShardMetrics | None], accept: str) -> tuple[bytes, str]:
+    """Return the response to a scrape, and its media type.
+
+    A tracker that did not answer is `None`: its series are absent, and `avatarforge_tracker_up` says so.
+    """
     collected = _Families(list(families(shards)))
     # prometheus-client's own choice stumbles over versions that are none.
     if OPENMETRICS in accept:
@@ -36,15 +38,15 @@ def exposed(shards: Mapping[int, TrackerFigures | None], accept: str) -> tuple[b
     return generate_latest(collected), CONTENT_TYPE_PLAIN_0_0_4
 
 
-def families(shards: Mapping[int, TrackerFigures | None]) -> Iterator[Family]:
-    """All metrics of the catalogue, those without a sample too."""
+def families(shards: Mapping[int, ShardMetrics | None]) -> Iterator[Family]:
+    """Yield all metrics of the catalogue, those without a sample too."""
     samples = _Samples()
-    for shard, figures in shards.items():
-        samples.values.setdefault(metrics.TRACKER_UP.name, []).append(([str(shard)], float(bool(figures))))
-        if figures is not None:
-            samples.add(figures.own, str(shard))
+    for shard, known in shards.items():
+        samples.values.setdefault(metrics.TRACKER_UP.name, []).append(([str(shard)], float(bool(known))))
+        if known is not None:
+            samples.add(known.own, str(shard))
             # What the others count has no shard: Prometheus takes an empty label for none.
-            samples.add(figures.reported, "")
+            samples.add(known.reported, "")
     for metric in metrics.ALL:
         yield _family(metric, samples)
 
@@ -56,10 +58,10 @@ class _Samples:
     values: dict[str, list[tuple[list[str], float]]] = field(default_factory=dict)
     histograms: dict[str, list[tuple[list[str], list[float]]]] = field(default_factory=dict)
 
-    def add(self, reading: Reading, shard: str) -> None:
-        for (name, labels), value in (*reading.counters.items(), *reading.gauges.items()):
+    def add(self, snapshot: MetricsSnapshot, shard: str) -> None:
+        for (name, labels), value in (*snapshot.counters.items(), *snapshot.gauges.items()):
             self.values.setdefault(name, []).append((_labels(name, labels, shard), value))
-        for (name, labels), values in reading.histograms.items():
+        for (name, labels), values in snapshot.histograms.items():
             self.histograms.setdefault(name, []).append((_labels(name, labels, shard), values))
 
 

@@ -5,15 +5,17 @@ Our own code logs through structlog, libraries through `logging`; both come out 
 
 import logging
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 import structlog
 from structlog.typing import Processor
 
-from avatarforge.settings import LogSettings
-from avatarforge.telemetry.masking import masked
+from avatarforge.settings import LogSettings, Settings, list_differing, load_settings
+from avatarforge.telemetry import traces
+from avatarforge.telemetry.redaction import redact, secrets_of
+
+log = structlog.get_logger(__name__)
 
 _MARK = "_avatarforge"
 """Set on our handler, so that configuring again replaces it."""
@@ -29,11 +31,6 @@ _COMMON: list[Processor] = [
     structlog.processors.TimeStamper(fmt="iso", utc=True),
     structlog.processors.StackInfoRenderer(),
 ]
-
-
-def about(**identity: str | int) -> AbstractContextManager[Any]:
-    """Inside, every line of this task, and of those that it starts, carries the identity."""
-    return structlog.contextvars.bound_contextvars(**identity)
 
 
 def configure(settings: LogSettings, secrets: Sequence[str] = ()) -> None:
@@ -74,7 +71,7 @@ def _handler(settings: LogSettings, secrets: Sequence[str]) -> logging.Handler:
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 *_renderers(settings),
                 # Last of all: tracebacks are text by then, too.
-                lambda logger, method, line: masked(str(line), secrets),
+                lambda logger, method, line: redact(str(line), secrets),
             ],
         )
     )
@@ -102,4 +99,21 @@ def _take_over(name: str) -> None:
 def _renderers(settings: LogSettings) -> list[Processor]:
     if settings.format == "json":
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    # By default, where Rich is installed, a traceback has the local variables: photos, prompts, secrets.
+    plain = structlog.dev.plain_traceback
+    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+
+
+def set_up_process(arguments: Mapping[str, Any], component: str) -> Settings:
+    """Log and trace by the settings that the application was built with, and return them.
+
+    `arguments` are theirs; `component` names this kind of process, such as `ingress`. The environment of this
+    node changes nothing: where it says something else, the log tells. Raises `SettingsError` if traces are
+    wanted and cannot be made, and for a node whose environment is wrong.
+    """
+    settings = load_settings(arguments, environ={})
+    configure(settings.log, secrets_of(settings))
+    traces.configure(settings.telemetry, component)
+    if differing := list_differing(settings):
+        log.warning("this node's environment differs from the application's", variables=differing)
+    return settings

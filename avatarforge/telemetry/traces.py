@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
-from avatarforge.settings import SettingsError, TelemetrySettings
+from avatarforge.settings import SettingsError, TelemetrySettings, load_settings
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
@@ -61,8 +61,6 @@ def configure(settings: TelemetrySettings, component: str) -> None:
 
 def serve_exporter() -> "list[SpanProcessor]":
     """For Serve's `tracing_config.exporter_import_path`: sends its spans where ours go."""
-    from avatarforge.settings import load_settings
-
     global _serves_own
     _serves_own = True
     return [_processor(load_settings().telemetry)]
@@ -74,7 +72,7 @@ def span(
     """A span that is open, and the current one, inside: a child of `parent`'s, else of the current one."""
     if _tracer is None:
         return nullcontext()
-    return _opened(_tracer, name, parent, kind, attributes)
+    return _open(_tracer, name, parent, kind, attributes)
 
 
 def record(
@@ -84,7 +82,7 @@ def record(
     if _tracer is None:
         return
     past = _tracer.start_span(
-        name, _context_of(parent), attributes=_named(attributes), start_time=int(begun * NANOSECONDS)
+        name, _context_of(parent), attributes=_name(attributes), start_time=int(begun * NANOSECONDS)
     )
     past.end(int(ended * NANOSECONDS))
 
@@ -101,7 +99,7 @@ def note(attributes: Attributes) -> None:
     if _tracer is not None:
         from opentelemetry import trace
 
-        trace.get_current_span().set_attributes(_named(attributes))
+        trace.get_current_span().set_attributes(_name(attributes))
 
 
 def traceparent() -> str | None:
@@ -117,13 +115,13 @@ def traceparent() -> str | None:
 
 
 @contextmanager
-def _opened(
+def _open(
     tracer: "Tracer", name: str, parent: str | None, kind: Kind, attributes: Attributes
 ) -> Iterator[None]:
     from opentelemetry.trace import SpanKind
 
     with tracer.start_as_current_span(
-        name, _context_of(parent), SpanKind[kind.upper()], attributes=_named(attributes)
+        name, _context_of(parent), SpanKind[kind.upper()], attributes=_name(attributes)
     ):
         yield
 
@@ -137,7 +135,7 @@ def _context_of(parent: str | None) -> Any:
     return TraceContextTextMapPropagator().extract({"traceparent": parent})
 
 
-def _named(attributes: Attributes) -> dict[str, str | int]:
+def _name(attributes: Attributes) -> dict[str, str | int]:
     return {f"avatarforge.{name}": value for name, value in attributes.items()}
 
 
@@ -149,4 +147,4 @@ def _processor(settings: TelemetrySettings) -> "SpanProcessor":
         raise SettingsError("Serve's tracing exports to telemetry.otlp_endpoint, which is not set.")
     endpoint = settings.otlp_endpoint.rstrip("/") + "/v1/traces"
     exporter = OTLPSpanExporter(endpoint=endpoint, headers=settings.headers(), timeout=settings.timeout)
-    return BatchSpanProcessor(exporter, schedule_delay_millis=int(settings.export_seconds * 1000))
+    return BatchSpanProcessor(exporter, schedule_delay_millis=int(settings.export_interval_seconds * 1000))

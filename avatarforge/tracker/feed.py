@@ -1,4 +1,4 @@
-"""The feed: what ingress replicas are told, in batches, from the point that they name."""
+"""The feed: updates for ingress replicas, in batches, from the point that they name."""
 
 import asyncio
 from collections import deque
@@ -7,161 +7,155 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Generic, TypeVar
 
+from avatarforge.background import monotonic, wait_for_event
 from avatarforge.domain.changes import JobChange, LoggedChange
 from avatarforge.domain.generations import GenerationProgress
 from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.domain.replicas import ReplicaReport
 from avatarforge.domain.status import ProcessingStatus
-from avatarforge.tracker.clocks import steady
-from avatarforge.tracker.estimates import Forecast
+from avatarforge.tracker.availability import StartupGate
+from avatarforge.tracker.eta import Forecast
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeedCursor:
-    """How far a subscriber has come. Asking with it is also acknowledging."""
+    """A subscriber's place in the feed. Asking with it is also acknowledging."""
 
     tracker: str = ""
-    """Which start of the tracker `tick` belongs to; empty for a subscriber that knows nothing yet."""
+    """The start of the tracker that `tick` belongs to; empty for a subscriber that knows nothing yet."""
     seq: int = 0
     tick: int = 0
-    """Counts live news (progress, forecasts, reports), which have no `seq`."""
+    """Counts live updates (progress, forecasts, reports), which have no `seq`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeedBatch:
-    """News since the cursor. `snapshot` comes first and holds all unfinished jobs."""
+    """Updates since the cursor. `snapshot` comes first and holds all unfinished jobs."""
 
     cursor: FeedCursor
     snapshot: tuple[ProfilePhotoJob, ...] | None = None
     changes: tuple[LoggedChange, ...] = ()
     progress: Mapping[str, GenerationProgress] = field(default_factory=dict)
     forecast: Forecast | None = None
-    """The line and when jobs are expected to be done, when it has been reckoned anew."""
+    """The newest forecast, if it has been made since."""
     reports: tuple[ReplicaReport, ...] | None = None
-    """All replicas' newest reports, when there are new ones."""
+    """All replicas' newest reports, if there are new ones."""
+    outage: str | None = None
+    """Why uploads cannot be accepted, and have not been for a while."""
 
 
 LoadChanges = Callable[[int], Awaitable[Sequence[LoggedChange]]]
-"""Reads the committed changes after a `seq` from the database."""
+"""Reads the committed changes after a `seq` from the database, a page at a time."""
 
 
 class Feed:
-    """Keeps recent news and hands them out. One `read` of a replica serves all of its clients."""
+    """Keeps recent updates and hands them out. One `read` of an ingress replica serves all of its clients."""
 
-    FORECAST_INTERVAL = 0.25
-    """Seconds between two forecasts, at least."""
-    FORECAST_AGE = 1.0
+    MIN_FORECAST_INTERVAL_SECONDS = 0.25
+    MAX_FORECAST_AGE_SECONDS = 1.0
     """Seconds after which a forecast is made anew though no job has changed: those that run go on."""
-    FORECAST_SHARE = 0.05
-    """Of the tracker's time that forecasts may take: with a very long line they are made less often."""
-    REPORTS_INTERVAL = 1.0
-    """Seconds between two answers that tell the replicas' reports, at least."""
+    MAX_FORECAST_SHARE = 0.05
+    """Share of the tracker's time that forecasts may take: those of a very long queue are made less often."""
+    MIN_REPORTS_INTERVAL_SECONDS = 1.0
+    """Seconds between two answers with the replicas' reports."""
 
     def __init__(
         self,
-        tracker: str,
-        seq: int,
-        *,
-        recent: int,
+        gate: StartupGate,
+        max_recent: int,
         load_changes: LoadChanges,
         jobs: Callable[[], Sequence[ProfilePhotoJob]],
         forecast: Callable[[], Forecast],
         reports: Callable[[], tuple[ReplicaReport, ...]],
     ) -> None:
-        self._tracker = tracker
-        self._recent: deque[LoggedChange] = deque(maxlen=recent)
-        self._complete_after = seq
+        """Subscribers wait for the gate. `max_recent` changes are kept in memory."""
+        self._gate = gate
+        self._tracker = ""
+        self._recent: deque[LoggedChange] = deque(maxlen=max_recent)
+        self._complete_after = 0
         """Every change with a higher `seq` is in `_recent`."""
-        self._seq = seq
+        self._seq = 0
         self._tick = 0
         self._load_changes = load_changes
         self._jobs = jobs
-        self._forecast = _Aged(forecast, self.FORECAST_SHARE)
-        self._reports = _Aged(reports, self.FORECAST_SHARE)
+        self._forecast = _Cached(forecast, self.MAX_FORECAST_SHARE)
+        self._reports = _Cached(reports, self.MAX_FORECAST_SHARE)
         self._progress: dict[str, tuple[int, GenerationProgress]] = {}
-        self._order_is_old = True
-        self._news: asyncio.Event = asyncio.Event()
-        self.answers = 0
+        self._has_new_order = True
+        self._has_updates: asyncio.Event = asyncio.Event()
+        self.reads = 0
         """How often a subscriber was answered: it grows with their number, not with that of clients."""
 
-    # --- what the tracker tells ----------------------------------------------------------------------
+    def start_after(self, tracker: str, seq: int) -> None:
+        """Begin with the log's last `seq`. `tracker` names this start of the tracker."""
+        self._tracker, self._seq, self._complete_after = tracker, seq, seq
 
-    def changed(self, change: JobChange) -> None:
-        """A committed change; its `seq` is higher than all before."""
+    # --- updates from the tracker ---------------------------------------------------------------------
+
+    def on_change(self, change: JobChange) -> None:
+        """Take in a committed change; its `seq` is higher than all before."""
         if len(self._recent) == self._recent.maxlen:
             self._complete_after = self._recent[0].event.seq
-        self._recent.append(change.logged())
+        self._recent.append(change.to_logged_change())
         self._seq = change.event.seq
         if change.is_erasure:
             self._forget(change.event.job_id)
         if change.job.status is not ProcessingStatus.PROCESSING or change.is_erasure:
             self._progress.pop(change.event.job_id, None)
-        self._order_is_old = True
+        self._has_new_order = True
         self._wake()
 
-    def progressed(self, job_id: str, progress: GenerationProgress) -> None:
-        """A step of a running job: live only, never stored."""
+    def on_progress(self, job_id: str, progress: GenerationProgress) -> None:
+        """Take in a step of a running job: live only, never stored."""
         self._tick += 1
         self._progress[job_id] = (self._tick, progress)
         self._wake()
 
-    def progress_of(self, job_id: str) -> GenerationProgress | None:
-        """The last step of a running job that was told."""
-        told = self._progress.get(job_id)
-        return None if told is None else told[1]
-
-    # --- what subscribers ask --------------------------------------------------------------------------
+    # --- subscribers ----------------------------------------------------------------------------------
 
     async def read(self, cursor: FeedCursor, wait: float) -> FeedBatch:
-        """News after the cursor: at once if there are any, else the first within `wait` seconds."""
+        """Return the updates after the cursor: at once if there are any, else the first in `wait` seconds.
+
+        Raises `Unavailable` while the tracker is starting.
+        """
+        await self._gate.wait_in_time()
         known = cursor.tracker == self._tracker
-        if known and not self._has_news(cursor):
-            await self._until_news(wait)
-        changes = await self._changes_after(cursor.seq) if cursor.tracker else ()
+        if known and not self._is_ahead_of(cursor):
+            await wait_for_event(self._has_updates, wait)
+        changes = await self._load_after(cursor.seq) if cursor.tracker else ()
         # No await from here on: the batch and its cursor belong together.
         snapshot = None if known else tuple(self._jobs())
-        self._reckon()
+        self._refresh()
         tick = cursor.tick if known else 0
-        # What was read from the database may be ahead of what was told here: never back.
+        # What was read from the database may be ahead of the changes that came in here: never back.
         seq = changes[-1].event.seq if changes else max(self._seq, cursor.seq)
-        self.answers += 1
+        self.reads += 1
         return FeedBatch(
-            cursor=FeedCursor(
-                tracker=self._tracker,
-                seq=seq,
-                tick=self._tick,
-            ),
+            cursor=FeedCursor(tracker=self._tracker, seq=seq, tick=self._tick),
             snapshot=snapshot,
             changes=changes,
-            progress={job_id: news for job_id, (at, news) in self._progress.items() if at > tick},
-            forecast=self._forecast.told_after(tick, known=known),
-            reports=self._reports.told_after(tick, known=known),
+            progress={job_id: progress for job_id, (at, progress) in self._progress.items() if at > tick},
+            forecast=self._forecast.value_after(tick, known=known),
+            reports=self._reports.value_after(tick, known=known),
+            outage=self._gate.describe_outage(),
         )
 
-    def _has_news(self, cursor: FeedCursor) -> bool:
+    def _is_ahead_of(self, cursor: FeedCursor) -> bool:
         return self._seq > cursor.seq or self._tick > cursor.tick
 
-    async def _until_news(self, wait: float) -> None:
-        news = self._news
-        try:
-            async with asyncio.timeout(wait):
-                await news.wait()
-        except TimeoutError:
-            return
-
-    async def _changes_after(self, seq: int) -> tuple[LoggedChange, ...]:
+    async def _load_after(self, seq: int) -> tuple[LoggedChange, ...]:
         if seq >= self._complete_after:
-            return self._recent_after(seq)
+            return self._list_recent(seq)
         older = await self._load_changes(seq)
         reached = older[-1].event.seq if older else self._complete_after
         if reached < self._complete_after:
             # The database gives a page at a time: the subscriber asks on from this page's end.
             return tuple(older)
-        return (*older, *self._recent_after(reached))
+        return (*older, *self._list_recent(reached))
 
-    def _recent_after(self, seq: int) -> tuple[LoggedChange, ...]:
+    def _list_recent(self, seq: int) -> tuple[LoggedChange, ...]:
         newer: list[LoggedChange] = []
         for change in reversed(self._recent):
             if change.event.seq <= seq:
@@ -169,14 +163,15 @@ class Feed:
             newer.append(change)
         return tuple(reversed(newer))
 
-    def _reckon(self) -> None:
+    def _refresh(self) -> None:
         """Make forecast and reports anew where they are old."""
-        now = steady()
-        interval = self.FORECAST_INTERVAL if self._order_is_old else self.FORECAST_AGE
-        if self._forecast.renewed(now, interval, self._tick + 1):
+        now = monotonic()
+        max_age = self.MAX_FORECAST_AGE_SECONDS
+        interval = self.MIN_FORECAST_INTERVAL_SECONDS if self._has_new_order else max_age
+        if self._forecast.refresh(now, interval, self._tick + 1):
             self._tick += 1
-            self._order_is_old = False
-        if self._reports.renewed(now, self.REPORTS_INTERVAL, self._tick + 1):
+            self._has_new_order = False
+        if self._reports.refresh(now, self.MIN_REPORTS_INTERVAL_SECONDS, self._tick + 1):
             self._tick += 1
 
     def _forget(self, job_id: str) -> None:
@@ -186,12 +181,12 @@ class Feed:
                 self._recent[place] = replace(entry, job=None)
 
     def _wake(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+        self._has_updates.set()
+        self._has_updates = asyncio.Event()
 
 
-class _Aged(Generic[T]):
-    """A value that is reckoned anew when it is old, and told to those who have not seen it."""
+class _Cached(Generic[T]):
+    """A value that is made anew when it is old, and given to those who have not seen it."""
 
     def __init__(self, make: Callable[[], T], share: float) -> None:
         """Making it takes at most about this share of the time."""
@@ -202,8 +197,8 @@ class _Aged(Generic[T]):
         self._next_at = float("-inf")
         self._made_at = float("-inf")
 
-    def renewed(self, now: float, interval: float, tick: int) -> bool:
-        """Reckon it anew if `interval` seconds have passed; whether it has become another, under `tick`."""
+    def refresh(self, now: float, interval: float, tick: int) -> bool:
+        """Make it anew if `interval` seconds have passed; return whether it is another now, under `tick`."""
         if now < max(self._made_at + interval, self._next_at):
             return False
         begun = perf_counter()
@@ -214,6 +209,6 @@ class _Aged(Generic[T]):
         self._value, self._tick = value, tick
         return True
 
-    def told_after(self, tick: int, *, known: bool) -> T | None:
-        """The value, for a subscriber that has seen all up to `tick`, or does not know anything."""
+    def value_after(self, tick: int, *, known: bool) -> T | None:
+        """Return the value for a subscriber that has seen all up to `tick`, or does not know anything."""
         return self._value if self._tick > tick or not known else None

@@ -1,413 +1,264 @@
-"""The JobTracker of one shard, without Ray: it accepts, orders, dispatches, records and tells."""
+"""The JobTracker of one shard, without Ray: it accepts, orders, dispatches and records jobs."""
 
 import asyncio
 import secrets
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import structlog
 
-from avatarforge.domain.changes import JobChange, LoggedChange, NewJob
+from avatarforge.background import BackgroundTasks, Backoff, monotonic, retry
+from avatarforge.domain.changes import JobChange, LoggedChange
 from avatarforge.domain.customers import shard_of
-from avatarforge.domain.deliveries import WebhookDelivery, delivery_id_of
-from avatarforge.domain.errors import AvatarForgeError, DatabaseUnavailable
-from avatarforge.domain.events import EventKind
-from avatarforge.domain.generations import GenerationProgress
-from avatarforge.domain.idempotency import KnownKey
-from avatarforge.domain.jobs import ProfilePhotoJob, StoredImage
+from avatarforge.domain.deliveries import WebhookDelivery
+from avatarforge.domain.errors import DatabaseUnavailable, StaleEpoch
+from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.domain.replicas import ReplicaReport
-from avatarforge.domain.status import ProcessingStatus
+from avatarforge.domain.status import EventKind, ProcessingStatus
 from avatarforge.settings import TrackerSettings
-from avatarforge.storage.interface import ObjectStorage
-from avatarforge.telemetry.exposition import TrackerFigures
-from avatarforge.telemetry.figures import Figures
-from avatarforge.telemetry.reports import Report
-from avatarforge.tracker.backends import Remote
-from avatarforge.tracker.backlog import Backlog
-from avatarforge.tracker.board import Board
-from avatarforge.tracker.clocks import steady
-from avatarforge.tracker.commands import Commands
-from avatarforge.tracker.committer import Committer
-from avatarforge.tracker.deadlines import Deadlines
-from avatarforge.tracker.dispatcher import Dispatcher
-from avatarforge.tracker.feed import Feed, FeedBatch, FeedCursor
-from avatarforge.tracker.intake import Intake
-from avatarforge.tracker.janitor import Deletions, Janitor
-from avatarforge.tracker.metering import Metering
-from avatarforge.tracker.outlook import Outlook
-from avatarforge.tracker.readiness import Readiness
-from avatarforge.tracker.records import Deliveries, TrackerRecords, Webhooks
-from avatarforge.tracker.replicas import Replicas
-from avatarforge.tracker.retention import Retention
-from avatarforge.tracker.sweeper import Sweeper
+from avatarforge.telemetry.registry import MetricsRegistry
+from avatarforge.tracker.availability import DatabaseOutage, StartupGate
+from avatarforge.tracker.cleanup.janitor import Janitor
+from avatarforge.tracker.cleanup.retention import ConfirmedClock, EventRetention, JobRetention
+from avatarforge.tracker.cleanup.sweeper import Sweeper
+from avatarforge.tracker.commands import JobCommands
+from avatarforge.tracker.eta import Forecaster
+from avatarforge.tracker.feed import Feed
+from avatarforge.tracker.jobs.committer import Committer
+from avatarforge.tracker.jobs.deadlines import Deadlines
+from avatarforge.tracker.jobs.job_table import JobFinished, JobTable
+from avatarforge.tracker.metrics import TrackerMetrics
+from avatarforge.tracker.ports import Ports
+from avatarforge.tracker.queue.admission import AdmissionControl
+from avatarforge.tracker.queue.dispatcher import Dispatcher
+from avatarforge.tracker.queue.replica_registry import ReplicaRegistry
+from avatarforge.tracker.submissions import SubmissionHandler
 
 log = structlog.get_logger(__name__)
 
 
 class JobTracker:
-    """A shard's jobs. All of its state can be rebuilt from the database; only what is committed is told."""
+    """A shard's jobs. All of its state can be rebuilt from the database; only committed changes are told.
+
+    Its public parts are `submissions`, `commands`, `feed`, `replicas` and `metrics`.
+    """
 
     PAGE = 1000
     """Events read from the database at once."""
+    RECOVERY_BACKOFF = Backoff(0.1, 0.1)
+    MODEL_BACKOFF = Backoff(2.0, 2.0)
+    REQUEUE_TIMEOUT_SECONDS = 10.0
+    """How long the start waits until interrupted jobs are taken back to the queue."""
 
     def __init__(
         self,
         shard: int,
-        records: TrackerRecords,
-        replicas: Replicas,
         settings: TrackerSettings,
+        ports: Ports,
         *,
-        storage: ObjectStorage,
-        deletions: Deletions,
-        deliveries: Deliveries,
-        webhooks: Webhooks,
-        remote: Remote | None = None,
-        figures: Figures | None = None,
         on_broken: Callable[[Exception], None],
+        registry: MetricsRegistry | None = None,
+        cluster_id: str = "",
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`on_broken` hears of an error after which this tracker can do nothing more: it must be replaced
-        by a new one, which recovers from the database. `figures` are what its own parts count into."""
-        self._shard = shard
-        self._records = records
-        self._settings = settings
-        self._webhooks = webhooks
-        self._on_broken = on_broken
-        self._now = now
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._feed: Feed | None = None
-        self._accepted = 0
-        figures = figures or Figures()
-        self._metering = Metering(figures, lambda: self._board.jobs(), now)
-        self._committer = Committer(
-            records,
-            shard,
-            batch=settings.commit_batch,
-            accept_timeout=settings.accept_timeout,
-            on_committed=lambda change: self._board.committed(change),
-            on_disowned=self._erase_disowned,
-            on_broken=on_broken,
-            figures=figures,
+        """`on_broken` gets an error after which this tracker can do nothing more: a new one must recover from
+        the database. Of several clusters that are started on one database, the youngest serves."""
+        self._shard, self._settings, self._ports = shard, settings, ports
+        self._on_broken, self._now = on_broken, now
+        registry = registry or MetricsRegistry()
+        tasks = self._tasks = BackgroundTasks(self._break)
+        outage = DatabaseOutage(shard)
+        gate = self._gate = StartupGate(settings.commit_timeout_seconds, outage)
+        self._committer = Committer(ports.store, shard, settings, outage, on_broken, registry, cluster_id)
+        table = self._job_table = JobTable(self._committer, now)
+        replicas = self.replicas = ReplicaRegistry(monotonic)
+        janitor = self._janitor = Janitor(self._committer, ports.deletions, ports.storage, tasks, now)
+        self._clock = ConfirmedClock(ports.store, now)
+        self._deadlines = Deadlines(table, tasks, now)
+        dispatcher = self._dispatcher = Dispatcher(
+            ports, settings, table, replicas, tasks, outage, janitor.discard, registry, now
         )
-        self._readiness = Readiness(settings.accept_timeout, lambda: self._committer.outage)
-        self._board = Board(self._committer, self._tell, now)
-        self._dispatcher = Dispatcher(
-            self._board,
-            replicas,
-            settings,
-            remote=remote,
-            own=self._own,
-            on_progress=self._progressed,
-            on_unpublished=self._discard,
-            figures=figures,
-            is_held=lambda: self._committer.outage is not None,
-            local_is_empty=lambda: self._outlook.replicas.local_is_empty,
-            now=now,
+        admission = self._admission = AdmissionControl(settings, dispatcher.throughput)
+        forecaster = self._forecaster = Forecaster(settings.shards, table, dispatcher, replicas)
+        recent = settings.recent_events
+        feed = Feed(gate, recent, self._load_changes, table.all, forecaster.forecast, replicas.all)
+        self.feed = feed
+        self.metrics = TrackerMetrics(registry, table, feed, forecaster, None if shard else replicas, now)
+        self.submissions = SubmissionHandler(ports.store, table, admission, gate, ports.storage, now)
+        self.commands = JobCommands(
+            ports, settings, table, self._committer, self.submissions, gate, outage, tasks, janitor, now
         )
-        self._outlook = Outlook(
-            settings.shards,
-            steady,
-            dispatching=lambda: self._dispatcher,
-            job=self._board.get,
-            progress=lambda job_id: None if self._feed is None else self._feed.progress_of(job_id),
+        self._connect_parts()
+
+    def _connect_parts(self) -> None:
+        """Let each part hear of the changes that concern it."""
+        self._job_table.subscribe(
+            self.feed.on_change,
+            self.metrics.on_change,
+            self._forecaster.on_change,
+            self._admission.on_change,
+            self._dispatcher.on_change,
+            self._deadlines.on_change,
+            self._janitor.on_change,
+            self._notify_webhooks,
         )
-        self._janitor = Janitor(
-            shard, deletions, storage, fence=lambda: self._committer.fence, prune=self._prune, now=now
-        )
-        self._sweeper = Sweeper(
-            records,
-            storage,
-            owns=lambda customer_id: shard_of(customer_id, settings.shards) == shard,
-            every=timedelta(hours=settings.sweep_hours),
-            age=timedelta(hours=settings.sweep_age_hours),
-            now=now,
-        )
-        self._deadlines = Deadlines(self._board, self._own, now)
-        self._backlog = Backlog(
-            settings.max_backlog,
-            settings.max_backlog_per_customer,
-            lambda: self._dispatcher.figures[0],
-        )
-        self._intake = Intake(
-            records, self._board, self._backlog, self._readiness, storage, on_accepted=self._taken_up, now=now
-        )
-        self._commands = Commands(
-            shard,
-            records,
-            self._board,
-            self._committer,
-            self._readiness,
-            janitor=self._janitor,
-            deliveries=deliveries,
-            webhooks=webhooks,
-            patience=settings.accept_timeout,
-            now=now,
-        )
-        self._retention = Retention(
-            shard,
-            records,
-            age=timedelta(days=settings.retention_days),
-            erase=self._commands.erase_all,
-            now=now,
-        )
+        self._committer.subscribe_rejected(self.feed.on_change, self.commands.on_rejected)
+        self._dispatcher.subscribe(self.feed.on_progress)
 
     # --- starting and stopping ----------------------------------------------------------------------
 
     async def start(self) -> None:
         """Take the shard over: claim its epoch, load what is unfinished, and begin to dispatch."""
         epoch = await self._committer.start()
-        jobs, seq = await self._recovered()
-        self._feed = Feed(
-            f"{epoch}-{secrets.token_hex(4)}",
-            seq,
-            recent=self._settings.recent_events,
-            load_changes=self._load_changes,
-            jobs=self._board.jobs,
-            forecast=self._outlook.forecast,
-            reports=self._outlook.replicas.all,
+        jobs, seq, now = await retry(
+            self._recover, DatabaseUnavailable, self.RECOVERY_BACKOFF, on_error=self._log_waiting
         )
-        self._board.load(jobs)
-        self._backlog.load(jobs)
+        self.feed.start_after(f"{epoch}-{secrets.token_hex(4)}", seq)
+        self._job_table.load(jobs)
+        self._admission.load(jobs)
         interrupted = [job for job in jobs if job.status is ProcessingStatus.PROCESSING]
-        await asyncio.gather(*(self._take_back(job) for job in interrupted))
-        for job in self._board.jobs():
-            self._taken_up(job)
-        await self._webhooks.start(self._committer.fence)
-        self._readiness.begin()
+        requeuing = [self._tasks.spawn(self._requeue(job), "requeue") for job in interrupted]
+        if requeuing:
+            # One that cannot be written holds the others up no longer.
+            await asyncio.wait(requeuing, timeout=self.REQUEUE_TIMEOUT_SECONDS)
+        for job in self._job_table.all():
+            self._deadlines.add(job, now)
+            self._dispatcher.enqueue(job)
+        await self._ports.webhooks.start(self._committer.fence)
+        self._gate.open()
         self._dispatcher.start()
-        self._own(self._deadlines.work_forever(), "deadlines")
-        self._own(self._janitor.work_forever(), "janitor")
-        self._own(self._sweeper.work_forever(), "sweeper")
-        self._own(self._retention.work_forever(), "retention")
+        self._tasks.spawn(self._deadlines.run(), "deadlines")
+        self._start_cleanup()
         log.info(
             "tracker ready", shard=self._shard, epoch=epoch, jobs=len(jobs), interrupted=len(interrupted)
         )
 
     async def stop(self) -> None:
         """Stop dispatching and finish the commit under way. Unfinished jobs go on with the next start."""
-        await self._webhooks.stop()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._ports.webhooks.stop()
+        await self._tasks.stop()
         await self._committer.stop()
         # What still waits for a commit would wait for ever.
-        left = [*self._commands.under_way, *self._intake.under_way]
-        for waiting in left:
-            waiting.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        await self.commands.stop()
+        await self.submissions.stop()
 
-    async def _recovered(self) -> tuple[list[ProfilePhotoJob], int]:
-        """Unfinished jobs and the last `seq`; asked until the database answers."""
-        while True:
-            try:
-                self._outlook.replicas.last_good = await asyncio.to_thread(
-                    self._records.last_model, self._shard
-                )
-                jobs = await asyncio.to_thread(self._records.unfinished, self._shard)
-                return jobs, await asyncio.to_thread(self._records.latest_seq, self._shard)
-            except DatabaseUnavailable as error:
-                log.warning("recovery waits for the database", shard=self._shard, reason=error.reason)
-                await asyncio.sleep(Committer.FIRST_PAUSE)
+    async def _recover(self) -> tuple[list[ProfilePhotoJob], int, datetime]:
+        """Load the last good model, and return the unfinished jobs, the last `seq` and the time."""
+        store, shard = self._ports.store, self._shard
+        self.replicas.last_good = await asyncio.to_thread(store.get_last_model, shard)
+        jobs = await asyncio.to_thread(store.list_unfinished, shard)
+        seq = await asyncio.to_thread(store.get_latest_seq, shard)
+        return jobs, seq, await self._clock.read()
 
-    def _taken_up(self, job: ProfilePhotoJob) -> None:
-        """A job that waits, from now on or again."""
-        self._deadlines.watch(job)
-        self._dispatcher.enqueue(job)
+    def _log_waiting(self, error: DatabaseUnavailable, _: float) -> None:
+        log.warning("recovery waits for the database", shard=self._shard, reason=error.reason)
 
-    async def _take_back(self, job: ProfilePhotoJob) -> None:
-        """A generation that the last tracker followed is followed by nobody now."""
-        await self._board.change(job.job_id, lambda current: current.requeued(lost=False), EventKind.REQUEUED)
+    async def _requeue(self, job: ProfilePhotoJob) -> None:
+        """Take a job back to the queue whose generation the last tracker followed: nobody does now."""
+        try:
+            requeued = await self._job_table.update(
+                job.job_id, lambda current: current.requeue(lost=False), EventKind.REQUEUED
+            )
+        except JobFinished:
+            return
+        except StaleEpoch:
+            raise
+        except Exception as error:
+            await self._dispatcher.give_up(job.job_id, error)
+        else:
+            self._dispatcher.enqueue(requeued)
 
-    # --- submitting and commanding --------------------------------------------------------------------
-
-    async def submit(self, jobs: Sequence[NewJob]) -> list[ProfilePhotoJob | AvatarForgeError]:
-        """See `Intake.submit`."""
-        return await self._intake.submit(jobs)
-
-    async def find(self, customer_id: str, job_id: str) -> ProfilePhotoJob | None:
-        """See `Intake.find`."""
-        return await self._intake.find(customer_id, job_id)
-
-    async def hold_key(self, customer_id: str, key: str) -> KnownKey | None:
-        """See `Intake.hold_key`."""
-        return await self._intake.hold_key(customer_id, key)
-
-    async def free_key(self, customer_id: str, key: str) -> None:
-        """See `Intake.free_key`."""
-        self._intake.free_key(customer_id, key)
-
-    async def disown(self, customer_id: str, job_id: str) -> None:
-        """See `Commands.disown`."""
-        self._intake.refuse(job_id)
-        await self._intake.settled(job_id)
-        self._committer.check_settled(job_id)
-        await self._commands.disown(customer_id, job_id)
-
-    async def cancel(self, customer_id: str, job_id: str) -> ProfilePhotoJob:
-        """See `Commands.cancel`."""
-        return await self._commands.cancel(customer_id, job_id)
-
-    async def erase(self, customer_id: str, job_id: str) -> None:
-        """See `Commands.erase`."""
-        await self._commands.erase(customer_id, job_id)
-
-    async def erase_customer(self, customer_id: str) -> None:
-        """See `Commands.erase_customer`."""
-        await self._commands.erase_customer(customer_id)
-
-    async def redeliver(self, customer_id: str, job_id: str, delivery_id: str) -> WebhookDelivery:
-        """See `Commands.redeliver`."""
-        return await self._commands.redeliver(customer_id, job_id, delivery_id)
-
-    def _erase_disowned(self, change: JobChange) -> None:
-        """A submission turned out to be committed after its caller was told that it was not."""
-        assert self._feed is not None, "nothing is committed before the feed is there"
-        # It is in the log, and stays there if this tracker comes to its end before the job is erased.
-        self._feed.changed(change)
-        self._own(self._commands.write_off(change.job), "erase")
-
-    # --- telling ------------------------------------------------------------------------------------------
-
-    async def feed(self, cursor: FeedCursor, wait: float) -> FeedBatch:
-        """News for an ingress replica; see `Feed.read`."""
-        await self._readiness.reached()
-        assert self._feed is not None, "set before ready"
-        return await self._feed.read(cursor, wait)
-
-    async def report(self, report: Report) -> None:
-        """Take what another process has counted."""
-        self._metering.take(report)
-
-    async def figures(self) -> TrackerFigures:
-        """All that is counted here, for `/metrics`."""
-        return self._metering.read(
-            feed_answers=0 if self._feed is None else self._feed.answers,
-            forecast=self._outlook.forecast(),
-            # Every tracker hears of all replicas; the first one tells of them.
-            replicas=self.reports() if self._shard == 0 else (),
+    def _start_cleanup(self) -> None:
+        settings, store, now = self._settings, self._ports.store, self._now
+        sweeper = Sweeper(
+            store,
+            self._ports.storage,
+            owns_customer=lambda customer_id: shard_of(customer_id, settings.shards) == self._shard,
+            interval=timedelta(hours=settings.sweep_interval_hours),
+            age=timedelta(hours=settings.sweep_age_hours),
+            now=now,
         )
+        job_age, event_age = (
+            timedelta(days=settings.job_retention_days),
+            timedelta(days=settings.event_retention_days),
+        )
+        jobs = JobRetention(self._shard, store, age=job_age, erase=self.commands.erase_all, clock=self._clock)
+        events = EventRetention(store, self._committer, age=event_age, clock=self._clock)
+        self._tasks.spawn(self._janitor.run(), "janitor")
+        self._tasks.spawn(sweeper.run(), "sweeper")
+        self._tasks.spawn(jobs.run(), "retention of jobs")
+        self._tasks.spawn(events.run(), "retention of events")
 
-    def describe(self) -> dict[str, float | None]:
-        """Figures for operators and for whoever decides how many replicas there should be.
+    def _break(self, task: str, error: Exception) -> None:
+        log.error("task broke", task=task, shard=self._shard, exc_info=error)
+        self._on_broken(error)
 
-        `unfinished` jobs, of which some are `running` and some are `waiting` in line; `backlogSeconds`, what
-        one replica would need for all of them, and `lineSeconds`, when a job that came now would be done
-        (null while nothing was measured); `replicas` of our own that serve; how many jobs these have and have
-        done, and how many were `accepted`, since this tracker started; and how often the feed was read.
-        """
-        forecast = self._outlook.forecast()
-        return {
-            "unfinished": len(self._board.jobs()),
-            "running": len(self._dispatcher.running),
-            "waiting": self._dispatcher.waiting,
-            "backlogSeconds": forecast.backlog_seconds,
-            "lineSeconds": forecast.line_seconds,
-            "replicas": self._outlook.replicas.serving,
-            "localRunning": self._dispatcher.local.running,
-            "localFinished": self._dispatcher.local.finished,
-            "accepted": self._accepted,
-            "feedAnswers": 0 if self._feed is None else self._feed.answers,
-        }
+    # --- changes --------------------------------------------------------------------------------------
 
-    # --- replicas -----------------------------------------------------------------------------------------
+    async def _load_changes(self, seq: int) -> list[LoggedChange]:
+        return await asyncio.to_thread(self._ports.store.list_shard_events, self._shard, seq, self.PAGE)
 
-    async def report_replica(self, report: ReplicaReport) -> str | None:
-        """Take what a replica tells of itself, once the tracker is ready.
+    def _notify_webhooks(self, change: JobChange) -> None:
+        if change.is_erasure:
+            self._ports.webhooks.forget(change.job.job_id)
+        elif (delivery := WebhookDelivery.for_change(change)) is not None:
+            self._ports.webhooks.expect(delivery)
 
-        Returns the model that served last as it was wished, if this is the first shard, which keeps it on
+    # --- replicas -------------------------------------------------------------------------------------
+
+    async def record_replica_report(self, report: ReplicaReport) -> str | None:
+        """Take in what a replica reports of itself, once the tracker is ready.
+
+        Returns the model that served last as desired, if this is the first shard, which keeps it on
         record. Raises what stands in the way of being ready: replicas report again and again, and all that
         they told in a long outage would wait here.
         """
-        await self._readiness.in_time()
-        before = self._outlook.replicas.last_good
-        self._outlook.reported(report)
-        if self._shard == 0:
-            self._metering.replica(report)
-        last_good = self._outlook.replicas.last_good
-        if self._shard == 0 and last_good is not None and last_good != before:
-            self._own(self._keep_model(last_good), "last good model")
-        return last_good if self._shard == 0 else None
-
-    def reports(self) -> tuple[ReplicaReport, ...]:
-        """The newest report of every replica that has not fallen silent, in the order of their ids."""
-        return self._outlook.replicas.all()
+        await self._gate.wait_in_time()
+        before = self.replicas.last_good
+        self.replicas.add(report)
+        self._forecaster.learn_from_report(report)
+        if self._shard:
+            return None
+        self.metrics.replicas.add(report)
+        last_good = self.replicas.last_good
+        if last_good is not None and last_good != before:
+            self._tasks.spawn(self._keep_model(last_good), "last good model")
+        return last_good
 
     async def _keep_model(self, model: str) -> None:
-        while self._outlook.replicas.last_good == model:
-            try:
-                await self._committer.beside(
-                    lambda epoch: self._records.keep_model(self._shard, epoch, model)
-                )
-            except DatabaseUnavailable as error:
-                log.warning("last good model is not on record yet", model=model, reason=error.reason)
-                await asyncio.sleep(Committer.LONGEST_PAUSE)
-            else:
-                log.info("last good model", model=model)
-                return
+        await retry(
+            partial(self._try_to_keep_model, model),
+            DatabaseUnavailable,
+            self.MODEL_BACKOFF,
+            on_error=lambda error, _: log.warning(
+                "last good model is not on record yet", model=model, reason=error.reason
+            ),
+        )
 
-    def _tell(self, change: JobChange) -> None:
-        job = change.job
-        assert self._feed is not None, "nothing is committed before the feed is there"
-        self._feed.changed(change)
-        self._metering.changed(change)
-        self._accepted += change.event.kind is EventKind.SUBMITTED
-        if job.status is ProcessingStatus.DONE and not change.is_erasure:
-            self._outlook.finished(job)
-        if change.is_erasure or job.status.is_terminal:
-            self._backlog.leave(job.job_id)
-        if change.is_erasure:
-            self._dispatcher.drop(job.job_id)
-            self._webhooks.forget(job.job_id)
-        elif job.status.is_terminal:
-            self._dispatcher.drop(job.job_id)
-            if job.attempt > 1 or (job.attempt and job.status is ProcessingStatus.FAILED):
-                self._own(self._janitor.discard_stale(job), "discard")
-            if job.callback_url is not None:
-                self._webhooks.expect(_delivery_of(change, job.callback_url))
+    async def _try_to_keep_model(self, model: str) -> None:
+        if self.replicas.last_good == model:
+            await self._committer.run_fenced(self._ports.store.keep_model, model)
+            log.info("last good model", model=model)
 
-    def _progressed(self, job_id: str, progress: GenerationProgress) -> None:
-        assert self._feed is not None, "nothing runs before the tracker is ready"
-        self._feed.progressed(job_id, progress)
+    def describe(self) -> dict[str, float | None]:
+        """Return numbers for operators and for the autoscaler.
 
-    async def _load_changes(self, seq: int) -> list[LoggedChange]:
-        return await asyncio.to_thread(self._records.events_after, self._shard, seq, self.PAGE)
-
-    # --- cleaning -----------------------------------------------------------------------------------------
-
-    def _discard(self, avatar: StoredImage) -> None:
-        self._own(self._janitor.discard(avatar.key), "discard")
-
-    async def _prune(self) -> None:
-        before = self._now() - timedelta(days=self._settings.keep_events_days)
-        while await self._committer.beside(
-            lambda epoch: self._records.prune(self._shard, epoch, before, self.PAGE)
-        ):
-            log.info("old events were removed", shard=self._shard, before=before.isoformat())
-
-    # --- tasks --------------------------------------------------------------------------------------------
-
-    def _own(self, work: Coroutine[None, None, None], name: str) -> None:
-        """Run beside the rest; `stop` ends it. Nobody awaits it: what it raises breaks the tracker."""
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and isinstance(error := task.exception(), Exception):
-            log.error("task broke", task=task.get_name(), shard=self._shard, exc_info=error)
-            self._on_broken(error)
-
-
-def _delivery_of(change: JobChange, url: str) -> WebhookDelivery:
-    """The delivery that was written with the change."""
-    event = change.event
-    return WebhookDelivery(
-        delivery_id=delivery_id_of(event.job_id, event.seq),
-        job_id=event.job_id,
-        customer_id=event.customer_id,
-        seq=event.seq,
-        url=url,
-        created_at=event.at,
-        next_at=event.at,
-    )
+        `unfinished` jobs, of which some are `running` and some are `waiting`; `backlogSeconds`, the time of
+        one replica for all of them, and `estimatedWaitSeconds`, the time until a job that came now would be
+        done (null while nothing was measured); `replicas` of our own that serve; how many jobs these have and
+        have done, and how many were `accepted`, since this tracker started; and how often the feed was read.
+        """
+        forecast = self._forecaster.forecast()
+        return {
+            "unfinished": len(self._job_table.all()),
+            "running": len(self._dispatcher.running_jobs),
+            "waiting": len(self._dispatcher.queue),
+            "backlogSeconds": forecast.backlog_seconds,
+            "estimatedWaitSeconds": forecast.estimated_wait_seconds,
+            "replicas": self.replicas.serving_count,
+            "localRunning": self._dispatcher.local.running_count,
+            "localFinished": self._dispatcher.local.finished,
+            "accepted": self.metrics.accepted,
+            "feedReads": self.feed.reads,
+        }

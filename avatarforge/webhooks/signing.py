@@ -1,4 +1,4 @@
-"""Signatures of webhooks, as https://github.com/standard-webhooks/standard-webhooks (1.0.0) has them."""
+"""Signatures of webhooks, by https://github.com/standard-webhooks/standard-webhooks (1.0.0)."""
 
 import base64
 import hmac
@@ -8,25 +8,33 @@ from collections.abc import Sequence
 from avatarforge.settings import SettingsError
 
 _PREFIX = "whsec_"
-_LEAST, _MOST = 24, 64
-"""Bytes of a secret."""
+_MIN_BYTES, _MAX_BYTES = 24, 64
+"""Of a secret."""
 
 
 class Signer:
-    """Signs with every secret, so that receivers can go over from one to the next in their own time."""
+    """Signs with every secret, so that receivers can go over from one to the next in their own time.
+
+    A receiver's own secret is derived from one of ours and an id (`derive_secret`): it is nowhere on record,
+    and no receiver knows another's. Ours sign too, so that a receiver goes over to its own when it likes.
+    """
 
     def __init__(self, texts: Sequence[str]) -> None:
         """Raises `SettingsError` for a secret that is none; the text does not show it."""
-        self._keys = [_key(text, f"{number} of {len(texts)}") for number, text in enumerate(texts, 1)]
+        self._keys = [_read_key(text, f"{number} of {len(texts)}") for number, text in enumerate(texts, 1)]
 
     @property
     def can_sign(self) -> bool:
-        """Whether there is a secret at all."""
+        """There is a secret at all."""
         return bool(self._keys)
 
-    def headers(self, delivery_id: str, timestamp: int, body: bytes) -> list[tuple[str, str]]:
-        """The headers that sign a call. `timestamp`: of this call, in seconds since 1970."""
-        signatures = [signature(key, delivery_id, timestamp, body) for key in self._keys]
+    def headers(
+        self, delivery_id: str, timestamp: int, body: bytes, secret_ids: Sequence[str] = ()
+    ) -> list[tuple[str, str]]:
+        """Return the headers that sign a call at `timestamp`, in seconds since 1970. `secret_ids`: of the
+        receiver's own secrets."""
+        own = [_derive_key(key, secret_id) for secret_id in secret_ids for key in self._keys]
+        signatures = [sign(key, delivery_id, timestamp, body) for key in (*self._keys, *own)]
         return [
             ("webhook-id", delivery_id),
             ("webhook-timestamp", str(timestamp)),
@@ -35,18 +43,28 @@ class Signer:
 
 
 def new_secret() -> str:
-    """A fresh secret, of 32 random bytes."""
+    """Make a fresh secret, of 32 random bytes."""
     return _PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
-def signature(key: bytes, delivery_id: str, timestamp: int, body: bytes) -> str:
-    """The signature (version 1) of one call. `timestamp`: seconds since 1970."""
+def derive_secret(secret: str, secret_id: str) -> str:
+    """Return a receiver's own secret. Raises `ValueError` if ours is none."""
+    return _PREFIX + base64.b64encode(_derive_key(decode_secret(secret), secret_id)).decode()
+
+
+def _derive_key(key: bytes, secret_id: str) -> bytes:
+    # Nothing that is signed has this form: a signed text begins with a delivery's id and a point.
+    return hmac.digest(key, f"avatarforge webhook secret {secret_id}".encode(), "sha256")
+
+
+def sign(key: bytes, delivery_id: str, timestamp: int, body: bytes) -> str:
+    """Return the signature (version 1) of one call. `timestamp`: seconds since 1970."""
     signed = f"{delivery_id}.{timestamp}.".encode() + body
     return "v1," + base64.b64encode(hmac.digest(key, signed, "sha256")).decode()
 
 
-def key_of(secret: str) -> bytes:
-    """The bytes that a secret (`whsec_…`) stands for.
+def decode_secret(secret: str) -> bytes:
+    """Return the bytes that a secret (`whsec_…`) stands for.
 
     Raises `ValueError` for a text that is none; its own text says why and does not show the secret.
     """
@@ -56,15 +74,15 @@ def key_of(secret: str) -> bytes:
         key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
     except ValueError:  # binascii.Error, or other letters than ASCII
         raise ValueError(f"The secret is not base64 after {_PREFIX!r}.") from None
-    if not _LEAST <= len(key) <= _MOST:
-        expected = f"{_LEAST} to {_MOST} (base64 after {_PREFIX!r})"
+    if not _MIN_BYTES <= len(key) <= _MAX_BYTES:
+        expected = f"{_MIN_BYTES} to {_MAX_BYTES} (base64 after {_PREFIX!r})"
         raise ValueError(f"The secret has {len(key)} bytes, but it must have {expected}.")
     return key
 
 
-def _key(text: str, which: str) -> bytes:
+def _read_key(text: str, which: str) -> bytes:
     try:
-        return key_of(text)
+        return decode_secret(text)
     except ValueError as error:
         place = f"The setting webhook.secrets (AVATARFORGE_WEBHOOK_SECRETS): secret {which}"
         raise SettingsError(f"{place}: {error}") from None

@@ -1,4 +1,4 @@
-"""Callback URLs: what is one, and what a call needs of it."""
+"""Callback URLs: their grammar, and the parts that a call needs."""
 
 import re
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from ipaddress import IPv6Address
 from typing import Self
 from urllib.parse import urlsplit
 
-_WHOLE = "an absolute URL with http or https and a host"
+_EXPECTED = "an absolute URL with http or https and a host"
 _PORTS = {"http": 80, "https": 443}
 _NETLOC = re.compile(r"(\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<name>[0-9A-Za-z._-]+))(:(?P<port>[0-9]{0,5}))?")
-_MOST_NAME, _MOST_LABEL = 253, 63
+_MAX_NAME, _MAX_LABEL = 253, 63
 """Characters of a host's name and of one of its labels (RFC 1035, section 2.3.4)."""
 
 
@@ -30,24 +30,24 @@ class CallbackUrl:
     """Path and query, as they stand in the request's first line."""
 
     @classmethod
-    def parsed(cls, text: str) -> Self:
-        """The parts of the text; a fragment is left away, since it is never sent. Raises `UnusableUrl`."""
+    def parse(cls, text: str) -> Self:
+        """Split the text; a fragment is left away, since it is never sent. Raises `UnusableUrl`."""
         if not text.isascii() or not text.isprintable() or " " in text:
-            raise UnusableUrl(_WHOLE)
+            raise UnusableUrl(_EXPECTED)
         try:
             parts = urlsplit(text)
         except ValueError:
             # The brackets of an IPv6 host do not match.
-            raise UnusableUrl(_WHOLE) from None
+            raise UnusableUrl(_EXPECTED) from None
         if "@" in parts.netloc:
             raise UnusableUrl("a URL without a user name and password")
         netloc = _NETLOC.fullmatch(parts.netloc)
         if parts.scheme not in _PORTS or netloc is None:
-            raise UnusableUrl(_WHOLE)
+            raise UnusableUrl(_EXPECTED)
         return cls(
             scheme=parts.scheme,
-            host=_host(netloc),
-            port=_port(netloc["port"]) or _PORTS[parts.scheme],
+            host=_parse_host(netloc),
+            port=_parse_port(netloc["port"]) or _PORTS[parts.scheme],
             target=(parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
         )
 
@@ -63,20 +63,20 @@ class CallbackUrl:
         return f"{self.scheme}://{self.authority}"
 
 
-def _host(netloc: re.Match[str]) -> str:
+def _parse_host(netloc: re.Match[str]) -> str:
     if netloc["ipv6"] is not None:
         try:
             return str(IPv6Address(netloc["ipv6"]))
         except ValueError:
-            raise UnusableUrl(_WHOLE) from None
+            raise UnusableUrl(_EXPECTED) from None
     name = netloc["name"].lower()
     labels = name.removesuffix(".").split(".")
-    if len(name) > _MOST_NAME or not all(0 < len(label) <= _MOST_LABEL for label in labels):
-        raise UnusableUrl(_WHOLE)
+    if len(name) > _MAX_NAME or not all(0 < len(label) <= _MAX_LABEL for label in labels):
+        raise UnusableUrl(_EXPECTED)
     return name
 
 
-def _port(digits: str | None) -> int | None:
+def _parse_port(digits: str | None) -> int | None:
     if not digits:
         return None
     if not 1 <= int(digits) <= 65535:

@@ -1,4 +1,4 @@
-"""The model that served last as it was wished."""
+"""The model that last served as desired."""
 
 import sqlalchemy as sa
 from alembic import context, op

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from avatarforge.client import Client
-from avatarforge.persistence import JobRecords, open_engine
+from avatarforge.persistence import JobRepository, open_engine
 from avatarforge.settings import DatabaseSettings
 from avatarforge.storage.interface import ObjectStorage
 from avatarforge.storage.s3 import S3Storage
@@ -24,11 +24,11 @@ class Installation:
     service: AvatarForgeServer
     mariadb: MariaDbServer
     s3: S3Server
-    records: JobRecords
+    records: JobRepository
     storage: ObjectStorage
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     folder = tmp_path_factory.mktemp("af")
     with MariaDbServer(folder / "mariadb") as mariadb, S3Server(folder / "s3") as s3:
@@ -38,7 +38,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
                 service,
                 mariadb,
                 s3,
-                JobRecords(open_engine(DatabaseSettings(), url)),
+                JobRepository(open_engine(DatabaseSettings(), url)),
                 S3Storage(s3.settings()),
             )
 
@@ -52,7 +52,7 @@ def client(installation: Installation) -> Iterator[httpx.Client]:
 @pytest.fixture
 def forge(installation: Installation) -> Iterator[Client]:
     """Our own client. Tests of the wire itself use `client`."""
-    with Client(installation.service.url, timeout=90, patience=90) as forge:
+    with Client(installation.service.url, timeout=90, retry_timeout=90) as forge:
         yield forge
 
 
@@ -60,3 +60,7 @@ def forge(installation: Installation) -> Iterator[Client]:
 def portrait() -> bytes:
     """The sample photo."""
     return (Path(__file__).parents[2] / "avatarforge" / "samples" / "portrait.png").read_bytes()
+
+
+def submitted(client: httpx.Client, customer_id: str, photo: bytes, **fields: str) -> httpx.Response:
+    return client.post(f"/customers/{customer_id}", files={"photo": ("me.png", photo)}, data=fields)

@@ -42,7 +42,7 @@ async def client(service: AvatarForgeServer) -> AsyncIterator[httpx.AsyncClient]
 
 async def jobs_through_the_api(forge: AsyncClient) -> list[ProfilePhotoJobStatus]:
     """Newest first."""
-    return [job async for job in forge.jobs("sdapi")]
+    return [job async for job in forge.list_jobs("sdapi")]
 
 
 async def avatar(forge: AsyncClient, job: ProfilePhotoJobStatus) -> Any:
@@ -65,10 +65,10 @@ async def test_a_job_goes_out_and_comes_back_and_its_photo_may_stay(
 
 
 async def test_a_cancelled_job_is_cancelled_at_the_other_end(forge: AsyncClient, portrait: bytes) -> None:
-    job = await forge.submit("ana", portrait, steps=150, strength=1)
+    job = await forge.submit("ana", portrait, steps=150)
 
     async def steps() -> int:
-        progress = (await forge.status(job)).progress
+        progress = (await forge.get_status(job)).progress
         return progress.step if progress else 0
 
     await wait_until(steps, 30)

@@ -5,9 +5,8 @@ from contextlib import contextmanager
 
 import httpx
 
-from avatarforge.client import Changed, Client, Progressed
-from tests.acceptance.conftest import Installation
-from tests.acceptance.test_upload import submitted
+from avatarforge.client import Client, JobChanged, JobProgressed
+from tests.acceptance.conftest import Installation, submitted
 from tests.events import Event, EventReader
 
 
@@ -24,7 +23,7 @@ def stream(client: httpx.Client, customer_id: str, last_event_id: int) -> Iterat
 def test_a_client_that_is_cut_misses_nothing_over_the_death_of_the_tracker(
     installation: Installation, client: httpx.Client, portrait: bytes
 ) -> None:
-    accepted = submitted(client, "follower", portrait, steps="30").json()
+    accepted = submitted(client, "follower", portrait, steps="8").json()
     heard: list[Event] = []
     with stream(client, "follower", accepted["seq"] - 1) as events:
         for event in events:
@@ -38,7 +37,7 @@ def test_a_client_that_is_cut_misses_nothing_over_the_death_of_the_tracker(
         with stream(client, "follower", max(event.id or 0 for event in heard)) as events:
             heard.append(next(event for event in events if event.kind == "status"))
 
-    log = installation.records.events_of("follower", accepted["jobId"], 0, 100)
+    log = installation.records.list_customer_events("follower", accepted["jobId"], 0, 100)
     assert [event.id for event in heard if event.kind == "status"] == [entry.event.seq for entry in log]
     kinds = [entry.event.kind.value for entry in log]
     assert kinds == ["submitted", "started", "requeued", "started", "done"]
@@ -48,16 +47,16 @@ def test_a_client_that_is_cut_misses_nothing_over_the_death_of_the_tracker(
 def test_a_watching_client_goes_on_by_itself_over_the_death_of_tracker_and_ingress(
     installation: Installation, forge: Client, portrait: bytes
 ) -> None:
-    accepted = forge.submit("watcher", portrait, steps=30)
-    heard: list[Changed] = []
+    accepted = forge.submit("watcher", portrait, steps=8)
+    heard: list[JobChanged] = []
     victims = ["ray::JobTrackerActor", "ray::ServeReplica:avatarforge:Ingress"]
-    for news in forge.watch(accepted, after=accepted.seq - 1):
-        if isinstance(news, Changed):
-            heard.append(news)
-        elif isinstance(news, Progressed) and victims:
+    for event in forge.watch(accepted, after=accepted.seq - 1):
+        if isinstance(event, JobChanged):
+            heard.append(event)
+        elif isinstance(event, JobProgressed) and victims:
             [victim] = installation.service.processes(victims.pop())
             victim.kill()
-    log = installation.records.events_of("watcher", accepted.job_id, 0, 100)
-    assert [news.seq for news in heard] == [entry.event.seq for entry in log]
-    assert heard[-1].job == forge.status(accepted)
+    log = installation.records.list_customer_events("watcher", accepted.job_id, 0, 100)
+    assert [event.seq for event in heard] == [entry.event.seq for entry in log]
+    assert heard[-1].job == forge.get_status(accepted)
     assert heard[-1].job.status == "DONE"

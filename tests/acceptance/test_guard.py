@@ -5,7 +5,9 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from avatarforge.grpc_generated import profile_photo_job_pb2 as pb
 from avatarforge.grpc_generated.profile_photo_job_pb2_grpc import ProfilePhotoJobServiceStub
+from avatarforge.ingress.grpc.serving import SERVICE
+from tests.checkpoints import tiny_models
 from tests.servers.avatarforge import AvatarForgeServer
 from tests.waiting import wait_until
 
@@ -95,7 +99,10 @@ def exposed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exposed]:
     if address is None:
         pytest.skip("this machine has no address but loopback")
     data_dir = tmp_path_factory.mktemp("guard") / "data"
-    service = AvatarForgeServer(data_dir, HTTP_HOST="0.0.0.0", LOG_LEVEL="DEBUG", **SECRETS)
+    models = str(tiny_models())
+    service = AvatarForgeServer(
+        data_dir, HTTP_HOST="0.0.0.0", LOG_LEVEL="DEBUG", DIFFUSION_MODELS_DIR=models, **SECRETS
+    )
     with pytest.raises(AssertionError, match="needs API keys") as refused:
         service.start()
     assert "--insecure" in str(refused.value)
@@ -127,6 +134,31 @@ def test_strangers_get_refusals_and_friends_get_answers(exposed: Exposed) -> Non
             jobs.GetStatus(wanted, timeout=20, metadata=(("authorization", f"Bearer {exposed.key}"),))
     assert stranger.value.code() is grpc.StatusCode.UNAUTHENTICATED
     assert known.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("call", "size", "code"),
+    [
+        (f"/{SERVICE.full_name}/SubmitPhoto", 60 * 1024 * 1024, grpc.StatusCode.UNAUTHENTICATED),
+        (f"/{SERVICE.full_name}/GetStatus", 4_000_000, grpc.StatusCode.UNAUTHENTICATED),
+        ("/grpc.health.v1.Health/Check", 60 * 1024 * 1024, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    ],
+)
+def test_strangers_fill_no_memory_by_grpc(
+    exposed: Exposed, call: str, size: int, code: grpc.StatusCode
+) -> None:
+    """Neither with messages that are too large for anybody, nor with such as a friend may send."""
+    [ingress] = [each for each in exposed.processes() if "Ingress" in " ".join(each.cmdline())]
+    before = peak = ingress.memory_info().rss
+    message = bytes(size)
+    with ThreadPoolExecutor(25) as pool:
+        told = [pool.submit(_code_of, exposed.address, exposed.grpc_port, call, message) for _ in range(50)]
+        while not all(each.done() for each in told):
+            peak = max(peak, ingress.memory_info().rss)
+            time.sleep(0.01)
+
+    assert {each.result() for each in told} == {code}
+    assert peak - before <= 50 * 1024 * 1024
 
 
 async def test_a_revoked_key_is_refused_within_seconds(exposed: Exposed) -> None:
@@ -204,10 +236,15 @@ def _answer_of(address: str, port: int) -> str:
     return "" if refused <= set(codes) <= refused | unknown else ", ".join(map(str, codes))
 
 
-def _code_of(address: str, port: int, call: str) -> grpc.StatusCode:
-    with grpc.insecure_channel(f"{address}:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+def _code_of(address: str, port: int, call: str, message: bytes = b"") -> grpc.StatusCode:
+    options = [
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    with grpc.insecure_channel(f"{address}:{port}", options=options) as channel:
         try:
-            channel.unary_unary(call)(b"", timeout=10)
+            channel.unary_unary(call)(message, timeout=30)
         except grpc.RpcError as error:
             code: grpc.StatusCode = error.code()
             return code

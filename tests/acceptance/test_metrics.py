@@ -6,8 +6,7 @@ import subprocess
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.acceptance.conftest import Installation
-from tests.acceptance.test_upload import submitted
+from tests.acceptance.conftest import Installation, submitted
 from tests.waiting import wait_until
 
 
@@ -36,7 +35,7 @@ def test_trackers_ingress_and_replicas_are_told_of_and_promtool_finds_no_fault(
         wait_until(
             lambda: risen(
                 "avatarforge_job_events_total",
-                "avatarforge_accept_seconds_count",
+                "avatarforge_upload_accept_duration_seconds_count",
                 "avatarforge_steps_total",
                 "avatarforge_device_busy_seconds_total",
             ),

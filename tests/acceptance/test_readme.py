@@ -1,8 +1,7 @@
 """What README.md and docs/ tell people to type works as it stands there.
 
 Blocks run in order, in a copy of the tree. Exported variables hold for the later blocks, as in one terminal.
-The ports are not those of the
-text, so that a service that runs here already is left alone.
+The ports are not those of the text, so that a service that runs here already is left alone.
 """
 
 from collections.abc import Iterator

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.checkpoints import CHECKPOINT, write_manifest
+from tests.checkpoints import img2img_checkpoint, write_manifest
 from tests.events import EventReader
 from tests.servers.redeploying import RedeployedServer
 
@@ -30,8 +30,10 @@ LONGEST = 150.0
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedeployedServer]:
     models = tmp_path_factory.mktemp("models")
     for name in ("first", "second"):
-        write_manifest(models, name, folder=str(CHECKPOINT), pipeline="StableDiffusionImg2ImgPipeline")
-    shutil.copytree(CHECKPOINT, models / "hollow", ignore=shutil.ignore_patterns("diffusion_*"))
+        write_manifest(
+            models, name, folder=str(img2img_checkpoint()), pipeline="StableDiffusionImg2ImgPipeline"
+        )
+    shutil.copytree(img2img_checkpoint(), models / "hollow", ignore=shutil.ignore_patterns("diffusion_*"))
     write_manifest(models, "broken", folder="hollow", pipeline="StableDiffusionImg2ImgPipeline")
     folder = tmp_path_factory.mktemp("swap")
     with RedeployedServer(
@@ -106,15 +108,16 @@ def replicas(client: httpx.Client) -> list[dict[str, Any]]:
 
 
 def await_replicas(client: httpx.Client, **expected: Any) -> list[dict[str, Any]]:
-    """Return once so many replicas (`number`) serve the `model` under the `wish`, failed or not."""
+    """Return once so many replicas (`number`) serve the `model` with the `desired` model, failed or not."""
     deadline = time.monotonic() + LONGEST
     told: list[dict[str, Any]] = []
     while time.monotonic() < deadline:
         told = replicas(client)
         seen = [
-            (one["model"] and one["model"]["name"], one["wish"], one["failure"] is not None) for one in told
+            (one["model"] and one["model"]["name"], one["desiredModel"], one["failure"] is not None)
+            for one in told
         ]
-        wanted = (expected["model"], expected["wish"], expected["model"] != expected["wish"])
+        wanted = (expected["model"], expected["desired"], expected["model"] != expected["desired"])
         if seen == [wanted] * expected["number"]:
             return told
         time.sleep(0.1)
@@ -170,18 +173,18 @@ def test_a_hundred_jobs_outlive_swaps_a_broken_checkpoint_and_a_killed_replica(
     gaps: dict[str, float] = {}
     loads: list[float] = []
     with service.client() as client, Steps(service) as steps, Crowd(service, portrait) as crowd:
-        await_replicas(client, number=1, model="first", wish="first")
+        await_replicas(client, number=1, model="first", desired="first")
         at = steps.await_first()
 
         service.deploy("second", 1)
-        loads += loading(await_replicas(client, number=1, model="second", wish="second"))
+        loads += loading(await_replicas(client, number=1, model="second", desired="second"))
         gaps["swap"] = steps.longest_gap(at, at := time.monotonic())
 
         service.write("applications: [{name: avatarforge, import_path: 7}]")
         service.await_log("Not applied")
 
         service.deploy("broken", 1)
-        [before] = await_replicas(client, number=1, model="second", wish="broken")
+        [before] = await_replicas(client, number=1, model="second", desired="broken")
         assert "'broken' cannot be used" in before["failure"]["reason"]
         gaps["broken"] = steps.longest_gap(at, at := time.monotonic())
 
@@ -191,15 +194,15 @@ def test_a_hundred_jobs_outlive_swaps_a_broken_checkpoint_and_a_killed_replica(
         while before["replicaId"] in [one["replicaId"] for one in replicas(client)]:
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        await_replicas(client, number=1, model="second", wish="broken")
+        await_replicas(client, number=1, model="second", desired="broken")
         gaps["killed"] = steps.longest_gap(at, at := time.monotonic())
 
         service.deploy("broken", 2)
-        loads += loading(await_replicas(client, number=2, model="second", wish="broken"))
+        loads += loading(await_replicas(client, number=2, model="second", desired="broken"))
         gaps["scaled up"] = steps.longest_gap(at, at := time.monotonic())
 
         service.deploy("first", 2)
-        loads += loading(await_replicas(client, number=2, model="first", wish="first"))
+        loads += loading(await_replicas(client, number=2, model="first", desired="first"))
         gaps["swapped back"] = steps.longest_gap(at, time.monotonic())
 
         crowd.stop()

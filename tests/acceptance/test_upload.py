@@ -9,12 +9,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from avatarforge.domain.identifiers import is_job_id
-from tests.acceptance.conftest import Installation
-
-
-def submitted(client: httpx.Client, customer_id: str, photo: bytes, **fields: str) -> httpx.Response:
-    return client.post(f"/customers/{customer_id}", files={"photo": ("me.png", photo)}, data=fields)
+from avatarforge.domain.jobs import is_job_id
+from tests.acceptance.conftest import Installation, submitted
 
 
 def ended(client: httpx.Client, accepted: httpx.Response) -> dict[str, object]:
@@ -31,7 +27,7 @@ def ended(client: httpx.Client, accepted: httpx.Response) -> dict[str, object]:
 
 
 def test_a_photo_becomes_an_avatar(client: httpx.Client, portrait: bytes) -> None:
-    accepted = submitted(client, "ana", portrait, style="watercolor", seed="7", steps="10", format="webp")
+    accepted = submitted(client, "ana", portrait, style="watercolor", seed="7", steps="2", format="webp")
     body = accepted.json()
     assert accepted.status_code == 202
     assert is_job_id(body["jobId"])
@@ -48,14 +44,14 @@ def test_a_photo_becomes_an_avatar(client: httpx.Client, portrait: bytes) -> Non
     avatar = httpx.get(redirect.headers["location"])
     assert avatar.headers["content-type"] == "image/webp"
     picture = Image.open(io.BytesIO(avatar.content))
-    assert (picture.format, picture.size) == ("WEBP", (128, 128))
+    assert (picture.format, picture.size) == ("WEBP", (256, 256))
     assert picture.convert("L").getextrema()[1] - picture.convert("L").getextrema()[0] > 50
 
 
 def test_the_same_seed_makes_the_same_avatar(client: httpx.Client, portrait: bytes) -> None:
     pictures = []
     for _ in range(2):
-        status = ended(client, submitted(client, "twins", portrait, style="neon", seed="11", steps="6"))
+        status = ended(client, submitted(client, "twins", portrait, style="neon", seed="11", steps="2"))
         pictures.append(client.get(str(status["generatedUrl"]), follow_redirects=True).content)
     assert pictures[0] == pictures[1]
 
@@ -66,7 +62,7 @@ def test_the_original_comes_back_without_metadata(client: httpx.Client, portrait
     exif[0x010E] = "taken at home"
     upload = io.BytesIO()
     photo.save(upload, "JPEG", quality=90, exif=exif)
-    accepted = submitted(client, "private", upload.getvalue(), steps="4")
+    accepted = submitted(client, "private", upload.getvalue(), steps="1")
     original = client.get(accepted.json()["originalUrl"], follow_redirects=True)
     assert b"taken at home" in upload.getvalue()
     assert b"taken at home" not in original.content
@@ -74,8 +70,8 @@ def test_the_original_comes_back_without_metadata(client: httpx.Client, portrait
 
 
 def test_customers_and_their_jobs_are_listed(client: httpx.Client, portrait: bytes) -> None:
-    first = ended(client, submitted(client, "lister", portrait, steps="4"))
-    second = ended(client, submitted(client, "lister", portrait, steps="4"))
+    first = ended(client, submitted(client, "lister", portrait, steps="1"))
+    second = ended(client, submitted(client, "lister", portrait, steps="1"))
     listed = client.get("/customers/lister/photos").json()
     assert [job["jobId"] for job in listed["photos"]] == [second["jobId"], first["jobId"]]
     assert "lister" in [entry["customerId"] for entry in client.get("/customers").json()["customers"]]
@@ -83,7 +79,7 @@ def test_customers_and_their_jobs_are_listed(client: httpx.Client, portrait: byt
 
 
 def test_a_waiting_client_hears_of_the_end_at_once(client: httpx.Client, portrait: bytes) -> None:
-    accepted = submitted(client, "waiter", portrait, steps="10")
+    accepted = submitted(client, "waiter", portrait, steps="2")
     status = client.get(accepted.headers["location"], params={"waitSeconds": 60}).json()
     heard_at = datetime.now(UTC)
     assert status["status"] == "DONE"
@@ -93,7 +89,7 @@ def test_a_waiting_client_hears_of_the_end_at_once(client: httpx.Client, portrai
 def test_nothing_of_an_upload_stays_in_the_upload_folder(
     client: httpx.Client, installation: Installation, portrait: bytes
 ) -> None:
-    ended(client, submitted(client, "tidy", portrait, steps="4"))
+    ended(client, submitted(client, "tidy", portrait, steps="1"))
     assert submitted(client, "tidy", portrait[: len(portrait) // 2]).status_code == 422
     assert list((installation.service.data_dir / "uploads").iterdir()) == []
     # On Linux uploads have no name; what is left of them would be an open file.
@@ -109,7 +105,7 @@ def test_nothing_of_an_upload_stays_in_the_upload_folder(
         ("/customers/ana", None, {}, 422, "photo_missing"),
         ("/customers/ana", b"", {}, 422, "photo_empty"),
         ("/customers/ana", b"hello, I am a text", {}, 422, "photo_not_an_image"),
-        ("/customers/ana", "portrait", {"strength": "7"}, 422, "invalid_request"),
+        ("/customers/ana", "portrait", {"guidance": "99"}, 422, "invalid_request"),
         ("/customers/ana", "portrait", {"seed": str(2**70)}, 422, "invalid_request"),
         ("/customers/ana", "portrait", {"style": "cubism"}, 422, "invalid_request"),
         ("/customers/a%20b", "portrait", {}, 400, "invalid_customer_id"),
@@ -141,12 +137,12 @@ def test_an_upload_over_the_limit_is_refused(client: httpx.Client, portrait: byt
 
 
 def test_a_job_of_another_customer_is_not_found(client: httpx.Client, portrait: bytes) -> None:
-    job_id = submitted(client, "owner", portrait, steps="4").json()["jobId"]
+    job_id = submitted(client, "owner", portrait, steps="1").json()["jobId"]
     refused = client.get(f"/customers/thief/photos/{job_id}/status")
     assert (refused.status_code, refused.json()["code"]) == (404, "job_not_found")
 
 
 def test_customer_ids_differ_by_case(client: httpx.Client, portrait: bytes) -> None:
-    job_id = submitted(client, "Eva", portrait, steps="4").json()["jobId"]
+    job_id = submitted(client, "Eva", portrait, steps="1").json()["jobId"]
     assert client.get(f"/customers/Eva/photos/{job_id}/status").status_code == 200
     assert client.get(f"/customers/eva/photos/{job_id}/status").status_code == 404

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from avatarforge.diffusion.catalogue import Catalogue
+from avatarforge.diffusion.models.catalogue import Catalogue
 from tests.servers.mariadb import free_port
 
 TREE = Path(__file__).parents[2]
@@ -69,7 +69,7 @@ def test_the_installed_wheel_forges_an_avatar_in_an_unrelated_folder(installed: 
     results = json.loads(_run(forge, cwd=tmp_path, env=environ))
     assert [result["job"]["status"] for result in results] == ["DONE"]
     with Image.open(results[0]["avatar"]) as avatar:
-        side = Catalogue(None).manifest("avatar-mini").size
+        side = Catalogue(None).read("avatar-mini").size
         assert avatar.size == (side, side)
 
 

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from avatarforge.persistence import JobRecords, open_engine
+from avatarforge.persistence import JobRepository, open_engine
 from avatarforge.settings import DatabaseSettings
 from avatarforge.storage.interface import ObjectStorage
 from avatarforge.storage.s3 import S3Storage
 from benchmarks.photos import noisy_jpeg
 from tests.chaos.crowd import Crowd, Outcome
+from tests.checkpoints import tiny_models
 from tests.servers.avatarforge import AvatarForgeServer
 from tests.servers.http_proxy import HttpProxy
 from tests.servers.mariadb import MariaDbServer
@@ -28,15 +29,17 @@ JOBS = int(os.environ.get("CHAOS_JOBS", "24"))
 IS_LONG = JOBS >= 200
 """Whether the times that are promised are checked too: on a machine that does nothing else."""
 
-SHORT_MEMORY = {
-    "TRACKER_RECENT_EVENTS": "500",
-    "INGRESS_RECENT_EVENTS": "500",
-    "INGRESS_RECENT_JOBS": "200",
-}
+SHORT_MEMORY = {"TRACKER_RECENT_EVENTS": "500", "INGRESS_RECENT_EVENTS": "500", "INGRESS_RECENT_JOBS": "200"}
 """What is kept in memory of the past is full within a minute or two, also after a process was killed: what
 grows then, grows without end. And what is older has to come from the database."""
 
 _figures: list[dict[str, object]] = []
+
+
+def models_folder() -> Path | None:
+    """The models to serve: the carried ones in a long run, in a short one a tiny checkpoint, since it is the
+    faults that are tested and not the avatars."""
+    return None if IS_LONG else tiny_models()
 
 
 def told(fault: str, figure: str, value: float, unit: str) -> None:
@@ -72,7 +75,7 @@ class Rig:
     database_proxy: TcpProxy
     s3: S3Server
     storage_proxy: HttpProxy
-    records: JobRecords
+    records: JobRepository
     storage: ObjectStorage
     photo: bytes
 
@@ -83,7 +86,7 @@ class Rig:
         return Outcome(crowd, self.records, self.storage)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     folder = tmp_path_factory.mktemp("chaos")
     with (
@@ -93,11 +96,13 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         HttpProxy(s3.port) as storage_proxy,
     ):
         url = mariadb.create_database("avatarforge")
+        models = models_folder()
         service = AvatarForgeServer(
             folder / "data",
             DATABASE_URL=url.replace(str(mariadb.port), str(database_proxy.port)),
             **s3.variables(storage_proxy.url),
             **SHORT_MEMORY,
+            **({} if models is None else {"DIFFUSION_MODELS_DIR": str(models)}),
         )
         with service:
             yield Rig(
@@ -106,7 +111,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
                 database_proxy=database_proxy,
                 s3=s3,
                 storage_proxy=storage_proxy,
-                records=JobRecords(open_engine(DatabaseSettings(), url)),
+                records=JobRepository(open_engine(DatabaseSettings(), url)),
                 storage=S3Storage(s3.settings()),
                 photo=noisy_jpeg(20_000, 256),
             )

@@ -4,20 +4,19 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from uuid import uuid4
 
 import httpx
 
 from avatarforge.domain.changes import LoggedChange
-from avatarforge.domain.events import EventKind
 from avatarforge.domain.jobs import ProfilePhotoJob
-from avatarforge.domain.status import ProcessingStatus
-from avatarforge.persistence import JobRecords
+from avatarforge.domain.status import EventKind, ProcessingStatus
+from avatarforge.persistence import JobRepository
 from avatarforge.storage.interface import ObjectStorage
 
-FIELDS = {"steps": "4", "strength": "0.5"}
-"""Two steps: it is the faults that are tested, not the pictures."""
+STEPS = 2
+"""One or two: it is the faults that are tested, not the pictures."""
 TERMINAL = {EventKind.DONE, EventKind.FAILED, EventKind.CANCELLED}
 WORKING = {EventKind.STARTED, EventKind.DONE}
 """Events that tell of work."""
@@ -33,12 +32,24 @@ class Crowd:
     """
 
     def __init__(
-        self, url: str, photo: bytes, jobs: int, *, customers: int = 8, threads: int = 4, pause: float = 0.0
+        self,
+        url: str,
+        photo: bytes,
+        jobs: int,
+        *,
+        customers: int = 8,
+        threads: int = 4,
+        pause: float = 0.0,
+        steps: int = STEPS,
+        awaits_ends: bool = False,
     ) -> None:
-        """`pause` is the least number of seconds between two uploads of a thread."""
+        """`pause` is the least number of seconds between two uploads of a thread. With `awaits_ends` a thread
+        uploads nothing before its last job has ended: there are never more unfinished jobs than threads."""
         self._url = url
         self._photo = photo
         self._pause = pause
+        self._fields = {"steps": str(steps)}
+        self._awaits_ends = awaits_ends
         name = uuid4().hex[:8]
         self.customers = [f"{name}-{number}" for number in range(customers)]
         self._waiting = [(self.customers[number % customers], uuid4().hex) for number in range(jobs)]
@@ -48,7 +59,10 @@ class Crowd:
         self.refusals: Counter[int | str] = Counter()
         """Statuses other than 202; the error's name for connections that broke or fell silent."""
         self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._upload_all, name="crowd") for _ in range(threads)]
+        # Daemons: where a test fails they may upload for ever.
+        self._threads = [
+            threading.Thread(target=self._upload_all, name="crowd", daemon=True) for _ in range(threads)
+        ]
 
     def start(self) -> None:
         for thread in self._threads:
@@ -60,6 +74,12 @@ class Crowd:
         while len(self.accepted) < wanted:
             assert time.monotonic() < deadline, f"only {len(self.accepted)} accepted: {self.refusals}"
             time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Let it begin no more uploads: what it has begun is all it does."""
+        with self._lock:
+            self.jobs -= len(self._waiting)
+            self._waiting.clear()
 
     def finish(self, seconds: float = 300) -> None:
         """Return once all uploads are accepted."""
@@ -85,7 +105,7 @@ class Crowd:
                 answer = client.post(
                     f"/customers/{customer_id}",
                     files={"photo": ("me.jpg", self._photo, "image/jpeg")},
-                    data=FIELDS,
+                    data=self._fields,
                     headers={"Idempotency-Key": key},
                 )
             except httpx.TransportError as error:
@@ -94,9 +114,16 @@ class Crowd:
                 if answer.status_code == 202:
                     with self._lock:
                         self.accepted[answer.json()["jobId"]] = customer_id
+                    if self._awaits_ends:
+                        self._await_end(client, answer.headers["location"])
                     return
                 self._refused(answer.status_code)
             time.sleep(0.3)
+
+    @staticmethod
+    def _await_end(client: httpx.Client, path: str) -> None:
+        while not client.get(path, params={"waitSeconds": 20}).raise_for_status().json()["isTerminal"]:
+            pass
 
     def _refused(self, how: int | str) -> None:
         with self._lock:
@@ -106,7 +133,7 @@ class Crowd:
 class Outcome:
     """What became of a crowd's jobs, read from the record and from storage."""
 
-    def __init__(self, crowd: Crowd, records: JobRecords, storage: ObjectStorage) -> None:
+    def __init__(self, crowd: Crowd, records: JobRepository, storage: ObjectStorage) -> None:
         self._crowd = crowd
         self._records = records
         self._storage = storage
@@ -202,7 +229,9 @@ class Outcome:
         return {key for key in of_all if any(customer in key for customer in self._crowd.customers)}
 
     def _unfinished(self) -> list[str]:
-        return [job.job_id for job in self._records.unfinished(0) if job.customer_id in self._crowd.customers]
+        return [
+            job.job_id for job in self._records.list_unfinished(0) if job.customer_id in self._crowd.customers
+        ]
 
     def _stories(self) -> dict[str, list[LoggedChange]]:
         stories: dict[str, list[LoggedChange]] = {}
@@ -214,13 +243,13 @@ class Outcome:
         changes: list[LoggedChange] = []
         for customer in self._crowd.customers:
             after = 0
-            while page := self._records.events_of(customer, None, after, 1000):
+            while page := self._records.list_customer_events(customer, None, after, 1000):
                 changes.extend(page)
                 after = page[-1].event.seq
         return changes
 
     def _jobs_of(self, customer_id: str) -> list[ProfilePhotoJob]:
-        return self._records.jobs_of(customer_id, None, 10_000)
+        return self._records.list_jobs(customer_id, None, 10_000)
 
 
 def now() -> datetime:
@@ -229,7 +258,9 @@ def now() -> datetime:
 
 def soon(condition: Callable[[], bool], seconds: float, what: str) -> None:
     """Return when the condition holds."""
-    ends = now() + timedelta(seconds=seconds)
+    began = time.monotonic()
     while not condition():
-        assert now() < ends, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
+        waited = time.monotonic() - began
+        assert waited < seconds, f"not within {seconds} s: {what}"
+        # More seldom the longer it takes: to look at all processes costs some hundredths of a second.
+        time.sleep(min(max(0.05, waited / 20), 0.5))

@@ -1,9 +1,17 @@
 """Processes that are killed in the middle of a crowd's jobs."""
 
+from pathlib import Path
+
 import pytest
 
-from tests.chaos.conftest import JOBS, Rig, assert_recovered
+from avatarforge.client import Client
+from benchmarks.photos import noisy_jpeg
+from tests.chaos.conftest import IS_LONG, JOBS, Rig, assert_recovered
 from tests.chaos.crowd import RECOVERED, STARTED_AGAIN, Crowd, now, soon
+from tests.servers.avatarforge import AvatarForgeServer
+
+PAUSE_SECONDS = 0.4
+"""The last uploads come after the fault, however fast the others are."""
 
 
 def working(rig: Rig, crowd: Crowd) -> None:
@@ -25,7 +33,7 @@ def working(rig: Rig, crowd: Crowd) -> None:
 )
 @pytest.mark.timeout(900)
 def test_a_killed_process_delays_jobs_and_loses_none(rig: Rig, title: str) -> None:
-    crowd = rig.crowd()
+    crowd = rig.crowd(pause=PAUSE_SECONDS)
     working(rig, crowd)
     processes = rig.service.processes(title)
     assert processes, f"there is no {title}"
@@ -40,7 +48,7 @@ def test_a_killed_process_delays_jobs_and_loses_none(rig: Rig, title: str) -> No
 
 @pytest.mark.timeout(900)
 def test_everything_killed_at_once_delays_jobs_and_loses_none(rig: Rig) -> None:
-    crowd = rig.crowd()
+    crowd = rig.crowd(pause=PAUSE_SECONDS)
     working(rig, crowd)
     rig.service.kill()
     started_at = now()
@@ -49,3 +57,15 @@ def test_everything_killed_at_once_delays_jobs_and_loses_none(rig: Rig) -> None:
     assert_recovered(
         rig.outcome(crowd), "kill -9 everything", "work after the start", started_at, STARTED_AGAIN
     )
+
+
+@pytest.mark.skipif(not IS_LONG, reason="it starts the service twice more: `make chaos`")
+def test_the_embedded_default_finishes_its_jobs_after_a_loss_of_power(tmp_path: Path) -> None:
+    """SQLite and a folder."""
+    service = AvatarForgeServer(tmp_path / "data")
+    with service, Client(service.url, timeout=90) as forge:
+        accepted = [forge.submit("survivor", noisy_jpeg(20_000, 256), steps=2) for _ in range(4)]
+        service.kill()
+        service.start()
+        for job in accepted:
+            forge.wait(job, seconds=90)

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.chaos.conftest import Rig, told
-from tests.chaos.crowd import Crowd, now
+from tests.chaos.crowd import Crowd, now, soon
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", "0.5"))
 IS_LONG = MINUTES >= 10
@@ -81,9 +81,10 @@ def disturb(rig: Rig, seconds: float, pause: float) -> int:
 
 
 def memory(rig: Rig) -> dict[str, float]:
-    """Bytes of each actor that are its alone."""
+    """Bytes of each actor that are its alone, once all are there again."""
     found = {}
     for name, title in ACTORS.items():
+        soon(lambda title=title: bool(rig.service.processes(title)), 120, f"a {name} after the last fault")
         processes: list[psutil.Process] = rig.service.processes(title)
         found[name] = float(sum(process.memory_full_info().uss for process in processes))
     return found

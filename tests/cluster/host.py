@@ -10,16 +10,20 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray import serve
+from ray._common.utils import get_default_ray_temp_dir
+from ray._private import services
 from ray.cluster_utils import Cluster
 from ray.serve.config import HTTPOptions
 from ray.serve.context import _get_global_client
 from ray.serve.schema import LoggingConfig, ServeDeploySchema
 
 from avatarforge.actors import NAMESPACE
+from avatarforge.cluster.local import _patient
 
 STORE = 100 * 1024 * 1024
 QUESTIONS = {"replicas", "application", "tracker"}
@@ -30,10 +34,14 @@ class Host:
     """A head without CPUs for actors of ours, and workers."""
 
     def __init__(self) -> None:
+        # As the service starts its own: 30 s are too little for a node on a busy small machine.
+        services.get_node = _patient(services.get_node)
         self._cluster = Cluster(shutdown_at_exit=True)
         self._workers: dict[str, Any] = {}
 
     def start_head(self, gcs_port: int, temp_dir: str, redis_password: str | None) -> None:
+        # Ray writes the head's address into the default folder, which only a head without its own makes.
+        Path(get_default_ray_temp_dir()).mkdir(parents=True, exist_ok=True)
         self._cluster.add_node(
             **({} if redis_password is None else {"redis_password": redis_password}),
             num_cpus=0,

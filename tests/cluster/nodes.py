@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import psutil
 
-from avatarforge.persistence import JobRecords, open_engine
+from avatarforge.persistence import JobRepository, open_engine
 from avatarforge.persistence.upgrade import upgrade
 from avatarforge.settings import Settings, load_settings
 from avatarforge.storage.folder import FolderStorage
@@ -43,11 +43,7 @@ class Nodes:
         self._redis_password = variables.get("RAY_REDIS_PASSWORD")
         # As in serve_config.yaml: one may stop while another answers.
         self._deployments: dict[str, Config] = {"Ingress": {"num_replicas": 2, "max_surge_percent": 100}}
-        self._arguments = {
-            "data_dir": str(folder / "data"),
-            "access": {"required": "never"},
-            **arguments,
-        }
+        self._arguments = {"data_dir": str(folder / "data"), "access": {"required": "never"}, **arguments}
         self._log = (folder / "nodes.log").open("wb")
         token = folder / "ray-token"
         token.write_text(secrets.token_hex(32), encoding="ascii")
@@ -61,6 +57,8 @@ class Nodes:
             "RAY_agent_register_timeout_ms": "150000",
             "RAY_worker_register_timeout_seconds": "150",
             "RAY_health_check_failure_threshold": "20",
+            # A worker waits for the next head for as long as that may take to start.
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "150",
             "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "0.1",
             # All nodes have the same address here, so that HAProxy's ports would clash.
             "RAY_SERVE_ENABLE_HA_PROXY": "0",
@@ -163,8 +161,8 @@ class Nodes:
         except HostError as error:
             return str(error)
 
-    def records(self) -> JobRecords:
-        return JobRecords(open_engine(self.settings.database, self.settings.database_url))
+    def records(self) -> JobRepository:
+        return JobRepository(open_engine(self.settings.database, self.settings.database_url))
 
     def crowd(self, photo: bytes, jobs: int, **options: Any) -> Crowd:
         return Crowd(self.url, photo, jobs, **options)

@@ -7,13 +7,13 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import Engine
 
-from avatarforge.persistence import DeletionRecords, DeliveryRecords, JobRecords, open_engine
+from avatarforge.persistence import DeletionRepository, DeliveryRepository, JobRepository, open_engine
 from avatarforge.persistence.upgrade import upgrade
 from avatarforge.settings import DatabaseSettings
 from tests.servers.mariadb import MariaDbServer
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDbServer]:
     """A server for all tests that leave it running. It need not survive a loss of power."""
     with MariaDbServer(tmp_path_factory.mktemp("mariadb"), "--innodb-flush-log-at-trx-commit=0") as server:
@@ -45,21 +45,21 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def records(engine: Engine) -> JobRecords:
-    return JobRecords(engine)
+def records(engine: Engine) -> JobRepository:
+    return JobRepository(engine)
 
 
 @pytest.fixture
-def epoch(records: JobRecords) -> int:
+def epoch(records: JobRepository) -> int:
     """Of shard 0."""
     return records.claim_shard(0)
 
 
 @pytest.fixture
-def deliveries(engine: Engine) -> DeliveryRecords:
-    return DeliveryRecords(engine)
+def deliveries(engine: Engine) -> DeliveryRepository:
+    return DeliveryRepository(engine)
 
 
 @pytest.fixture
-def deletions(engine: Engine) -> DeletionRecords:
-    return DeletionRecords(engine)
+def deletions(engine: Engine) -> DeletionRepository:
+    return DeletionRepository(engine)

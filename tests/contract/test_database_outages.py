@@ -11,15 +11,15 @@ from uuid import uuid4
 import pymysql
 import pytest
 from sqlalchemy import Connection, Engine, event, make_url, text
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, OperationalError
 
 from avatarforge.domain.errors import DatabaseUnavailable
-from avatarforge.persistence import JobRecords, open_engine
-from avatarforge.persistence.database import reading
+from avatarforge.persistence import JobRepository, open_engine
+from avatarforge.persistence.database import begin_read, translate_errors
 from avatarforge.persistence.upgrade import upgrade
 from avatarforge.settings import DatabaseSettings, SettingsError
 from tests.jobs import a_detailed_job, a_job, start, submission
-from tests.servers.mariadb import PASSWORD, USER, MariaDbServer, free_port
+from tests.servers.mariadb import OUTAGE_ERRORS, PASSWORD, USER, MariaDbServer, free_port
 from tests.servers.pausing import hanging
 from tests.waiting import wait_until
 
@@ -48,9 +48,9 @@ def database(server: MariaDbServer) -> str:
 
 
 @pytest.fixture
-def served(server: MariaDbServer, database: str) -> Iterator[JobRecords]:
+def served(server: MariaDbServer, database: str) -> Iterator[JobRepository]:
     url = server.url(database)
-    records = JobRecords(open_engine(IMPATIENT, url))
+    records = JobRepository(open_engine(IMPATIENT, url))
     yield records
     records.close()
 
@@ -76,7 +76,7 @@ def embedded_engine(tmp_path: Path) -> Iterator[Engine]:
 
 
 def test_a_killed_server_is_unavailable_and_serves_again_when_it_is_back(
-    server: MariaDbServer, served: JobRecords
+    server: MariaDbServer, served: JobRepository
 ) -> None:
     epoch = served.claim_shard(0)
     job = a_job()
@@ -84,8 +84,8 @@ def test_a_killed_server_is_unavailable_and_serves_again_when_it_is_back(
     calls: list[Callable[[], object]] = [
         served.ping,
         lambda: served.commit(0, epoch, [start(job)]),
-        lambda: served.committed([start(job)]),
-        lambda: served.unfinished(0),
+        lambda: served.read_back([start(job)]),
+        lambda: served.list_unfinished(0),
         lambda: served.claim_shard(0),
     ]
     server.kill()
@@ -97,34 +97,36 @@ def test_a_killed_server_is_unavailable_and_serves_again_when_it_is_back(
 
     assert time.monotonic() - began < len(calls) * IMPATIENT.connect_timeout
     server.start()
-    assert served.committed([start(job)]) is None
+    assert served.read_back([start(job)]) is None
     [seq] = served.commit(0, epoch, [start(job)])
-    assert served.committed([start(job)]) == [seq]
+    assert served.read_back([start(job)]) == [seq]
 
 
 async def test_a_server_that_is_killed_under_a_commit_has_kept_all_or_nothing(
-    server: MariaDbServer, served: JobRecords, bystander: Engine
+    server: MariaDbServer, bystander: Engine
 ) -> None:
-    epoch = served.claim_shard(0)
+    # Its settings are the default ones: on a slow machine a group of this size takes longer than `IMPATIENT`.
+    records = JobRepository(bystander)
+    epoch = records.claim_shard(0)
     group = [submission(a_job(f"customer-{number}")) for number in range(2000)]
     with ThreadPoolExecutor(1) as threads:
-        commit = threads.submit(served.commit, 0, epoch, group)
+        commit = threads.submit(records.commit, 0, epoch, group)
         with bystander.connect() as watcher:
-            await wait_until(lambda: _thread_at(watcher, "INSERT INTO job_events%"))
+            await wait_until(lambda: _thread_at(watcher, "INSERT INTO job_events%"), deadline=60)
         server.kill()
-        error = commit.exception(30)
+        error = commit.exception(60)
     assert isinstance(error, DatabaseUnavailable)
     server.start()
 
-    seqs = served.committed(group)
+    seqs = records.read_back(group)
 
     assert seqs is None
-    assert served.unfinished(0) == []
-    assert len(served.commit(0, epoch, group)) == len(served.unfinished(0)) == 2000
+    assert records.list_unfinished(0) == []
+    assert len(records.commit(0, epoch, group)) == len(records.list_unfinished(0)) == 2000
 
 
 def test_a_server_that_hangs_is_unavailable_after_the_read_time_out(
-    server: MariaDbServer, served: JobRecords
+    server: MariaDbServer, served: JobRepository
 ) -> None:
     served.ping()
     began = time.monotonic()
@@ -136,7 +138,9 @@ def test_a_server_that_hangs_is_unavailable_after_the_read_time_out(
     served.ping()
 
 
-def test_a_server_that_shuts_down_in_order_is_unavailable(server: MariaDbServer, served: JobRecords) -> None:
+def test_a_server_that_shuts_down_in_order_is_unavailable(
+    server: MariaDbServer, served: JobRepository
+) -> None:
     served.ping()
     server.stop()
 
@@ -145,7 +149,7 @@ def test_a_server_that_shuts_down_in_order_is_unavailable(server: MariaDbServer,
 
 
 def test_a_shard_that_somebody_holds_is_unavailable_within_the_time_out(
-    served: JobRecords, bystander: Engine
+    served: JobRepository, bystander: Engine
 ) -> None:
     epoch = served.claim_shard(0)
     with bystander.connect() as holder:
@@ -159,7 +163,7 @@ def test_a_shard_that_somebody_holds_is_unavailable_within_the_time_out(
 
 
 async def test_a_statement_that_an_administrator_kills_is_unavailable(
-    served: JobRecords, bystander: Engine
+    served: JobRepository, bystander: Engine
 ) -> None:
     epoch = served.claim_shard(0)
     with (
@@ -178,7 +182,7 @@ async def test_a_statement_that_an_administrator_kills_is_unavailable(
 
 
 def test_a_server_with_too_many_connections_is_unavailable(
-    server: MariaDbServer, served: JobRecords, bystander: Engine
+    server: MariaDbServer, served: JobRepository, bystander: Engine
 ) -> None:
     with bystander.connect() as administrator, ExitStack() as taken:
         administrator.execute(text("SET GLOBAL max_connections = 10"))
@@ -192,7 +196,7 @@ def test_a_server_with_too_many_connections_is_unavailable(
 
 
 def test_a_port_where_nobody_listens_is_unavailable() -> None:
-    records = JobRecords(
+    records = JobRepository(
         open_engine(IMPATIENT, f"mysql+pymysql://ana:secret@127.0.0.1:{free_port()}/avatars")
     )
 
@@ -203,17 +207,20 @@ def test_a_port_where_nobody_listens_is_unavailable() -> None:
     assert "secret" not in f"{refused.value!r} {refused.value.__cause__!r}"
 
 
-def test_a_wrong_password_is_no_outage(mariadb: MariaDbServer) -> None:
+def test_a_wrong_password_is_an_outage_that_no_waiting_heals(mariadb: MariaDbServer) -> None:
     url = make_url(mariadb.url("mysql")).set(password="wrong")
-    records = JobRecords(open_engine(IMPATIENT, url.render_as_string(hide_password=False)))
+    records = JobRepository(open_engine(IMPATIENT, url.render_as_string(hide_password=False)))
 
-    with pytest.raises(OperationalError, match="Access denied"):
+    with pytest.raises(DatabaseUnavailable) as refused:
         records.ping()
+
+    assert refused.value.defect == 1045
+    assert "wrong" not in refused.value.reason
 
 
 def test_sessions_are_strict_and_in_utc(mariadb: MariaDbServer) -> None:
     engine = open_engine(IMPATIENT, mariadb.url("mysql"))
-    with reading(engine) as connection:
+    with begin_read(engine) as connection:
         zone, isolation, mode = connection.execute(
             text("SELECT @@session.time_zone, @@session.tx_isolation, @@session.sql_mode")
         ).one()
@@ -229,20 +236,20 @@ def test_sessions_are_strict_and_in_utc(mariadb: MariaDbServer) -> None:
 def test_a_write_lock_held_by_another_process_is_unavailable_within_the_time_out(
     embedded_engine: Engine,
 ) -> None:
-    records = JobRecords(embedded_engine)
+    records = JobRepository(embedded_engine)
     epoch = records.claim_shard(0)
     with embedded_engine.connect() as holder:
         holder.execute(text("UPDATE tracker_shards SET epoch = epoch"))
         with pytest.raises(DatabaseUnavailable) as refused:
             records.commit(0, epoch, [submission(a_job())])
-        assert records.unfinished(0) == []
+        assert records.list_unfinished(0) == []
 
     assert "locked" in refused.value.reason
     assert records.commit(0, epoch, [submission(a_job())])
 
 
 def test_a_full_disk_is_unavailable_and_leaves_nothing(embedded_engine: Engine) -> None:
-    records = JobRecords(embedded_engine)
+    records = JobRepository(embedded_engine)
     epoch = records.claim_shard(0)
     full = True
 
@@ -256,19 +263,19 @@ def test_a_full_disk_is_unavailable_and_leaves_nothing(embedded_engine: Engine) 
     full = False
 
     assert "full" in refused.value.reason
-    assert records.latest_seq(0) == 0
+    assert records.get_latest_seq(0) == 0
     assert records.commit(0, epoch, [submission(a_detailed_job())])
 
 
 def test_a_file_that_cannot_be_opened_is_unavailable(tmp_path: Path) -> None:
-    records = JobRecords(open_engine(IMPATIENT, f"sqlite:///{tmp_path / 'gone' / 'avatarforge.db'}"))
+    records = JobRepository(open_engine(IMPATIENT, f"sqlite:///{tmp_path / 'gone' / 'avatarforge.db'}"))
 
     with pytest.raises(DatabaseUnavailable):
         records.ping()
 
 
 def test_a_commit_is_on_the_disk_before_it_is_answered(embedded_engine: Engine) -> None:
-    with reading(embedded_engine) as connection:
+    with begin_read(embedded_engine) as connection:
         modes = [
             connection.exec_driver_sql(f"PRAGMA {name}").scalar()
             for name in ("journal_mode", "synchronous", "foreign_keys")
@@ -278,7 +285,7 @@ def test_a_commit_is_on_the_disk_before_it_is_answered(embedded_engine: Engine) 
 
 
 def test_a_pool_without_a_free_connection_is_unavailable(embedded_engine: Engine) -> None:
-    records = JobRecords(embedded_engine)
+    records = JobRepository(embedded_engine)
     one, other = embedded_engine.connect(), embedded_engine.connect()
     with one, other, pytest.raises(DatabaseUnavailable) as refused:
         records.ping()
@@ -287,18 +294,62 @@ def test_a_pool_without_a_free_connection_is_unavailable(embedded_engine: Engine
     records.ping()
 
 
-# --- what is not an outage ----------------------------------------------------------------------------
+# --- what each error means ----------------------------------------------------------------------------
+
+REFUSALS = (1048, 1062, 1264, 1366, 1406, 1451, 1452)
+DEFECTS = (1044, 1045, 1049, 1054, 1064, 1142, 1143, 1146, 1227, 1364, 1698)
 
 
-def test_missing_tables_are_no_outage(empty_database_url: str) -> None:
+def meet(code: int) -> None:
+    """Meet the error that a server's packet with this number becomes."""
+    with translate_errors():
+        try:
+            pymysql.err.raise_mysql_exception(b"\xff" + code.to_bytes(2, "little") + b"#HY000something")
+        except pymysql.err.Error as error:
+            raise DBAPIError.instance("SELECT 1", None, error, pymysql.err.Error) from error
+
+
+@pytest.mark.parametrize("code", OUTAGE_ERRORS)
+def test_errors_that_do_not_speak_about_the_data_are_outages(code: int) -> None:
+    with pytest.raises(DatabaseUnavailable) as refused:
+        meet(code)
+    assert refused.value.defect == (code if code in DEFECTS else 0)
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+def test_errors_that_speak_about_the_data_are_refusals(code: int) -> None:
+    with pytest.raises((IntegrityError, DataError)):
+        meet(code)
+
+
+def test_missing_tables_are_an_outage_that_no_waiting_heals(empty_database_url: str) -> None:
     engine = open_engine(DatabaseSettings(), empty_database_url)
 
-    with pytest.raises(DBAPIError, match="tracker_shards"):
-        JobRecords(engine).claim_shard(0)
+    with pytest.raises(DatabaseUnavailable, match="database") as refused:
+        JobRepository(engine).claim_shard(0)
     engine.dispose()
 
+    assert refused.value.defect in (1146, 1)
+    assert "tracker_shards" in refused.value.reason
 
-def test_errors_do_not_tell_what_the_customer_wrote(records: JobRecords) -> None:
+
+@pytest.mark.parametrize(
+    "harm", ["DROP TABLE webhook_attempts", "ALTER TABLE customers DROP COLUMN photo_count"]
+)
+def test_a_schema_that_is_not_whole_is_found_before_anything_is_written(
+    records: JobRepository, epoch: int, engine: Engine, harm: str
+) -> None:
+    records.check(0, epoch)
+    with engine.begin() as connection:
+        connection.execute(text(harm))
+
+    with pytest.raises(DatabaseUnavailable) as refused:
+        records.check(0, epoch)
+
+    assert refused.value.defect in (1146, 1054, 1)
+
+
+def test_errors_do_not_tell_what_the_customer_wrote(records: JobRepository) -> None:
     epoch = records.claim_shard(0)
     job = a_detailed_job()
     records.commit(0, epoch, [submission(job)])

@@ -1,4 +1,4 @@
-"""What `JobRecords` promises, over SQLite and MariaDB alike."""
+"""What `JobRepository` promises, over SQLite and MariaDB alike."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,13 +10,11 @@ from sqlalchemy.exc import IntegrityError, StatementError
 
 from avatarforge.domain.changes import LoggedChange
 from avatarforge.domain.customers import CustomerSummary
-from avatarforge.domain.errors import JobNotFound, Overtaken
-from avatarforge.domain.events import EventKind
+from avatarforge.domain.errors import JobNotFound, StaleEpoch
 from avatarforge.domain.jobs import ProfilePhotoJob
-from avatarforge.domain.status import ProcessingStatus
-from avatarforge.persistence import JobRecords
-from avatarforge.persistence import jobs as job_records
-from avatarforge.persistence.group import hold_shard, write_group
+from avatarforge.domain.status import EventKind, ProcessingStatus
+from avatarforge.persistence import JobRepository, shards
+from avatarforge.persistence.group import write_group
 from avatarforge.persistence.tables import customers, job_events, metadata, tracker_shards
 from tests.factories import NOON
 from tests.jobs import (
@@ -34,7 +32,7 @@ from tests.jobs import (
 from tests.waiting import wait_until
 
 
-def submitted(records: JobRecords, *jobs: ProfilePhotoJob, shard: int = 0) -> list[ProfilePhotoJob]:
+def submitted(records: JobRepository, *jobs: ProfilePhotoJob, shard: int = 0) -> list[ProfilePhotoJob]:
     """The jobs as they are after their submissions were committed."""
     changes = [submission(job) for job in jobs]
     return numbered(changes, records.commit(shard, records.claim_shard(shard), changes))
@@ -43,15 +41,15 @@ def submitted(records: JobRecords, *jobs: ProfilePhotoJob, shard: int = 0) -> li
 # --- round trips --------------------------------------------------------------------------------------
 
 
-def test_every_field_of_a_submitted_job_comes_back(records: JobRecords, epoch: int) -> None:
+def test_every_field_of_a_submitted_job_comes_back(records: JobRepository, epoch: int) -> None:
     job = a_detailed_job()
 
     [seq] = records.commit(0, epoch, [submission(job)])
 
-    assert records.job("ana", job.job_id) == replace(job, seq=seq)
+    assert records.find_job("ana", job.job_id) == replace(job, seq=seq)
 
 
-def test_every_field_of_a_finished_job_comes_back(records: JobRecords, epoch: int) -> None:
+def test_every_field_of_a_finished_job_comes_back(records: JobRepository, epoch: int) -> None:
     job = a_detailed_job()
     records.commit(0, epoch, [submission(job)])
     lost = requeue(start(job).job)
@@ -59,65 +57,65 @@ def test_every_field_of_a_finished_job_comes_back(records: JobRecords, epoch: in
 
     [seq] = records.commit(0, epoch, [done])
 
-    found = records.job("ana", job.job_id)
+    found = records.find_job("ana", job.job_id)
     assert found == replace(done.job, seq=seq)
-    assert (found.attempt, found.losses, found.outcome) == (2, 1, done.job.outcome)
+    assert (found.attempt, found.worker_losses, found.outcome) == (2, 1, done.job.outcome)
 
 
-def test_every_field_of_a_failed_job_comes_back(records: JobRecords, epoch: int) -> None:
+def test_every_field_of_a_failed_job_comes_back(records: JobRepository, epoch: int) -> None:
     job = a_job()
     records.commit(0, epoch, [submission(job)])
     failed = failure(start(job).job)
 
     [seq] = records.commit(0, epoch, [failed])
 
-    assert records.job("ana", job.job_id) == replace(failed.job, seq=seq)
+    assert records.find_job("ana", job.job_id) == replace(failed.job, seq=seq)
 
 
-def test_times_come_back_aware_and_to_the_microsecond(records: JobRecords, epoch: int) -> None:
+def test_times_come_back_aware_and_to_the_microsecond(records: JobRepository, epoch: int) -> None:
     elsewhere = datetime.fromisoformat("2026-10-25T02:30:00.999999+02:00")
     job = a_job(created_at=elsewhere)
 
     records.commit(0, epoch, [submission(job)])
 
-    found = records.job("ana", job.job_id)
+    found = records.find_job("ana", job.job_id)
     assert found is not None
     assert found.created_at == elsewhere
     assert found.created_at.isoformat() == "2026-10-25T00:30:00.999999+00:00"
 
 
-def test_a_naive_time_is_refused_and_nothing_is_kept(records: JobRecords, epoch: int) -> None:
+def test_a_naive_time_is_refused_and_nothing_is_kept(records: JobRepository, epoch: int) -> None:
     job = a_job(created_at=NOON.replace(tzinfo=None))
 
     with pytest.raises(StatementError, match="no time zone"):
         records.commit(0, epoch, [submission(job)])
 
-    assert records.latest_seq(0) == 0
+    assert records.get_latest_seq(0) == 0
 
 
 # --- commits ------------------------------------------------------------------------------------------
 
 
-def test_seqs_rise_with_the_order_of_the_changes(records: JobRecords, epoch: int) -> None:
+def test_seqs_rise_with_the_order_of_the_changes(records: JobRepository, epoch: int) -> None:
     changes = [submission(a_job(f"customer-{index % 7}")) for index in reversed(range(300))]
 
     seqs = records.commit(0, epoch, changes)
 
     assert seqs == sorted(set(seqs))
-    assert [entry.event.job_id for entry in records.events_after(0, 0, 1000)] == [
+    assert [entry.event.job_id for entry in records.list_shard_events(0, 0, 1000)] == [
         change.job.job_id for change in changes
     ]
 
 
-def test_seqs_rise_from_commit_to_commit(records: JobRecords, epoch: int) -> None:
+def test_seqs_rise_from_commit_to_commit(records: JobRepository, epoch: int) -> None:
     first = records.commit(0, epoch, [submission(a_job()), submission(a_job())])
     second = records.commit(0, epoch, [submission(a_job())])
 
-    assert max(first) < second[0] == records.latest_seq(0)
+    assert max(first) < second[0] == records.get_latest_seq(0)
 
 
 def test_several_changes_of_a_job_in_one_commit_keep_each_event_and_the_last_value(
-    records: JobRecords, epoch: int
+    records: JobRepository, epoch: int
 ) -> None:
     new = submission(a_job())
     started = start(new.job)
@@ -125,11 +123,13 @@ def test_several_changes_of_a_job_in_one_commit_keep_each_event_and_the_last_val
 
     seqs = records.commit(0, epoch, [new, started, done])
 
-    assert records.job("ana", new.job.job_id) == replace(done.job, seq=seqs[2])
-    assert [entry.job for entry in records.events_after(0, 0, 10)] == numbered([new, started, done], seqs)
+    assert records.find_job("ana", new.job.job_id) == replace(done.job, seq=seqs[2])
+    assert [entry.job for entry in records.list_shard_events(0, 0, 10)] == numbered(
+        [new, started, done], seqs
+    )
 
 
-def test_a_job_has_one_terminal_event(records: JobRecords, epoch: int, engine: Engine) -> None:
+def test_a_job_has_one_terminal_event(records: JobRepository, epoch: int, engine: Engine) -> None:
     job = a_job()
     records.commit(0, epoch, [submission(job), finish(start(job).job)])
     second = cancellation(job)
@@ -143,16 +143,16 @@ def test_a_job_has_one_terminal_event(records: JobRecords, epoch: int, engine: E
     assert terminal == [None, job.job_id]
 
 
-def test_two_jobs_may_each_end(records: JobRecords, epoch: int) -> None:
+def test_two_jobs_may_each_end(records: JobRepository, epoch: int) -> None:
     one, two = a_job(), a_job()
     records.commit(0, epoch, [submission(one), submission(two)])
 
     records.commit(0, epoch, [cancellation(one), cancellation(two)])
 
-    assert records.unfinished(0) == []
+    assert records.list_unfinished(0) == []
 
 
-def test_a_repeated_revision_is_refused(records: JobRecords, epoch: int) -> None:
+def test_a_repeated_revision_is_refused(records: JobRepository, epoch: int) -> None:
     job = a_job()
     records.commit(0, epoch, [submission(job), start(job)])
 
@@ -160,7 +160,9 @@ def test_a_repeated_revision_is_refused(records: JobRecords, epoch: int) -> None
         records.commit(0, epoch, [start(job)])
 
 
-def test_one_bad_change_leaves_nothing_of_its_group(records: JobRecords, epoch: int, engine: Engine) -> None:
+def test_one_bad_change_leaves_nothing_of_its_group(
+    records: JobRepository, epoch: int, engine: Engine
+) -> None:
     known = a_job()
     records.commit(0, epoch, [submission(known)])
     before = _counts(engine)
@@ -170,39 +172,39 @@ def test_one_bad_change_leaves_nothing_of_its_group(records: JobRecords, epoch: 
         records.commit(0, epoch, group)
 
     assert _counts(engine) == before
-    assert records.job("ana", known.job_id) == replace(known, seq=1)
+    assert records.find_job("ana", known.job_id) == replace(known, seq=1)
 
 
-def test_a_change_of_a_job_that_was_never_submitted_is_refused(records: JobRecords, epoch: int) -> None:
+def test_a_change_of_a_job_that_was_never_submitted_is_refused(records: JobRepository, epoch: int) -> None:
     known, stranger = a_job(), a_job()
     records.commit(0, epoch, [submission(known)])
 
     with pytest.raises(JobNotFound, match=stranger.job_id):
         records.commit(0, epoch, [start(known), start(stranger)])
 
-    assert records.latest_seq(0) == 1
+    assert records.get_latest_seq(0) == 1
 
 
-def test_a_commit_of_nothing_checks_the_epoch(records: JobRecords, epoch: int) -> None:
+def test_a_commit_of_nothing_checks_the_epoch(records: JobRepository, epoch: int) -> None:
     assert records.commit(0, epoch, []) == []
 
-    with pytest.raises(Overtaken):
+    with pytest.raises(StaleEpoch):
         records.commit(0, epoch + 1, [])
 
 
 # --- epochs -------------------------------------------------------------------------------------------
 
 
-def test_epochs_count_up_for_each_shard(records: JobRecords) -> None:
+def test_epochs_count_up_for_each_shard(records: JobRepository) -> None:
     assert [records.claim_shard(shard) for shard in (0, 0, 1, 0)] == [1, 2, 1, 3]
 
 
-def test_an_overtaken_writer_is_refused_and_leaves_nothing(records: JobRecords, engine: Engine) -> None:
+def test_an_overtaken_writer_is_refused_and_leaves_nothing(records: JobRepository, engine: Engine) -> None:
     old = records.claim_shard(0)
     new = records.claim_shard(0)
     before = _counts(engine)
 
-    with pytest.raises(Overtaken) as refused:
+    with pytest.raises(StaleEpoch) as refused:
         records.commit(0, old, [submission(a_job())])
 
     assert (refused.value.epoch, refused.value.current) == (old, new)
@@ -210,19 +212,19 @@ def test_an_overtaken_writer_is_refused_and_leaves_nothing(records: JobRecords, 
     assert records.commit(0, new, [submission(a_job())])
 
 
-def test_a_shard_that_nobody_claimed_refuses(records: JobRecords) -> None:
-    with pytest.raises(Overtaken):
+def test_a_shard_that_nobody_claimed_refuses(records: JobRepository) -> None:
+    with pytest.raises(StaleEpoch):
         records.commit(5, 1, [submission(a_job())])
 
 
-def test_claims_at_the_same_time_get_different_epochs(records: JobRecords) -> None:
+def test_claims_at_the_same_time_get_different_epochs(records: JobRepository) -> None:
     with ThreadPoolExecutor(6) as threads:
         epochs = list(threads.map(records.claim_shard, [3] * 24))
 
     assert sorted(epochs) == list(range(1, 25))
 
 
-def test_shards_commit_at_the_same_time(records: JobRecords) -> None:
+def test_shards_commit_at_the_same_time(records: JobRepository) -> None:
     def fill(shard: int) -> list[int]:
         epoch = records.claim_shard(shard)
         return [
@@ -236,40 +238,44 @@ def test_shards_commit_at_the_same_time(records: JobRecords) -> None:
     with ThreadPoolExecutor(4) as threads:
         seqs = list(threads.map(fill, range(4)))
 
-    assert [[entry.event.seq for entry in records.events_after(shard, 0, 100)] for shard in range(4)] == seqs
+    assert [
+        [entry.event.seq for entry in records.list_shard_events(shard, 0, 100)] for shard in range(4)
+    ] == seqs
     assert all(of_shard == sorted(of_shard) for of_shard in seqs)
 
 
 # --- read-back ----------------------------------------------------------------------------------------
 
 
-def test_a_commit_whose_answer_was_lost_is_read_back(records: JobRecords, epoch: int) -> None:
+def test_a_commit_whose_answer_was_lost_is_read_back(records: JobRepository, epoch: int) -> None:
     new = submission(a_job())
     changes = [new, submission(a_job("ben")), start(new.job)]
 
     seqs = records.commit(0, epoch, changes)
 
-    assert records.committed(changes) == seqs
-    assert records.committed(changes[::-1]) == seqs[::-1]
+    assert records.read_back(changes) == seqs
+    assert records.read_back(changes[::-1]) == seqs[::-1]
 
 
-def test_a_commit_that_never_came_about_is_read_back_as_none(records: JobRecords, epoch: int) -> None:
+def test_a_commit_that_never_came_about_is_read_back_as_none(records: JobRepository, epoch: int) -> None:
     known = submission(a_job())
     records.commit(0, epoch, [known])
 
-    assert records.committed([submission(a_job())]) is None
-    assert records.committed([start(known.job)]) is None
+    assert records.read_back([submission(a_job())]) is None
+    assert records.read_back([start(known.job)]) is None
 
 
-def test_another_writers_event_under_the_same_revision_is_not_ours(records: JobRecords, epoch: int) -> None:
+def test_another_writers_event_under_the_same_revision_is_not_ours(
+    records: JobRepository, epoch: int
+) -> None:
     job = a_job()
     records.commit(0, epoch, [submission(job), start(job)])
 
-    assert records.committed([cancellation(job)]) is None
+    assert records.read_back([cancellation(job)]) is None
 
 
 async def test_reading_back_waits_for_a_transaction_that_still_runs(
-    records: JobRecords, engine: Engine
+    records: JobRepository, engine: Engine
 ) -> None:
     changes = [submission(a_job())]
     epoch = records.claim_shard(0)
@@ -277,9 +283,8 @@ async def test_reading_back_waits_for_a_transaction_that_still_runs(
         with engine.connect() as lost:
             if engine.dialect.name == "sqlite":
                 lost.execution_options(avatarforge_writes=True)
-            hold_shard(lost, 0, epoch)
-            seqs = write_group(lost, 0, changes)
-            answer = threads.submit(records.committed, changes)
+            seqs = write_group(lost, 0, epoch, changes)
+            answer = threads.submit(records.read_back, changes)
             await wait_until(lambda: _somebody_waits(engine) or answer.done())
             assert not answer.done()
             lost.commit()
@@ -290,79 +295,81 @@ async def test_reading_back_waits_for_a_transaction_that_still_runs(
 # --- reads --------------------------------------------------------------------------------------------
 
 
-def test_unfinished_jobs_come_oldest_first_and_of_their_shard_only(records: JobRecords) -> None:
+def test_unfinished_jobs_come_oldest_first_and_of_their_shard_only(records: JobRepository) -> None:
     waiting, running, done, failed = submitted(records, *(a_job(f"customer-{n}") for n in range(4)))
     submitted(records, a_job("elsewhere"), shard=1)
     changes = [start(running), finish(start(done).job), failure(start(failed).job)]
     seqs = records.commit(0, records.claim_shard(0), changes)
 
-    assert records.unfinished(0) == [waiting, replace(changes[0].job, seq=seqs[0])]
+    assert records.list_unfinished(0) == [waiting, replace(changes[0].job, seq=seqs[0])]
 
 
-def test_a_job_of_another_customer_is_not_found(records: JobRecords) -> None:
+def test_a_job_of_another_customer_is_not_found(records: JobRepository) -> None:
     [job] = submitted(records, a_job("ana"))
 
-    assert records.job("ana", job.job_id) == job
-    assert records.job("ben", job.job_id) is None
+    assert records.find_job("ana", job.job_id) == job
+    assert records.find_job("ben", job.job_id) is None
 
 
-def test_a_customers_jobs_are_paged_newest_first(records: JobRecords) -> None:
+def test_a_customers_jobs_are_paged_newest_first(records: JobRepository) -> None:
     jobs = submitted(records, *(a_job("ana") for _ in range(5)))
     submitted(records, a_job("ben"))
 
-    first = records.jobs_of("ana", None, 2)
-    second = records.jobs_of("ana", first[-1].job_id, 2)
-    third = records.jobs_of("ana", second[-1].job_id, 2)
+    first = records.list_jobs("ana", None, 2)
+    second = records.list_jobs("ana", first[-1].job_id, 2)
+    third = records.list_jobs("ana", second[-1].job_id, 2)
 
     assert [first, second, third] == [jobs[:2:-1], jobs[2:0:-1], jobs[:1]]
-    assert records.jobs_of("ana", third[-1].job_id, 2) == []
+    assert records.list_jobs("ana", third[-1].job_id, 2) == []
 
 
-def test_customers_are_paged_by_id_with_their_latest_job(records: JobRecords) -> None:
+def test_customers_are_paged_by_id_with_their_latest_job(records: JobRepository) -> None:
     one, two, three = submitted(
         records, a_job("ben"), a_job("ana", created_at=later(5)), a_job("ana", created_at=later(8))
     )
     submitted(records, a_job("cleo"), shard=1)
 
-    first = records.customers(None, 2)
+    first = records.list_customers(None, 2)
 
     assert first == [
         CustomerSummary(customer_id="ana", created_at=later(5), jobs=2, latest=three),
         CustomerSummary(customer_id="ben", created_at=NOON, jobs=1, latest=one),
     ]
-    assert [customer.customer_id for customer in records.customers("ben", 2)] == ["cleo"]
-    assert records.customers("cleo", 2) == []
+    assert [customer.customer_id for customer in records.list_customers("ben", 2)] == ["cleo"]
+    assert records.list_customers("cleo", 2) == []
     assert two.customer_id == "ana"
 
 
-def test_a_customer_comes_into_being_with_the_first_photo_and_stays(records: JobRecords) -> None:
-    assert records.customer("ana") is None
+def test_a_customer_comes_into_being_with_the_first_photo_and_stays(records: JobRepository) -> None:
+    assert records.find_customer("ana") is None
 
     submitted(records, a_job("ana", created_at=later(1)))
     [latest] = submitted(records, a_job("ana", created_at=later(2)))
 
-    assert records.customer("ana") == CustomerSummary(
+    assert records.find_customer("ana") == CustomerSummary(
         customer_id="ana", created_at=later(1), jobs=2, latest=latest
     )
 
 
 @pytest.mark.parametrize("other", ["ana", "Ana ", "Ána", "Ana~", "Anä"])
-def test_customer_ids_are_compared_byte_by_byte(records: JobRecords, other: str) -> None:
+def test_customer_ids_are_compared_byte_by_byte(records: JobRepository, other: str) -> None:
     [job] = submitted(records, a_job("Ana"))
 
-    assert records.customer(other) is None
-    assert records.jobs_of(other, None, 10) == []
-    assert records.job(other, job.job_id) is None
+    assert records.find_customer(other) is None
+    assert records.list_jobs(other, None, 10) == []
+    assert records.find_job(other, job.job_id) is None
     [theirs] = submitted(records, a_job(other))
-    assert records.jobs_of("Ana", None, 10) == [job]
-    assert records.jobs_of(other, None, 10) == [theirs]
-    assert sorted(customer.customer_id for customer in records.customers(None, 10)) == sorted(["Ana", other])
+    assert records.list_jobs("Ana", None, 10) == [job]
+    assert records.list_jobs(other, None, 10) == [theirs]
+    assert sorted(customer.customer_id for customer in records.list_customers(None, 10)) == sorted(
+        ["Ana", other]
+    )
 
 
 def test_photos_that_an_earlier_version_accepted_are_counted_by_the_next_tracker(
-    records: JobRecords, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    records: JobRepository, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_records, "_COUNTED_AT_ONCE", 2)
+    monkeypatch.setattr(shards, "_COUNTED_AT_ONCE", 2)
     others = ["dora", "emil", "fritz"]
     submitted(records, a_job("ana"), a_job("ana"), a_job("ben"), *map(a_job, others))
     submitted(records, a_job("cleo"), shard=1)
@@ -373,84 +380,84 @@ def test_photos_that_an_earlier_version_accepted_are_counted_by_the_next_tracker
 
     records.claim_shard(0)
 
-    counts = {customer.customer_id: customer.jobs for customer in records.customers(None, 10)}
+    counts = {customer.customer_id: customer.jobs for customer in records.list_customers(None, 10)}
     assert counts == {"ana": 2, "ben": 1, "cleo": 0, **dict.fromkeys(others, 1)}
 
 
-def test_numbers_of_photos_are_not_counted_again(records: JobRecords, engine: Engine) -> None:
+def test_numbers_of_photos_are_not_counted_again(records: JobRepository, engine: Engine) -> None:
     submitted(records, a_job("ana"))
     with engine.begin() as connection:
         connection.execute(customers.update().values(photo_count=7))
 
     records.claim_shard(0)
 
-    assert [customer.jobs for customer in records.customers(None, 10)] == [7]
+    assert [customer.jobs for customer in records.list_customers(None, 10)] == [7]
 
 
-def test_customers_are_ordered_by_the_bytes_of_their_ids(records: JobRecords) -> None:
+def test_customers_are_ordered_by_the_bytes_of_their_ids(records: JobRepository) -> None:
     ids = ["b", "B", "a.", "a~", "a-", "a_", "a", "0", "aB", "ab"]
     submitted(records, *(a_job(customer_id) for customer_id in ids))
 
-    assert [customer.customer_id for customer in records.customers(None, 20)] == sorted(ids)
+    assert [customer.customer_id for customer in records.list_customers(None, 20)] == sorted(ids)
 
 
-def test_events_after_a_number_come_with_the_job_as_it_was(records: JobRecords, epoch: int) -> None:
+def test_events_after_a_number_come_with_the_job_as_it_was(records: JobRepository, epoch: int) -> None:
     new = submission(a_detailed_job())
     seqs = records.commit(0, epoch, [new])
     rest = [start(new.job), finish(start(new.job).job)]
     seqs += records.commit(0, epoch, rest)
     changes = [new, *rest]
     logged = [
-        LoggedChange(event=change.numbered(seq).event, job=change.numbered(seq).job)
+        LoggedChange(event=change.with_seq(seq).event, job=change.with_seq(seq).job)
         for change, seq in zip(changes, seqs, strict=True)
     ]
 
-    assert records.events_after(0, 0, 10) == logged
-    assert records.events_after(0, seqs[0], 10) == logged[1:]
-    assert records.events_after(0, seqs[0], 1) == logged[1:2]
-    assert records.events_after(0, seqs[-1], 10) == []
-    assert records.events_after(1, 0, 10) == []
+    assert records.list_shard_events(0, 0, 10) == logged
+    assert records.list_shard_events(0, seqs[0], 10) == logged[1:]
+    assert records.list_shard_events(0, seqs[0], 1) == logged[1:2]
+    assert records.list_shard_events(0, seqs[-1], 10) == []
+    assert records.list_shard_events(1, 0, 10) == []
 
 
-def test_a_customers_events_are_paged_by_number(records: JobRecords, epoch: int) -> None:
+def test_a_customers_events_are_paged_by_number(records: JobRepository, epoch: int) -> None:
     one, two, other = a_job("ana"), a_job("ana"), a_job("ben")
     changes = [submission(one), submission(other), submission(two), start(one), start(other)]
     seqs = records.commit(0, epoch, changes)
-    first, second, third = (changes[index].numbered(seqs[index]).logged() for index in (0, 2, 3))
+    first, second, third = (changes[index].with_seq(seqs[index]).to_logged_change() for index in (0, 2, 3))
 
-    assert records.events_of("ana", None, 0, 2) == [first, second]
-    assert records.events_of("ana", None, second.event.seq, 2) == [third]
-    assert records.events_of("ana", None, third.event.seq, 2) == []
-    assert records.events_of("Ana", None, 0, 2) == []
+    assert records.list_customer_events("ana", None, 0, 2) == [first, second]
+    assert records.list_customer_events("ana", None, second.event.seq, 2) == [third]
+    assert records.list_customer_events("ana", None, third.event.seq, 2) == []
+    assert records.list_customer_events("Ana", None, 0, 2) == []
 
 
-def test_a_jobs_events_are_paged_by_number(records: JobRecords, epoch: int) -> None:
+def test_a_jobs_events_are_paged_by_number(records: JobRepository, epoch: int) -> None:
     job, other = a_job("ana"), a_job("ana")
     changes = [submission(job), submission(other), start(job), start(other), finish(start(job).job)]
     seqs = records.commit(0, epoch, changes)
-    first, second, third = (changes[index].numbered(seqs[index]).logged() for index in (0, 2, 4))
+    first, second, third = (changes[index].with_seq(seqs[index]).to_logged_change() for index in (0, 2, 4))
 
-    assert records.events_of("ana", job.job_id, 0, 2) == [first, second]
-    assert records.events_of("ana", job.job_id, first.event.seq, 10) == [second, third]
-    assert records.events_of("ana", job.job_id, third.event.seq, 10) == []
-    assert records.events_of("ben", job.job_id, 0, 10) == []
+    assert records.list_customer_events("ana", job.job_id, 0, 2) == [first, second]
+    assert records.list_customer_events("ana", job.job_id, first.event.seq, 10) == [second, third]
+    assert records.list_customer_events("ana", job.job_id, third.event.seq, 10) == []
+    assert records.list_customer_events("ben", job.job_id, 0, 10) == []
 
 
-def test_the_latest_number_is_of_the_shard(records: JobRecords) -> None:
+def test_the_latest_number_is_of_the_shard(records: JobRepository) -> None:
     [job] = submitted(records, a_job("ana"))
     [other] = submitted(records, a_job("ben"), shard=1)
 
-    assert [records.latest_seq(shard) for shard in range(3)] == [job.seq, other.seq, 0]
+    assert [records.get_latest_seq(shard) for shard in range(3)] == [job.seq, other.seq, 0]
 
 
-def test_a_ping_is_answered(records: JobRecords) -> None:
+def test_a_ping_is_answered(records: JobRepository) -> None:
     records.ping()
 
 
 # --- the schema ---------------------------------------------------------------------------------------
 
 
-def test_a_job_needs_its_customer(engine: Engine, records: JobRecords) -> None:
+def test_a_job_needs_its_customer(engine: Engine, records: JobRepository) -> None:
     submitted(records, a_job("ana"))
 
     with pytest.raises(IntegrityError), engine.begin() as connection:
@@ -463,7 +470,7 @@ def test_kinds_and_states_fit_their_columns() -> None:
     assert longest <= job_events.c.kind.type.length
 
 
-def test_a_failed_statement_does_not_spoil_the_connection(records: JobRecords, engine: Engine) -> None:
+def test_a_failed_statement_does_not_spoil_the_connection(records: JobRepository, engine: Engine) -> None:
     [job] = submitted(records, a_job())
     with pytest.raises(IntegrityError):
         records.commit(0, records.claim_shard(0), [submission(job)])
@@ -496,17 +503,17 @@ def _somebody_waits(engine: Engine) -> bool:
 # --- the last good model ------------------------------------------------------------------------------
 
 
-def test_the_last_good_model_is_kept_through_the_next_epoch(records: JobRecords, epoch: int) -> None:
-    assert records.last_model(0) is None
+def test_the_last_good_model_is_kept_through_the_next_epoch(records: JobRepository, epoch: int) -> None:
+    assert records.get_last_model(0) is None
     records.keep_model(0, epoch, "first")
     records.keep_model(0, epoch, "second")
     records.claim_shard(0)
-    assert records.last_model(0) == "second"
-    assert records.last_model(1) is None
+    assert records.get_last_model(0) == "second"
+    assert records.get_last_model(1) is None
 
 
-def test_an_overtaken_tracker_keeps_no_model(records: JobRecords, epoch: int) -> None:
+def test_an_overtaken_tracker_keeps_no_model(records: JobRepository, epoch: int) -> None:
     records.claim_shard(0)
-    with pytest.raises(Overtaken):
+    with pytest.raises(StaleEpoch):
         records.keep_model(0, epoch, "stale")
-    assert records.last_model(0) is None
+    assert records.get_last_model(0) is None

@@ -1,11 +1,11 @@
 """Which objects the jobs on record name, over SQLite and MariaDB alike."""
 
 from avatarforge.domain.changes import KeptObjects
-from avatarforge.persistence import JobRecords
+from avatarforge.persistence import JobRepository
 from tests.jobs import a_job, erasure, finish, start, submission
 
 
-def test_a_job_names_its_original_and_once_it_is_done_its_avatar(records: JobRecords, epoch: int) -> None:
+def test_a_job_names_its_original_and_once_it_is_done_its_avatar(records: JobRepository, epoch: int) -> None:
     waiting, running, done, erased = (a_job() for _ in range(4))
     finished = finish(start(done).job)
     records.commit(
@@ -20,9 +20,11 @@ def test_a_job_names_its_original_and_once_it_is_done_its_avatar(records: JobRec
         ],
     )
     assert finished.job.outcome is not None
+    of_the_living = {job.original.key for job in (waiting, running, done)}
+    assert records.list_object_keys() == {*of_the_living, finished.job.outcome.avatar.key}
     asked = [job.job_id for job in (waiting, running, done, erased)]
 
-    assert records.objects_of([*asked, "of nobody"]) == {
+    assert records.list_objects([*asked, "of nobody"]) == {
         waiting.job_id: KeptObjects(is_terminal=False, keys=frozenset({waiting.original.key})),
         running.job_id: KeptObjects(is_terminal=False, keys=frozenset({running.original.key})),
         done.job_id: KeptObjects(
@@ -31,5 +33,5 @@ def test_a_job_names_its_original_and_once_it_is_done_its_avatar(records: JobRec
     }
 
 
-def test_nobodys_objects_are_none(records: JobRecords, epoch: int) -> None:
-    assert records.objects_of([]) == {}
+def test_nobodys_objects_are_none(records: JobRepository, epoch: int) -> None:
+    assert records.list_objects([]) == {}

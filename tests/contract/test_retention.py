@@ -2,8 +2,8 @@
 
 from datetime import UTC, datetime, timedelta
 
-from avatarforge.domain.identifiers import first_job_id, new_job_id
-from avatarforge.persistence import JobRecords
+from avatarforge.domain.jobs import first_job_id, new_job_id
+from avatarforge.persistence import JobRepository
 from tests.jobs import a_job, finish, start, submission
 
 
@@ -16,7 +16,7 @@ def test_an_id_sorts_by_the_millisecond_in_which_it_was_made() -> None:
 
 
 def test_only_jobs_of_the_shard_that_have_ended_before_that_time_are_old(
-    records: JobRecords, epoch: int
+    records: JobRepository, epoch: int
 ) -> None:
     done, waiting, running, elsewhere = a_job(), a_job(), a_job("ben"), a_job("customer-1")
     other_epoch = records.claim_shard(1)
@@ -33,9 +33,9 @@ def test_only_jobs_of_the_shard_that_have_ended_before_that_time_are_old(
     records.commit(0, epoch, [started := start(late)])
     records.commit(0, epoch, [finish(started.job)])
 
-    assert [job.job_id for job in records.outlived(0, moment, 10)] == [done.job_id]
-    assert records.outlived(0, moment - timedelta(days=1), 10) == []
+    assert [job.job_id for job in records.list_ended(0, moment, 10)] == [done.job_id]
+    assert records.list_ended(0, moment - timedelta(days=1), 10) == []
     later = moment + timedelta(days=2)
-    assert [job.job_id for job in records.outlived(0, later, 10)] == [done.job_id, late.job_id]
-    assert [job.job_id for job in records.outlived(0, later, 1)] == [done.job_id]
-    assert [job.job_id for job in records.outlived(1, later, 10)] == [elsewhere.job_id]
+    assert [job.job_id for job in records.list_ended(0, later, 10)] == [done.job_id, late.job_id]
+    assert [job.job_id for job in records.list_ended(0, later, 1)] == [done.job_id]
+    assert [job.job_id for job in records.list_ended(1, later, 10)] == [elsewhere.job_id]

@@ -268,7 +268,7 @@ def test_a_listing_goes_beyond_one_page(tmp_path: Path) -> None:
 
 def test_a_signed_url_lets_anyone_fetch_the_object(s3: S3Storage) -> None:
     put(s3, KEY, b"photo")
-    url = s3.signed_url(KEY, 60)
+    url = s3.sign_url(KEY, 60)
     assert url is not None
     answer = httpx.get(url, trust_env=False)
     assert (answer.status_code, answer.content) == (200, b"photo")
@@ -278,7 +278,7 @@ def test_a_signed_url_lets_anyone_fetch_the_object(s3: S3Storage) -> None:
 def test_a_signed_url_is_for_its_key_only(s3: S3Storage) -> None:
     put(s3, KEY, b"photo")
     put(s3, "customers/ben/0191/original.jpg", b"another")
-    url = s3.signed_url(KEY, 60)
+    url = s3.sign_url(KEY, 60)
     assert url is not None
     other = httpx.get(url.replace("ana/0190", "ben/0191"), trust_env=False)
     assert other.status_code == 403
@@ -286,7 +286,7 @@ def test_a_signed_url_is_for_its_key_only(s3: S3Storage) -> None:
 
 def test_a_signed_url_ends_after_its_time(s3: S3Storage) -> None:
     put(s3, KEY, b"photo")
-    url = s3.signed_url(KEY, 1)
+    url = s3.sign_url(KEY, 1)
     assert url is not None
     deadline = time.monotonic() + 15
     while (status := httpx.get(url, trust_env=False).status_code) == 200 and time.monotonic() < deadline:
@@ -298,7 +298,7 @@ def test_a_signed_url_ends_after_its_time(s3: S3Storage) -> None:
 def test_a_signed_url_has_the_public_address(s3_server: S3Server) -> None:
     storage = S3Storage(s3_server.settings(public_endpoint_url=f"http://localhost:{s3_server.port}"))
     put(storage, KEY, b"photo")
-    url = storage.signed_url(KEY, 60)
+    url = storage.sign_url(KEY, 60)
     assert url is not None
     assert urlsplit(url).netloc == f"localhost:{s3_server.port}"
     assert httpx.get(url, trust_env=False).content == b"photo"
@@ -408,7 +408,7 @@ def test_threads_share_one_client(s3_server: S3Server) -> None:
 
 def test_a_folder_has_no_signed_urls(folder: FolderStorage) -> None:
     put(folder, KEY, b"photo")
-    assert folder.signed_url(KEY, 60) is None
+    assert folder.sign_url(KEY, 60) is None
 
 
 def test_deleting_removes_empty_parents_and_nothing_else(folder: FolderStorage) -> None:
@@ -559,3 +559,11 @@ def test_s3_that_cannot_be_called_says_so_at_each_call(wrong: dict[str, str], to
         with pytest.raises(StorageUnavailable) as caught:
             storage.check()
         assert told in caught.value.reason
+
+
+def test_a_folders_objects_are_for_this_user_alone(tmp_path: Path) -> None:
+    FolderStorage(tmp_path / "made" / "objects").put("customers/ana/me.png", BytesIO(b"photo"), "image/png")
+
+    made = list((tmp_path / "made" / "objects").rglob("*"))
+    assert {path.stat().st_mode & 0o777 for path in made if path.is_file()} == {0o600}
+    assert {path.stat().st_mode & 0o777 for path in made if path.is_dir()} == {0o700}

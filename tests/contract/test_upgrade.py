@@ -13,8 +13,8 @@ from sqlalchemy import Engine, inspect, text
 
 from avatarforge.domain.changes import LogBounds
 from avatarforge.domain.errors import DatabaseUnavailable
-from avatarforge.persistence import JobRecords, open_engine
-from avatarforge.persistence.database import writing
+from avatarforge.persistence import JobRepository, open_engine
+from avatarforge.persistence.database import begin_write
 from avatarforge.persistence.rows import PhotoKind, event_row, job_row, photo_row
 from avatarforge.persistence.tables import (
     customers,
@@ -75,14 +75,14 @@ def test_every_text_column_of_mariadb_compares_bytes(engine: Engine) -> None:
         assert set(collations) == {"utf8mb4_nopad_bin"}
 
 
-def test_upgrading_again_changes_nothing(database_url: str, records: JobRecords) -> None:
+def test_upgrading_again_changes_nothing(database_url: str, records: JobRepository) -> None:
     job = a_job()
     [seq] = records.commit(0, records.claim_shard(0), [submission(job)])
 
     upgrade(database_url)
 
     assert current(database_url) == latest()
-    assert [entry.event.seq for entry in records.events_after(0, 0, 10)] == [seq]
+    assert [entry.event.seq for entry in records.list_shard_events(0, 0, 10)] == [seq]
 
 
 def test_processes_that_upgrade_at_once_all_succeed(empty_database_url: str) -> None:
@@ -136,7 +136,7 @@ def test_an_upgrade_waits_for_another_no_longer_than_its_patience(mariadb: Maria
 def test_an_upgrade_from_the_first_release_keeps_what_is_on_record(empty_database_url: str) -> None:
     _migrate(empty_database_url, command.upgrade, "0001")
     engine = open_engine(DatabaseSettings(), empty_database_url)
-    change = submission(a_job()).numbered(7)
+    change = submission(a_job()).with_seq(7)
     job = change.job
     with engine.begin() as connection:
         for table, row in (
@@ -147,14 +147,19 @@ def test_an_upgrade_from_the_first_release_keeps_what_is_on_record(empty_databas
             (job_events, {"seq": job.seq, **event_row(0, change, with_snapshot=True)}),
         ):
             connection.execute(table.insert(), row)
+        for table, column in (("profile_photo_jobs", "parameters"), ("job_events", "snapshot")):
+            # The first release called it so.
+            renamed = f"REPLACE({column}, '\"crop_to_face\"', '\"cut_face\"')"
+            connection.execute(text(f"UPDATE {table} SET {column} = {renamed}"))
 
     upgrade(empty_database_url)
 
-    records = JobRecords(engine)
-    assert records.unfinished(0) == [job]
-    assert records.log_bounds(0) == LogBounds(pruned_seq=0, latest_seq=job.seq)
+    records = JobRepository(engine)
+    assert records.list_unfinished(0) == [job]
+    assert [entry.job for entry in records.list_shard_events(0, 0, 10)] == [job]
+    assert records.get_log_bounds(0) == LogBounds(pruned_seq=0, latest_seq=job.seq)
     assert records.claim_shard(0) == 2
-    assert [customer.jobs for customer in records.customers(None, 10)] == [1]
+    assert [customer.jobs for customer in records.list_customers(None, 10)] == [1]
     engine.dispose()
 
 
@@ -173,7 +178,23 @@ def _migrate(url: str, step: Callable[[Config, str], None], revision: str) -> No
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parents[2] / "migrations"))
     engine = open_engine(DatabaseSettings(), url)
-    with writing(engine) as connection:
+    with begin_write(engine) as connection:
         config.attributes["connection"] = connection
         step(config, revision)
     engine.dispose()
+
+
+def test_sqlites_files_are_for_this_user_alone(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "avatarforge.db"
+    url = f"sqlite:///{path}"
+    upgrade(url)
+    path.chmod(0o644)  # as an earlier version left it
+    upgrade(url)
+    engine = open_engine(DatabaseSettings(), url)
+    with begin_write(engine) as connection:
+        connection.execute(text("DELETE FROM job_events"))
+        files = sorted(path.parent.iterdir())
+        assert [file.name for file in files] == [path.name, f"{path.name}-shm", f"{path.name}-wal"]
+        assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+    engine.dispose()
+    assert path.parent.stat().st_mode & 0o777 == 0o700

@@ -8,24 +8,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avatarforge.diffusion import pipelines
-from avatarforge.diffusion.batching import BatchingEngine
-from avatarforge.diffusion.catalogue import Catalogue
-from avatarforge.diffusion.engine import Engine, EngineRequest, EngineResult
-from avatarforge.diffusion.loading import ModelLoader
-from avatarforge.diffusion.sequential import SequentialEngine
+from avatarforge.diffusion.engines.batching import BatchingEngine
+from avatarforge.diffusion.engines.engine import Engine, EngineRequest, EngineResult
+from avatarforge.diffusion.engines.sequential import SequentialEngine
+from avatarforge.diffusion.models import pipelines
+from avatarforge.diffusion.models.catalogue import Catalogue
+from avatarforge.diffusion.models.loader import ModelLoader
 from avatarforge.settings import DiffusionSettings
-from tests.checkpoints import CHECKPOINT, loaded, write_manifest
+from tests.checkpoints import img2img_checkpoint, loaded, write_manifest
 
 torch = pytest.importorskip("torch")
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
+SIDE = Catalogue().read("avatar-mini").size
 REQUEST = EngineRequest(
-    image=Image.new("RGB", (128, 128), (180, 140, 120)),
+    image=Image.new("RGB", (SIDE, SIDE), (180, 140, 120)),
     prompt="neon portrait of a person",
     seed=1,
     strength=0.6,
@@ -36,7 +34,7 @@ REQUEST = EngineRequest(
 
 @pytest.fixture(scope="module", params=["float16", "bfloat16", "float32"])
 def engine(request: Any) -> Iterator[Engine]:
-    manifest = Catalogue().manifest("avatar-mini")
+    manifest = Catalogue().read("avatar-mini")
     pipelines.import_libraries(threads=0)
     dtype = pipelines.pick_dtype(request.param, manifest, "cuda")
     with BatchingEngine(pipelines.load(manifest, "cuda", dtype), manifest.name, threads=1) as engine:
@@ -72,7 +70,9 @@ async def test_without_a_gpu_set_aside_the_cpu_is_taken() -> None:
 async def test_weights_that_lie_in_the_machines_memory_make_the_same_picture(
     tmp_path: Path, offload: str
 ) -> None:
-    path = write_manifest(tmp_path, "m", folder=str(CHECKPOINT), pipeline="StableDiffusionImg2ImgPipeline")
+    path = write_manifest(
+        tmp_path, "m", folder=str(img2img_checkpoint()), pipeline="StableDiffusionImg2ImgPipeline"
+    )
     here = await loaded(ModelLoader(DiffusionSettings(models_dir=tmp_path, num_gpus=1)), "m")
     path.write_text(f"{path.read_text()}offload: {offload}\n")
     away = await loaded(ModelLoader(DiffusionSettings(models_dir=tmp_path, num_gpus=1)), "m")
@@ -86,10 +86,10 @@ async def test_weights_that_lie_in_the_machines_memory_make_the_same_picture(
 
 async def test_a_model_that_the_free_memory_does_not_hold_is_loaded_after_the_old_one_has_gone() -> None:
     loader = ModelLoader(DiffusionSettings(num_gpus=1))
-    manifest = await loader.manifest("avatar-mini")
-    assert await loader.holds_beside(manifest)
+    manifest = await loader.read_manifest("avatar-mini")
+    assert await loader.fits_beside(manifest)
     free, _ = torch.cuda.mem_get_info()
     taken = torch.empty(free - (512 << 20), dtype=torch.uint8, device="cuda")
-    assert not await loader.holds_beside(manifest)
+    assert not await loader.fits_beside(manifest)
     del taken
-    assert await loader.holds_beside(manifest)
+    assert await loader.fits_beside(manifest)

@@ -16,29 +16,30 @@ import httpx
 from fastapi import FastAPI
 from PIL import Image
 
-from avatarforge.access.gate import Gate
-from avatarforge.diffusion.catalogue import Catalogue
+from avatarforge.access.authorizer import Authorizer
+from avatarforge.diffusion.models.catalogue import Catalogue
 from avatarforge.domain.changes import JobChange, NewJob
 from avatarforge.domain.errors import AvatarForgeError, StorageFull
-from avatarforge.domain.events import EventKind
 from avatarforge.domain.generations import GenerationProgress
 from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.domain.replicas import ReplicaReport
-from avatarforge.ingress.api import create_api
-from avatarforge.ingress.service import ProfilePhotos
-from avatarforge.ingress.view import LiveJobs
-from avatarforge.persistence import JobRecords, open_engine
-from avatarforge.persistence.deliveries import DeliveryRecords
+from avatarforge.domain.status import EventKind
+from avatarforge.ingress.app import create_api
+from avatarforge.ingress.live.job_cache import JobCache
+from avatarforge.ingress.service import ProfilePhotoService
+from avatarforge.persistence import JobRepository, open_engine
+from avatarforge.persistence.deliveries import DeliveryRepository
 from avatarforge.persistence.upgrade import upgrade
 from avatarforge.settings import Settings, load_settings
 from avatarforge.storage.folder import FolderStorage
 from avatarforge.storage.keys import avatar_key
-from avatarforge.telemetry.exposition import TrackerFigures
-from avatarforge.telemetry.reports import Report
-from avatarforge.tracker.estimates import Forecast
+from avatarforge.telemetry.aggregation import MetricsReport
+from avatarforge.telemetry.exposition import ShardMetrics
+from avatarforge.tracker.availability import DatabaseOutage, StartupGate
+from avatarforge.tracker.eta import Forecast
 from avatarforge.tracker.feed import Feed, FeedBatch, FeedCursor
 from tests.factories import an_image, an_outcome
-from tests.keys import a_gate
+from tests.keys import an_authorizer
 from tests.waiting import wait_until
 
 A_SECRET = "whsec_" + base64.b64encode(bytes(range(24))).decode()
@@ -50,22 +51,24 @@ class TrackerTwin:
 
     shards = 1
 
-    def __init__(self, records: JobRecords) -> None:
+    def __init__(self, records: JobRepository) -> None:
         self._records = records
         self._epoch = records.claim_shard(0)
         self._jobs: dict[str, ProfilePhotoJob] = {}
         self.reports: tuple[ReplicaReport, ...] = ()
         self.refusal: AvatarForgeError | None = None
         """Raised for what is submitted."""
-        self.news = Feed(
-            "twin",
-            0,
-            recent=1000,
+        gate = StartupGate(1, DatabaseOutage(0))
+        gate.open()
+        self.feed = Feed(
+            gate,
+            1000,
             load_changes=self._no_older,
             jobs=lambda: list(self._jobs.values()),
             forecast=self._forecast,
             reports=lambda: self.reports,
         )
+        self.feed.start_after("twin", 0)
 
     def _forecast(self) -> Forecast:
         order = tuple(self._jobs)
@@ -76,24 +79,24 @@ class TrackerTwin:
             raise self.refusal
         return self.commit(new.job, EventKind.SUBMITTED)
 
-    def disown(self, customer_id: str, job_id: str) -> None:
+    def retract(self, customer_id: str, job_id: str) -> None:
         """Nothing is kept that was refused."""
 
-    async def feed(self, shard: int, cursor: FeedCursor, wait: float) -> FeedBatch:
-        return await self.news.read(cursor, wait)
+    async def read_feed(self, shard: int, cursor: FeedCursor, wait: float) -> FeedBatch:
+        return await self.feed.read(cursor, wait)
 
-    async def report(self, report: Report) -> None:
+    async def add_metrics(self, report: MetricsReport) -> None:
         """Nothing is added up here."""
 
-    async def figures(self) -> dict[int, TrackerFigures | None]:
+    async def read_metrics(self) -> dict[int, ShardMetrics | None]:
         return {0: None}
 
     def commit(self, job: ProfilePhotoJob, kind: EventKind) -> ProfilePhotoJob:
         change = JobChange(job=job, event=job.event(kind, job.finished_at or job.created_at))
         [seq] = self._records.commit(0, self._epoch, [change])
-        committed = change.numbered(seq)
+        committed = change.with_seq(seq)
         self._jobs[job.job_id] = committed.job
-        self.news.changed(committed)
+        self.feed.on_change(committed)
         return committed.job
 
     async def _no_older(self, seq: int) -> Sequence[JobChange]:
@@ -119,12 +122,12 @@ class Rest:
     client: httpx.AsyncClient
     api: FastAPI
     settings: Settings
-    records: JobRecords
+    records: JobRepository
     storage: CrowdedFolder
     tracker: TrackerTwin
-    live: LiveJobs
-    photos: ProfilePhotos
-    gate: Gate
+    live: JobCache
+    photos: ProfilePhotoService
+    authorizer: Authorizer
 
     async def submitted(self, customer_id: str, photo: bytes, **fields: str) -> ProfilePhotoJob:
         """A job that was accepted."""
@@ -144,8 +147,8 @@ class Rest:
         return [
             *(stored.key for stored in self.storage.list("")),
             *(path.name for path in (uploads.iterdir() if uploads.exists() else ())),
-            *(customer.customer_id for customer in self.records.customers(None, 10)),
-            *(job.job_id for job in self.records.unfinished(0)),
+            *(customer.customer_id for customer in self.records.list_customers(None, 10)),
+            *(job.job_id for job in self.records.list_unfinished(0)),
         ]
 
 
@@ -164,15 +167,15 @@ async def running_rest(folder: Path, **arguments: Any) -> AsyncIterator[Rest]:
     database = folder / "avatarforge.db"
     if not database.exists():
         database.write_bytes(empty_database())
-    records = JobRecords(open_engine(settings.database, settings.database_url))
+    records = JobRepository(open_engine(settings.database, settings.database_url))
     storage = CrowdedFolder(settings.storage_folder)
     tracker = TrackerTwin(records)
-    live = LiveJobs(tracker, settings.ingress)
+    live = JobCache(tracker, settings.ingress)
     live.start()
-    deliveries = DeliveryRecords(open_engine(settings.database, settings.database_url))
-    photos = ProfilePhotos(settings, records, storage, tracker, live, Catalogue(), deliveries)
-    gate = a_gate(settings)
-    api = create_api(photos, gate)
+    deliveries = DeliveryRepository(open_engine(settings.database, settings.database_url))
+    photos = ProfilePhotoService(settings, records, storage, tracker, live, Catalogue(), deliveries)
+    authorizer = an_authorizer(settings)
+    api = create_api(photos, authorizer)
     try:
         await wait_until(lambda: live.lag < 10)
         async with httpx.AsyncClient(
@@ -187,7 +190,7 @@ async def running_rest(folder: Path, **arguments: Any) -> AsyncIterator[Rest]:
                 tracker=tracker,
                 live=live,
                 photos=photos,
-                gate=gate,
+                authorizer=authorizer,
             )
     finally:
         await photos.close()
@@ -196,7 +199,7 @@ async def running_rest(folder: Path, **arguments: Any) -> AsyncIterator[Rest]:
 
 
 def progressed(rest: Rest, job: ProfilePhotoJob, step: int, total_steps: int) -> None:
-    rest.tracker.news.progressed(job.job_id, GenerationProgress(step=step, total_steps=total_steps))
+    rest.tracker.feed.on_progress(job.job_id, GenerationProgress(step=step, total_steps=total_steps))
 
 
 @cache
@@ -208,15 +211,15 @@ def a_jpeg(width: int = 96, height: int = 64) -> bytes:
 
 async def finished(rest: Rest, job: ProfilePhotoJob, avatar: bytes = b"\x89PNG avatar") -> ProfilePhotoJob:
     """The job DONE, its avatar in storage; the view has heard of it."""
-    started = rest.tracker.commit(job.started(job.created_at + timedelta(seconds=1)), EventKind.STARTED)
+    started = rest.tracker.commit(job.start(job.created_at + timedelta(seconds=1)), EventKind.STARTED)
     key = avatar_key(job.customer_id, job.job_id, started.attempt, job.parameters.format)
     rest.storage.put(key, io.BytesIO(avatar), "image/png")
     image = an_image(
         key=key, media_type="image/png", size=len(avatar), sha256=hashlib.sha256(avatar).hexdigest()
     )
-    done = started.done(an_outcome(avatar=image), job.created_at + timedelta(seconds=3))
+    done = started.complete(an_outcome(avatar=image), job.created_at + timedelta(seconds=3))
     committed = rest.tracker.commit(done, EventKind.DONE)
-    await rest.live.until(job.customer_id, job.job_id, lambda current: current.status.is_terminal, 10)
+    await rest.live.wait_for(job.customer_id, job.job_id, lambda current: current.status.is_terminal, 10)
     return committed
 
 

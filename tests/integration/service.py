@@ -13,14 +13,15 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import grpc
 import httpx
 import uvicorn
 from PIL import Image
 from ray.exceptions import RayActorError
 
-from avatarforge.access.gate import Gate
-from avatarforge.diffusion.catalogue import Catalogue
-from avatarforge.domain.errors import AvatarForgeError, StorageUnavailable
+from avatarforge.access.authorizer import Authorizer
+from avatarforge.diffusion.models.catalogue import Catalogue
+from avatarforge.domain.errors import StorageUnavailable
 from avatarforge.domain.generations import (
     GenerationFailed,
     GenerationFinished,
@@ -29,25 +30,28 @@ from avatarforge.domain.generations import (
     GenerationUpdate,
 )
 from avatarforge.domain.jobs import JobError, ProfilePhotoJob
-from avatarforge.ingress.api import create_api
-from avatarforge.ingress.service import ProfilePhotos
-from avatarforge.ingress.view import LiveJobs
-from avatarforge.persistence import DeletionRecords, DeliveryRecords, JobRecords, open_engine
+from avatarforge.ingress.app import create_api
+from avatarforge.ingress.grpc import JobMethods
+from avatarforge.ingress.grpc.serving import add_job_service_to_server
+from avatarforge.ingress.live.job_cache import JobCache
+from avatarforge.ingress.service import ProfilePhotoService
+from avatarforge.persistence import DeletionRepository, DeliveryRepository, JobRepository, open_engine
 from avatarforge.persistence.database import meter_engine
 from avatarforge.settings import Settings, load_settings
 from avatarforge.storage.folder import FolderStorage
 from avatarforge.storage.interface import StoredObject
 from avatarforge.storage.keys import avatar_key
 from avatarforge.storage.metered import MeteredStorage
-from avatarforge.telemetry.figures import Figures
-from avatarforge.tracker.backends import Remote
-from avatarforge.tracker.client import JobTrackers
+from avatarforge.telemetry.registry import MetricsRegistry
+from avatarforge.tracker.actor import JobTrackerActor
+from avatarforge.tracker.client import TrackerClient
+from avatarforge.tracker.ports import Ports, RemoteFallback
 from avatarforge.tracker.tracker import JobTracker
 from avatarforge.webhooks.sender import WebhookSender
 from tests.events import Event, EventReader
 from tests.factories import an_image, an_outcome
 from tests.integration.rest import A_SECRET, a_jpeg, empty_database
-from tests.keys import a_gate
+from tests.keys import an_authorizer
 from tests.twins import Script, ScriptedReplicas
 from tests.waiting import wait_until
 
@@ -176,6 +180,9 @@ class TrackerHere:
 
     async def start(self) -> None:
         self.tracker = self._make()
+        # The real one's answers, without its constructor: that connects to the real world.
+        self._actor = object.__new__(JobTrackerActor)
+        self._actor._tracker = self.tracker
         await self.tracker.start()
 
     async def kill(self) -> None:
@@ -193,13 +200,11 @@ class TrackerHere:
         tracker = self.tracker
         if tracker is None:
             raise RayActorError
-        call = asyncio.ensure_future(getattr(tracker, method)(*arguments))
+        call = asyncio.ensure_future(getattr(self._actor, method)(*arguments))
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
         try:
             return await call
-        except AvatarForgeError as error:
-            return error
         except asyncio.CancelledError:
             if tracker is self.tracker:
                 raise
@@ -262,9 +267,9 @@ class Replica:
     """An ingress replica behind a real socket."""
 
     client: httpx.AsyncClient
-    live: LiveJobs
-    photos: ProfilePhotos
-    gate: Gate
+    live: JobCache
+    photos: ProfilePhotoService
+    authorizer: Authorizer
 
     @property
     def url(self) -> str:
@@ -296,8 +301,10 @@ class Replica:
         assert status["isTerminal"], status
         return status
 
-    async def command(self, name: str, job_id: str, customer_id: str = "ana") -> httpx.Response:
-        return await self.client.post(f"/customers/{customer_id}/photos/{job_id}/{name}")
+    async def command(
+        self, name: str, job_id: str, customer_id: str = "ana", headers: dict[str, str] | None = None
+    ) -> httpx.Response:
+        return await self.client.post(f"/customers/{customer_id}/photos/{job_id}/{name}", headers=headers)
 
     async def erase(self, job_id: str, customer_id: str = "ana") -> httpx.Response:
         return await self.client.delete(f"/customers/{customer_id}/photos/{job_id}")
@@ -318,10 +325,10 @@ class Parts:
     """What ingress replicas share."""
 
     settings: Settings
-    records: JobRecords
-    deliveries: DeliveryRecords
+    records: JobRepository
+    deliveries: DeliveryRepository
     storage: AbsentFolder
-    trackers: JobTrackers
+    trackers: TrackerClient
     clock: Clock
 
 
@@ -352,11 +359,11 @@ class Service(Replica, Parts):
 
     def story(self, job_id: str, customer_id: str = "ana") -> list[tuple[int, str]]:
         """Numbers and kinds of the job's events, from the record."""
-        entries = self.records.events_of(customer_id, job_id, 0, 1000)
+        entries = self.records.list_customer_events(customer_id, job_id, 0, 1000)
         return [(entry.event.seq, entry.event.kind.value) for entry in entries]
 
     def recorded(self, job_id: str, customer_id: str = "ana") -> ProfilePhotoJob:
-        job = self.records.job(customer_id, job_id)
+        job = self.records.find_job(customer_id, job_id)
         assert job is not None
         return job
 
@@ -385,37 +392,37 @@ class Service(Replica, Parts):
 
 @asynccontextmanager
 async def running_service(
-    folder: Path, *, remote: Remote | None = None, **arguments: Any
+    folder: Path, *, remote: RemoteFallback | None = None, **arguments: Any
 ) -> AsyncIterator[Service]:
     """`arguments` are groups of settings."""
     arguments["webhook"] = {"secrets": A_SECRET, "allow_private": True, **arguments.get("webhook", {})}
     settings = load_settings({"data_dir": str(folder), **arguments}, environ={})
     (folder / "avatarforge.db").write_bytes(empty_database())
     engine = open_engine(settings.database, settings.database_url)
-    records, deliveries, clock = JobRecords(engine), DeliveryRecords(engine), Clock()
+    records, deliveries, clock = JobRepository(engine), DeliveryRepository(engine), Clock()
+    # The database is on the same machine.
+    records.read_clock = clock  # type: ignore[method-assign]
     storage = AbsentFolder(settings.storage_folder)
     generations = Generations(storage)
     replicas = ScriptedReplicas(script=generations.done)
     broken: list[Exception] = []
 
     def tracker(shard: int) -> JobTracker:
-        figures = Figures()
-        meter_engine(engine, figures, "tracker")
-        return JobTracker(
-            shard,
-            records,
-            replicas,
-            settings.tracker,
-            storage=MeteredStorage(storage, figures, "tracker"),
-            deletions=DeletionRecords(engine),
+        registry = MetricsRegistry()
+        meter_engine(engine, registry, "tracker")
+        ports = Ports(
+            store=records,
+            deletions=DeletionRepository(engine),
             deliveries=deliveries,
-            remote=remote,
+            storage=MeteredStorage(storage, registry, "tracker"),
             webhooks=WebhookSender(
-                deliveries, records.job, settings.webhook, shard, now=clock, figures=figures
+                deliveries, records.find_job, settings.webhook, shard, now=clock, registry=registry
             ),
-            figures=figures,
-            on_broken=broken.append,
-            now=clock,
+            replicas=replicas,
+            remote=remote,
+        )
+        return JobTracker(
+            shard, settings.tracker, ports, registry=registry, on_broken=broken.append, now=clock
         )
 
     actors = [TrackerHere(partial(tracker, shard)) for shard in range(settings.tracker.shards)]
@@ -424,7 +431,7 @@ async def running_service(
         records=records,
         deliveries=deliveries,
         storage=storage,
-        trackers=JobTrackers(actors, patience=SECONDS),
+        trackers=TrackerClient(actors, retry_timeout=SECONDS),
         clock=clock,
     )
     try:
@@ -444,34 +451,49 @@ async def running_service(
 
 @asynccontextmanager
 async def _ingress(parts: Parts, port: int = 0) -> AsyncIterator[Replica]:
-    live, figures = LiveJobs(parts.trackers, parts.settings.ingress), Figures()
-    photos = ProfilePhotos(
+    live, registry = JobCache(parts.trackers, parts.settings.ingress), MetricsRegistry()
+    photos = ProfilePhotoService(
         parts.settings,
         parts.records,
-        MeteredStorage(parts.storage, figures, "ingress"),
+        MeteredStorage(parts.storage, registry, "ingress"),
         parts.trackers,
         live,
-        Catalogue(),
+        Catalogue(parts.settings.diffusion.models_dir),
         parts.deliveries,
         parts.clock,
-        figures,
+        registry,
     )
-    gate = a_gate(parts.settings, parts.clock)
+    authorizer = an_authorizer(parts.settings, parts.clock)
     config = uvicorn.Config(
-        create_api(photos, gate), port=port, log_config=None, lifespan="off", timeout_graceful_shutdown=1
+        create_api(photos, authorizer),
+        port=port,
+        log_config=None,
+        lifespan="off",
+        timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
     live.start()
-    photos.scrapes.start()
+    photos.metrics_endpoint.start()
     serving = asyncio.create_task(server.serve())
     try:
         await wait_until(lambda: server.started and live.lag < SECONDS)
         port = server.servers[0].sockets[0].getsockname()[1]
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            yield Replica(client=client, live=live, photos=photos, gate=gate)
+            yield Replica(client=client, live=live, photos=photos, authorizer=authorizer)
     finally:
         server.should_exit = True
         await serving
         await photos.close()
-        await photos.scrapes.stop()
+        await photos.metrics_endpoint.stop()
         await live.stop()
+
+
+@asynccontextmanager
+async def serving_grpc(service: Service) -> AsyncIterator[str]:
+    """Where the service talks gRPC."""
+    server = grpc.aio.server()
+    add_job_service_to_server(JobMethods(service.photos, service.authorizer), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield f"127.0.0.1:{port}"
+    await server.stop(None)

@@ -15,16 +15,14 @@ from fastapi import FastAPI
 from grpc_health.v1 import health_pb2
 from starlette.routing import Mount, Route
 
-from avatarforge.access.ring import KeyRing
-from avatarforge.access.rules import GRPC, HTTP, Rule
+from avatarforge.access.key_cache import KeyCache
+from avatarforge.access.permissions import GRPC, HTTP, Permission
 from avatarforge.domain.access import ApiKey
 from avatarforge.domain.errors import DatabaseUnavailable
-from avatarforge.domain.identifiers import new_job_id
+from avatarforge.domain.jobs import new_job_id
 from avatarforge.grpc_generated import profile_photo_job_pb2 as pb
-from avatarforge.grpc_generated.profile_photo_job_pb2_grpc import (
-    ProfilePhotoJobServiceStub,
-)
-from avatarforge.ingress.api import create_api
+from avatarforge.grpc_generated.profile_photo_job_pb2_grpc import ProfilePhotoJobServiceStub
+from avatarforge.ingress.app import create_api
 from avatarforge.ingress.grpc import JobMethods
 from avatarforge.ingress.grpc.serving import add_job_service_to_server
 from tests.integration.rest import a_jpeg, problem
@@ -33,7 +31,7 @@ from tests.keys import kept_key, records_of
 from tests.waiting import wait_until
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ProfilePhotoJobService"]
-OF_CUSTOMERS = (Rule.CUSTOMER, Rule.STREAM, Rule.IMAGE)
+OF_CUSTOMERS = (Permission.CUSTOMER, Permission.STREAM, Permission.IMAGE)
 A_LINK_SECRET = "a secret for links of 32 characters or more"
 
 
@@ -83,24 +81,24 @@ class Guarded:
 async def guarded(tmp_path: Path) -> AsyncIterator[Guarded]:
     access = {"required": "always", "requests_per_second": 0, "link_secrets": A_LINK_SECRET}
     async with running_service(tmp_path, access=access, http={"sdapi": True}) as service:
-        _, key = kept_key(service.settings, "*", administers=True)
+        _, key = kept_key(service.settings, "*", is_admin=True)
         _, of_ana = kept_key(service.settings, "ana", "sdapi")
         service.client.headers["Authorization"] = f"Bearer {key}"
         job_id = await service.submitted("ben")
         await service.ended(job_id, "ben")
         del service.client.headers["Authorization"]
-        service.gate.start()
+        service.authorizer.start()
         yield Guarded(service, key, of_ana, job_id)
-        await service.gate.stop()
+        await service.authorizer.stop()
 
 
-def calls() -> Iterator[tuple[str, str, Rule]]:
+def calls() -> Iterator[tuple[str, str, Permission]]:
     for template, methods in HTTP.items():
         for method, rule in methods.items():
             yield method, template, rule
 
 
-CLOSED = [call for call in calls() if call[2] is not Rule.OPEN]
+CLOSED = [call for call in calls() if call[2] is not Permission.PUBLIC]
 
 
 # --- the table ------------------------------------------------------------------------------------------
@@ -124,13 +122,13 @@ def routes_of(api: FastAPI) -> set[tuple[str, str]]:
 
 
 async def test_every_route_has_a_rule_and_every_rule_a_route(guarded: Guarded) -> None:
-    api = create_api(guarded.service.photos, guarded.service.gate)
+    api = create_api(guarded.service.photos, guarded.service.authorizer)
 
     assert routes_of(api) == {(method, template) for method, template, _ in calls()}
 
 
 async def test_a_route_without_a_rule_would_be_noticed_and_is_not_there(guarded: Guarded) -> None:
-    api = create_api(guarded.service.photos, guarded.service.gate)
+    api = create_api(guarded.service.photos, guarded.service.authorizer)
     api.add_api_route("/customers/{customerId}/secrets", lambda: "told", methods=["GET", "PUT"])
     api.add_api_route("/customers/{customerId}", lambda: "told", methods=["PUT"])
 
@@ -146,7 +144,7 @@ async def test_a_route_without_a_rule_would_be_noticed_and_is_not_there(guarded:
         missing = await client.get("/customers/ben/secrets")
         forbidden = await client.put("/customers/ben")
     assert (missing.status_code, problem(missing)["code"]) == (404, "not_found")
-    assert (forbidden.status_code, forbidden.headers["allow"]) == (405, "DELETE, GET, POST")
+    assert (forbidden.status_code, forbidden.headers["allow"]) == (405, "DELETE, GET, HEAD, POST")
 
 
 def test_every_grpc_method_has_a_rule() -> None:
@@ -162,13 +160,13 @@ def test_every_grpc_method_has_a_rule() -> None:
 async def test_no_route_but_the_open_ones_answers_without_a_key(guarded: Guarded) -> None:
     for method, template, rule in calls():
         answer = await guarded.ask(method, guarded.path(template))
-        if rule is Rule.OPEN:
+        if rule is Permission.PUBLIC:
             assert answer.status_code in (200, 304), (method, template, answer.text)
             continue
         assert answer.status_code == 401, (method, template)
-        scheme = "Basic" if rule is Rule.SDAPI else "Bearer"
+        scheme = "Basic" if rule is Permission.SDAPI else "Bearer"
         assert answer.headers["www-authenticate"] == f'{scheme} realm="avatarforge"'
-        assert answer.json()["error" if rule is Rule.SDAPI else "code"] == "unauthenticated"
+        assert answer.json()["error" if rule is Permission.SDAPI else "code"] == "unauthenticated"
 
 
 @pytest.mark.parametrize(
@@ -184,15 +182,15 @@ async def test_no_route_answers_to_a_key_that_is_none(guarded: Guarded, authoriz
 
 
 async def test_no_route_answers_to_a_revoked_key_or_an_expired_one(guarded: Guarded) -> None:
-    revoked, revoked_key = guarded.kept("*", administers=True)
-    _, expired_key = guarded.kept("*", administers=True, expires_in=timedelta(microseconds=1))
+    revoked, revoked_key = guarded.kept("*", is_admin=True)
+    _, expired_key = guarded.kept("*", is_admin=True, expires_in=timedelta(microseconds=1))
     assert (await guarded.ask("GET", "/styles", revoked_key)).status_code == 200
     guarded.revoke(revoked)
 
     async def is_refused() -> bool:
         return (await guarded.ask("GET", "/styles", revoked_key)).status_code == 401
 
-    await wait_until(is_refused, deadline=KeyRing.LOOK_SECONDS + 3)
+    await wait_until(is_refused, deadline=KeyCache.REFRESH_INTERVAL_SECONDS + 3)
     for key in (revoked_key, expired_key):
         for method, template, _ in CLOSED:
             answer = await guarded.ask(method, guarded.path(template), key)
@@ -202,7 +200,7 @@ async def test_no_route_answers_to_a_revoked_key_or_an_expired_one(guarded: Guar
 async def test_the_key_of_one_customer_opens_nothing_of_another(guarded: Guarded) -> None:
     for method, template, rule in CLOSED:
         answer = await guarded.ask(method, guarded.path(template), guarded.of_ana)
-        if rule in OF_CUSTOMERS or rule in (Rule.ADMIN, Rule.ADMIN_OF_ALL):
+        if rule in OF_CUSTOMERS or rule in (Permission.ADMIN, Permission.ADMIN_OF_ALL):
             assert (answer.status_code, problem(answer)["code"]) == (403, "forbidden"), (method, template)
         else:
             assert answer.status_code not in (401, 403), (method, template)
@@ -238,10 +236,10 @@ async def test_a_key_that_reaches_all_opens_every_route(guarded: Guarded) -> Non
 
 
 async def test_a_key_without_customers_may_only_administer(guarded: Guarded) -> None:
-    _, watcher = guarded.kept(administers=True)
+    _, watcher = guarded.kept(is_admin=True)
     for method, template, rule in CLOSED:
         answer = await guarded.ask(method, guarded.path(template), watcher)
-        allowed = rule in (Rule.ADMIN, Rule.KEY)
+        allowed = rule in (Permission.ADMIN, Permission.KEY)
         assert (answer.status_code != 403) is allowed, (method, template)
 
 
@@ -306,7 +304,7 @@ async def test_a_ticket_is_used_up_for_every_replica(guarded: Guarded) -> None:
 async def test_a_ticket_opens_nothing_but_streams(guarded: Guarded) -> None:
     ticket = await a_ticket(guarded, guarded.key)
     for method, template, rule in CLOSED:
-        if rule is not Rule.STREAM:
+        if rule is not Permission.STREAM:
             answer = await guarded.ask(method, f"{guarded.path(template)}?ticket={ticket}")
             assert answer.status_code == 401, (method, template)
 
@@ -362,7 +360,7 @@ async def test_a_stream_ends_well_where_nobody_can_tell_any_more_whether_its_key
         async def cannot_tell(key: ApiKey | None) -> None:
             raise DatabaseUnavailable("it is away")
 
-        monkeypatch.setattr(guarded.service.gate, "check", cannot_tell)
+        monkeypatch.setattr(guarded.service.authorizer, "check", cannot_tell)
         await guarded.ask("POST", "/customers/ben", guarded.key, files={"photo": a_jpeg()})
         rest = [line async for line in lines]
     assert not any("data:" in line for line in rest)
@@ -398,7 +396,7 @@ async def test_a_link_is_good_for_its_own_image_only(guarded: Guarded) -> None:
         if path.endswith("/original"):
             continue
         answer = await guarded.ask(method, f"{path}?{query}")
-        assert answer.status_code == (403 if rule is Rule.IMAGE else 401), (method, template)
+        assert answer.status_code == (403 if rule is Permission.IMAGE else 401), (method, template)
     other = f"/customers/ben/photos/{new_job_id()}/original?{query}"
     assert (await guarded.ask("GET", other)).status_code == 403
 
@@ -440,6 +438,7 @@ async def test_a_key_that_asks_too_often_is_told_when_to_come_again(tmp_path: Pa
 
 REQUESTS: dict[str, Any] = {
     "SubmitPhoto": lambda customer_id, _: pb.SubmitPhotoRequest(customer_id=customer_id, photo=a_jpeg()),
+    "UploadPhoto": lambda customer_id, _: [pb.SubmitPhotoRequest(customer_id=customer_id, photo=a_jpeg())],
     "GetStatus": lambda customer_id, job_id: pb.JobStatusRequest(customer_id=customer_id, job_id=job_id),
     "StreamStatus": lambda customer_id, _: pb.StatusStreamRequest(customer_id=customer_id),
     "CancelJob": lambda customer_id, job_id: pb.CancelJobRequest(customer_id=customer_id, job_id=job_id),
@@ -452,6 +451,7 @@ class Calls:
 
     guarded: Guarded
     stub: ProfilePhotoJobServiceStub
+    channel: grpc.aio.Channel
 
     async def code(self, method: str, authorization: str | None, customer_id: str = "ben") -> str:
         """How the call ends, or begins where it is let in."""
@@ -470,12 +470,12 @@ class Calls:
 @pytest_asyncio.fixture
 async def grpc_calls(guarded: Guarded) -> AsyncIterator[Calls]:
     server = grpc.aio.server()
-    methods = JobMethods(guarded.service.photos, guarded.service.gate)
+    methods = JobMethods(guarded.service.photos, guarded.service.authorizer)
     add_job_service_to_server(methods, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Calls(guarded, ProfilePhotoJobServiceStub(channel))
+        yield Calls(guarded, ProfilePhotoJobServiceStub(channel), channel)
     await server.stop(None)
 
 
@@ -495,18 +495,29 @@ async def test_every_grpc_method_asks_for_a_key_of_the_customer(grpc_calls: Call
     assert code not in ("UNAUTHENTICATED", "PERMISSION_DENIED")
 
 
+@pytest.mark.parametrize("method", [method.name for method in SERVICE.methods])
+async def test_a_grpc_call_is_refused_before_its_message_is_read(grpc_calls: Calls, method: str) -> None:
+    # On the wire it is the same call, whose message never comes.
+    call = grpc_calls.channel.stream_stream(f"/{SERVICE.full_name}/{method}")(timeout=20)
+
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await drained(call)
+
+    assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
 async def test_a_grpc_upload_takes_no_place_before_its_key_is_known(
     grpc_calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guarded = grpc_calls.guarded
     taken = []
-    admit = guarded.service.gate.admit
+    admit = guarded.service.authorizer.authorize
 
     async def noted(*arguments: Any) -> ApiKey | None:
-        taken.append(guarded.service.photos.uploads.taken)
+        taken.append(guarded.service.photos.upload_limit.in_use)
         return await admit(*arguments)
 
-    monkeypatch.setattr(guarded.service.gate, "admit", noted)
+    monkeypatch.setattr(guarded.service.authorizer, "authorize", noted)
 
     assert await grpc_calls.code("SubmitPhoto", "Bearer x") == "UNAUTHENTICATED"
     assert taken == [0]

@@ -13,21 +13,22 @@ from PIL import Image
 
 from avatarforge.client import (
     AsyncClient,
-    Changed,
     Client,
     Conflict,
     DeliveryState,
-    Erased,
-    InvalidInput,
-    JobName,
-    News,
+    InvalidRequest,
+    JobChanged,
+    JobErased,
+    JobEvent,
+    JobProgressed,
+    JobRef,
     NotFound,
-    Progressed,
+    ServerBusy,
     ServerUnreachable,
     Snapshot,
-    TryLater,
     verify_webhook,
 )
+from tests.events import subscriber_count
 from tests.integration.rest import A_SECRET, a_jpeg
 from tests.integration.service import SECONDS, Service, a_preview, running_service
 from tests.receivers import Receiver
@@ -106,7 +107,7 @@ async def line(service: Service) -> AsyncIterator[Line]:
 
 @pytest_asyncio.fixture
 async def client(line: Line) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(line.url, patience=SECONDS) as client:
+    async with AsyncClient(line.url, retry_timeout=SECONDS) as client:
         yield client
 
 
@@ -121,28 +122,28 @@ async def within(awaitable: Awaitable[T]) -> T:
 class Heard:
     """Listens in the background."""
 
-    def __init__(self, stories: AsyncIterator[News]) -> None:
-        self.news: list[News] = []
-        self._task = asyncio.create_task(self._listen(stories))
+    def __init__(self, events: AsyncIterator[JobEvent]) -> None:
+        self.events: list[JobEvent] = []
+        self._task = asyncio.create_task(self._listen(events))
 
-    async def _listen(self, stories: Any) -> None:
-        async with aclosing(stories):
-            async for news in stories:
-                self.news.append(news)
+    async def _listen(self, events: Any) -> None:
+        async with aclosing(events):
+            async for event in events:
+                self.events.append(event)
 
-    async def end(self) -> list[News]:
+    async def end(self) -> list[JobEvent]:
         await within(self._task)
-        return self.news
+        return self.events
 
-    async def stop(self) -> list[News]:
+    async def stop(self) -> list[JobEvent]:
         self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task
-        return self.news
+        return self.events
 
     @property
     def changes(self) -> list[tuple[int, str]]:
-        return [(news.seq, news.job.status.value) for news in self.news if isinstance(news, Changed)]
+        return [(event.seq, event.job.status.value) for event in self.events if isinstance(event, JobChanged)]
 
 
 # --- calls -------------------------------------------------------------------------------------------------
@@ -159,30 +160,30 @@ async def test_a_photo_is_followed_to_its_avatar(client: AsyncClient, service: S
     assert original.media_type == "image/jpeg"
     with Image.open(io.BytesIO((await client.download(done, "square")).content)) as square:
         assert square.width == square.height
-    assert await client.status(JobName("ana", done.job_id)) == done
-    assert (await client.status(done, after=done.seq - 1)).seq == done.seq
+    assert await client.get_status(JobRef("ana", done.job_id)) == done
+    assert (await client.get_status(done, after=done.seq - 1)).seq == done.seq
 
 
 async def test_the_blocking_client_does_the_same(service: Service) -> None:
     def all_of_it() -> list[type]:
         with Client(service.url) as client:
             accepted = client.submit("ana", a_jpeg(), style="neon")
-            heard = [type(news) for news in client.watch(accepted) if not isinstance(news, Progressed)]
+            heard = [type(event) for event in client.watch(accepted) if not isinstance(event, JobProgressed)]
             done = client.wait(accepted, seconds=SECONDS)
             assert client.download(done).content.startswith(b"\x89PNG")
-            assert [job.job_id for job in client.jobs("ana")] == [done.job_id]
-            assert [customer.customer_id for customer in client.customers()] == ["ana"]
+            assert [job.job_id for job in client.list_jobs("ana")] == [done.job_id]
+            assert [customer.customer_id for customer in client.list_customers()] == ["ana"]
             client.erase(done)
             with pytest.raises(NotFound):
-                client.status(done)
+                client.get_status(done)
             return heard
 
     heard = await in_thread(all_of_it)
-    assert (heard[0], set(heard[1:]) <= {Changed}) == (Snapshot, True)
+    assert (heard[0], set(heard[1:]) <= {JobChanged}) == (Snapshot, True)
 
 
 async def test_jobs_are_cancelled_made_anew_and_erased(client: AsyncClient, service: Service) -> None:
-    running = JobName("ana", await service.running())
+    running = JobRef("ana", await service.running())
     with pytest.raises(Conflict) as refused:
         await client.retry(running)
     cancelled = await client.cancel(running)
@@ -194,27 +195,27 @@ async def test_jobs_are_cancelled_made_anew_and_erased(client: AsyncClient, serv
 
     assert refused.value.code == "job_not_finished"
     assert (cancelled.status, done.retry_of) == ("CANCELLED", running.job_id)
-    assert [job.job_id async for job in client.jobs("ana")] == [done.job_id]
+    assert [job.job_id async for job in client.list_jobs("ana")] == [done.job_id]
 
 
 async def test_pages_are_read_to_the_end(
     client: AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("avatarforge.client.calls.PAGE", 2)
+    monkeypatch.setattr("avatarforge.client.async_client.PAGE_SIZE", 2)
     ids = [await service.submitted(customer) for customer in ("ana", "ana", "ana", "ben", "cleo")]
 
-    assert [job.job_id async for job in client.jobs("ana")] == ids[2::-1]
-    assert [each.customer_id async for each in client.customers()] == ["ana", "ben", "cleo"]
-    assert (await client.customer("ana")).photo_count == 3
+    assert [job.job_id async for job in client.list_jobs("ana")] == ids[2::-1]
+    assert [each.customer_id async for each in client.list_customers()] == ["ana", "ben", "cleo"]
+    assert (await client.get_customer("ana")).photo_count == 3
     await client.erase_customer("ana")
     with pytest.raises(NotFound) as refused:
-        await client.customer("ana")
+        await client.get_customer("ana")
     assert refused.value.code == "customer_not_found"
 
 
 async def test_what_the_server_makes_is_told(client: AsyncClient) -> None:
-    [model] = (await client.models()).models
-    styles = await client.styles()
+    [model] = (await client.list_models()).models
+    styles = await client.list_styles()
     assert (model.name, styles.model) == ("avatar-mini", "avatar-mini")
     assert styles.styles == model.styles
     assert await client.is_ready()
@@ -227,16 +228,16 @@ async def test_links_to_images_need_no_key(tmp_path: Any) -> None:
         httpx.AsyncClient(base_url=service.url) as stranger,
     ):
         done = await client.wait(await client.submit("ana", a_jpeg()), seconds=SECONDS)
-        links = await client.links(done)
+        links = await client.get_links(done)
         assert links.generated_url is not None
         assert (await stranger.get(links.generated_url)).content == (await client.download(done)).content
 
 
 async def test_a_refusal_says_what_would_be_right(client: AsyncClient) -> None:
-    with pytest.raises(InvalidInput) as refused:
-        await client.submit("ana", a_jpeg(), strength=7)
-    assert (refused.value.code, refused.value.facts["field"]) == ("invalid_request", "strength")
-    assert "above 0 and up to 1" in str(refused.value)
+    with pytest.raises(InvalidRequest) as refused:
+        await client.submit("ana", a_jpeg(), guidance=99)
+    assert (refused.value.code, refused.value.extensions["field"]) == ("invalid_request", "guidance")
+    assert "from 0 to 30" in str(refused.value)
 
 
 async def test_a_webhook_is_verified_and_can_be_sent_again(client: AsyncClient, service: Service) -> None:
@@ -245,10 +246,10 @@ async def test_a_webhook_is_verified_and_can_be_sent_again(client: AsyncClient, 
         done = await client.wait(accepted, seconds=SECONDS)
 
         async def is_delivered() -> bool:
-            return [each.state for each in await client.deliveries(done)] == [DeliveryState.DELIVERED]
+            return [each.state for each in await client.list_deliveries(done)] == [DeliveryState.DELIVERED]
 
         await wait_until(is_delivered)
-        [delivery] = await client.deliveries(done)
+        [delivery] = await client.list_deliveries(done)
         again = await client.redeliver(done, delivery.delivery_id)
         await wait_until(lambda: len(receiver.received) == 2)
         call = receiver.received[0]
@@ -266,7 +267,7 @@ async def test_an_upload_whose_answer_is_lost_makes_one_job(
 ) -> None:
     line.swallow_next_answer()
     accepted = await within(client.submit("ana", a_jpeg()))
-    assert [job.job_id for job in service.records.jobs_of("ana", None, 10)] == [accepted.job_id]
+    assert [job.job_id for job in service.records.list_jobs("ana", None, 10)] == [accepted.job_id]
 
 
 async def test_an_upload_waits_for_the_tracker_to_be_back(client: AsyncClient, service: Service) -> None:
@@ -276,14 +277,14 @@ async def test_an_upload_waits_for_the_tracker_to_be_back(client: AsyncClient, s
     assert not uploading.done()
     await service.start_trackers()
     assert (await within(uploading)).customer_id == "ana"
-    assert len(service.records.jobs_of("ana", None, 10)) == 1
+    assert len(service.records.list_jobs("ana", None, 10)) == 1
 
 
-async def test_without_patience_a_tracker_that_is_away_is_told_at_once(service: Service) -> None:
+async def test_without_retries_a_tracker_that_is_away_is_reported_at_once(service: Service) -> None:
     await service.kill_trackers()
-    async with AsyncClient(service.url, patience=0) as impatient:
-        with pytest.raises(TryLater) as refused:
-            await impatient.submit("ana", a_jpeg())
+    async with AsyncClient(service.url, retry_timeout=0) as client:
+        with pytest.raises(ServerBusy) as refused:
+            await client.submit("ana", a_jpeg())
     assert refused.value.code == "tracker_unavailable"
 
 
@@ -297,22 +298,22 @@ async def test_watching_a_job_ends_with_the_job_and_shows_its_steps(
     accepted = await client.submit("ana", a_jpeg())
     await within(puppet.runs.wait())
     heard = Heard(client.watch(accepted, previews=True))
-    await wait_until(lambda: heard.news)
+    await wait_until(lambda: heard.events)
     puppet.step(3, preview=a_preview())
-    await wait_until(lambda: any(isinstance(news, Progressed) for news in heard.news))
+    await wait_until(lambda: any(isinstance(event, JobProgressed) for event in heard.events))
     puppet.finish()
-    news = await heard.end()
+    events = await heard.end()
 
-    assert isinstance(news[0], Snapshot)
-    assert [job.job_id for job in news[0].jobs] == [accepted.job_id]
-    step = next(each for each in news if isinstance(each, Progressed))
+    assert isinstance(events[0], Snapshot)
+    assert [job.job_id for job in events[0].jobs] == [accepted.job_id]
+    step = next(each for each in events if isinstance(each, JobProgressed))
     assert step.preview == a_preview()
     assert step.job.progress is not None
     assert step.job.progress.step == 3
-    assert isinstance(news[-1], Changed)
-    assert news[-1].job.status == "DONE"
+    assert isinstance(events[-1], JobChanged)
+    assert events[-1].job.status == "DONE"
     # One that has ended has nothing more to tell.
-    assert [news async for news in client.watch(accepted, after=news[-1].seq)] == []
+    assert [event async for event in client.watch(accepted, after=events[-1].seq)] == []
 
 
 async def test_no_change_is_missed_or_told_twice_however_often_the_line_is_cut(
@@ -334,7 +335,7 @@ async def test_no_change_is_missed_or_told_twice_however_often_the_line_is_cut(
 
 async def test_watching_goes_on_over_the_death_of_the_tracker(client: AsyncClient, service: Service) -> None:
     job_id = await service.running()
-    heard = Heard(client.watch(JobName("ana", job_id), after=0))
+    heard = Heard(client.watch(JobRef("ana", job_id), after=0))
     await wait_until(lambda: heard.changes)
     await service.kill_trackers()
     await service.start_trackers()
@@ -346,24 +347,24 @@ async def test_watching_goes_on_over_the_death_of_the_tracker(client: AsyncClien
 async def test_a_stream_that_the_server_ends_is_resumed(tmp_path: Any) -> None:
     async with (
         running_service(tmp_path, ingress={"max_stream_seconds": 1}) as service,
-        AsyncClient(service.url, patience=SECONDS) as client,
+        AsyncClient(service.url, retry_timeout=SECONDS) as client,
     ):
         job_id = await service.running()
-        heard = Heard(client.watch(JobName("ana", job_id)))
-        await wait_until(lambda: heard.news)
+        heard = Heard(client.watch(JobRef("ana", job_id)))
+        await wait_until(lambda: heard.events)
         await asyncio.wait({heard._task}, timeout=1.5)
         await service.command("cancel", job_id)
         await heard.end()
-    assert [type(news) for news in heard.news] == [Snapshot, Changed]
+    assert [type(event) for event in heard.events] == [Snapshot, JobChanged]
 
 
 async def test_a_watcher_that_is_told_to_come_back_resumes(tmp_path: Any) -> None:
     async with (
         running_service(tmp_path, ingress={"stream_buffer": 2}) as service,
-        AsyncClient(service.url, patience=SECONDS) as client,
+        AsyncClient(service.url, retry_timeout=SECONDS) as client,
     ):
         heard = Heard(client.watch("ana"))
-        await wait_until(lambda: heard.news)
+        await wait_until(lambda: heard.events)
         jobs = await asyncio.gather(*(service.submitted() for _ in range(12)))
         expected = await wait_until(lambda: _all_ended(service, jobs))
         await wait_until(lambda: len(heard.changes) >= len(expected))
@@ -381,24 +382,24 @@ def _all_ended(service: Service, jobs: list[str]) -> list[int] | None:
 
 
 async def test_a_watcher_hears_of_an_erasure(client: AsyncClient, service: Service) -> None:
-    job = JobName("ana", await service.running())
+    job = JobRef("ana", await service.running())
     heard = Heard(client.watch(job))
-    await wait_until(lambda: heard.news)
+    await wait_until(lambda: heard.events)
     await client.erase(job)
-    news = await heard.end()
-    assert isinstance(news[-1], Erased)
-    assert (news[-1].job_id, news[-1].customer_id) == (job.job_id, "ana")
+    events = await heard.end()
+    assert isinstance(events[-1], JobErased)
+    assert (events[-1].job_id, events[-1].customer_id) == (job.job_id, "ana")
 
 
 async def test_watching_gives_up_when_nobody_has_answered_for_so_long() -> None:
-    async with AsyncClient("http://127.0.0.1:1", patience=0.5) as client:
+    async with AsyncClient("http://127.0.0.1:1", retry_timeout=0.5) as client:
         with pytest.raises(ServerUnreachable):
             await anext(client.watch("ana"))
 
 
 async def test_watching_a_job_that_is_not_there_is_refused(client: AsyncClient) -> None:
     with pytest.raises(NotFound):
-        await anext(client.watch(JobName("ana", "none")))
+        await anext(client.watch(JobRef("ana", "none")))
 
 
 async def test_a_watcher_that_stops_gives_its_connection_back(service: Service) -> None:
@@ -406,9 +407,9 @@ async def test_a_watcher_that_stops_gives_its_connection_back(service: Service) 
 
     def watch_and_stop() -> None:
         with Client(service.url) as client:
-            story = client.watch(JobName("ana", job_id))
-            assert isinstance(next(story), Snapshot)
-            story.close()
+            events = client.watch(JobRef("ana", job_id))
+            assert isinstance(next(events), Snapshot)
+            events.close()
 
     await in_thread(watch_and_stop)
-    await wait_until(lambda: not service.live.subscribers)
+    await wait_until(lambda: not subscriber_count(service.live))

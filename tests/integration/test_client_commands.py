@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from avatarforge.cli import app
 from avatarforge.cli.photos import SAMPLE
-from avatarforge.cli.terminal import Exit
+from avatarforge.cli.terminal import ExitCode
 from avatarforge.settings import PREFIX, variables
+from tests.events import subscriber_count
 from tests.integration.rest import a_jpeg
 from tests.integration.service import SECONDS, Service
 from tests.waiting import wait_until
@@ -106,9 +107,9 @@ async def test_a_job_is_shown_cancelled_made_anew_and_erased(run: Shell, service
     assert "PROCESSING" in shown.out
     assert cancelled.json["status"] == "CANCELLED"
     assert again.json["retryOf"] == job_id
-    assert (asked.code, "--yes" in asked.err) == (Exit.FAILURE, True), "nobody could be asked"
+    assert (asked.code, "--yes" in asked.err) == (ExitCode.FAILURE, True), "nobody could be asked"
     assert erased.json == {"customerId": "me", "jobId": job_id, "erased": True}
-    assert [job.job_id for job in service.records.jobs_of("me", None, 10)] == [again.json["jobId"]]
+    assert [job.job_id for job in service.records.list_jobs("me", None, 10)] == [again.json["jobId"]]
 
 
 async def test_a_job_is_watched_to_its_end(run: Shell, service: Service) -> None:
@@ -116,7 +117,7 @@ async def test_a_job_is_watched_to_its_end(run: Shell, service: Service) -> None
     job_id = await service.submitted("me")
     await asyncio.wait_for(puppet.runs.wait(), SECONDS)
     process = await run.start("jobs", "watch", job_id, "--json")
-    await wait_until(lambda: service.live.subscribers, 20)
+    await wait_until(lambda: subscriber_count(service.live), 20)
     puppet.step(2)
     puppet.finish()
     out, err = await asyncio.wait_for(process.communicate(), 20)
@@ -137,7 +138,7 @@ async def test_watching_a_job_that_fails_has_a_code_of_its_own(run: Shell, servi
     job_id = await service.submitted("me")
     await service.ended(job_id, "me")
     watched = await run("jobs", "watch", job_id)
-    assert watched.code == Exit.NO_AVATAR
+    assert watched.code == ExitCode.NO_AVATAR
     assert "The picture was withheld." in watched.err
 
 
@@ -154,18 +155,18 @@ async def test_customers_are_listed_shown_and_erased(run: Shell, service: Servic
     assert "more than 1" in cut.err
     assert table.out.startswith("ana: 2 jobs")
     assert "with 2 jobs" in erased.err
-    assert service.records.customer("ana") is None
+    assert service.records.find_customer("ana") is None
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("jobs", "show", "none", "-c", "ana"), Exit.REFUSED, "no job with the id 'none'"),
-        (("jobs", "list", "-c", "nobody"), Exit.REFUSED, "No customer has the id 'nobody'"),
-        (("jobs", "list", "--state", "odd"), Exit.USAGE, "pending"),
-        (("jobs", "list", "--url", "http://127.0.0.1:1"), Exit.UNREACHABLE, "avatarforge up"),
-        (("customers", "list", "--url", "forge"), Exit.FAILURE, "must be such as http://"),
-        (("bench", "--url", "forge"), Exit.FAILURE, "must be such as http://"),
+        (("jobs", "show", "none", "-c", "ana"), ExitCode.API_ERROR, "no job with the id 'none'"),
+        (("jobs", "list", "-c", "nobody"), ExitCode.API_ERROR, "No customer has the id 'nobody'"),
+        (("jobs", "list", "--state", "odd"), ExitCode.USAGE, "pending"),
+        (("jobs", "list", "--url", "http://127.0.0.1:1"), ExitCode.UNREACHABLE, "avatarforge up"),
+        (("customers", "list", "--url", "forge"), ExitCode.FAILURE, "must be such as http://"),
+        (("bench", "--url", "forge"), ExitCode.FAILURE, "must be such as http://"),
     ],
 )
 async def test_what_goes_wrong_is_one_sentence_and_a_code(
@@ -185,7 +186,7 @@ async def test_photos_that_fail_are_told_one_by_one(run: Shell, service: Service
 
     done = await run.process("forge", "me.png", "text.png", "--json")
 
-    assert done.code == Exit.NO_AVATAR
+    assert done.code == ExitCode.NO_AVATAR
     first, second = json.loads(done.out)
     assert (first["photo"], first["error"]["code"]) == ("me.png", "JobFailed")
     assert (second["photo"], second["error"]["code"]) == ("text.png", "photo_not_an_image")
@@ -195,18 +196,18 @@ async def test_photos_that_fail_are_told_one_by_one(run: Shell, service: Service
 async def test_a_job_that_takes_too_long_goes_on_and_says_so(run: Shell, service: Service) -> None:
     puppet = service.puppet()
     done = await run.process("forge", "--timeout", "1")
-    assert done.code == Exit.STILL_RUNNING
+    assert done.code == ExitCode.STILL_RUNNING
     assert "still PROCESSING after 1 s" in done.err
     puppet.finish()
 
 
-async def test_forge_hands_its_wishes_on(run: Shell, service: Service) -> None:
-    wishes = ("--whole", "--job-timeout", "500", "--start-timeout", "90.5", "--strength", "0.5")
+async def test_forge_hands_its_options_on(run: Shell, service: Service) -> None:
+    options = ("--no-crop", "--job-timeout", "500", "--start-timeout", "90.5", "--guidance", "5")
     service.generations.avatar = lambda task: a_jpeg(128, 128)
-    [made] = (await run.process("forge", *wishes, "--json")).json
+    [made] = (await run.process("forge", *options, "--json")).json
 
     asked = service.recorded(made["job"]["jobId"], "me").parameters
-    assert (asked.cut_face, asked.strength) == (False, 0.5)
+    assert (asked.crop_to_face, asked.guidance) == (False, 5)
     assert (asked.timeout_seconds, asked.start_timeout_seconds) == (500, 90.5)
 
 
@@ -215,12 +216,12 @@ async def test_a_bench_measures_and_leaves_nothing_behind(run: Shell, service: S
     assert (report["photos"], report["atOnce"], report["models"]) == (5, 2, ["avatar-mini"])
     assert 0 < report["uploadToAccepted"]["p50"] <= report["uploadToAvatar"]["max"]
     assert report["avatarsPerSecond"] == pytest.approx(5 / report["seconds"], rel=0.01)
-    assert service.records.customers(None, 10) == []
+    assert service.records.list_customers(None, 10) == []
     assert service.objects() == []
 
 
 async def test_a_bench_that_cannot_begin_says_why(run: Shell, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
     done = await run.process("bench", "--photos", "1", "--photo", "text.png")
-    assert done.code == Exit.REFUSED
-    assert "picture" in done.err
+    assert done.code == ExitCode.API_ERROR
+    assert "is not an image" in done.err

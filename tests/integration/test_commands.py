@@ -4,19 +4,20 @@ import asyncio
 import io
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from avatarforge.domain.events import EventKind
-from avatarforge.domain.identifiers import new_job_id
-from avatarforge.domain.jobs import ImageFormat
+from avatarforge.domain.errors import DatabaseUnavailable
+from avatarforge.domain.jobs import ImageFormat, new_job_id
+from avatarforge.domain.status import EventKind
 from avatarforge.storage.keys import avatar_key
-from avatarforge.tracker.janitor import Janitor
+from avatarforge.tracker.cleanup.janitor import Janitor
 from tests.holding import HeldCommits
 from tests.integration.rest import problem
-from tests.integration.service import Service
+from tests.integration.service import Service, running_service
 from tests.receivers import Receiver, answer
 from tests.waiting import wait_until
 
@@ -190,7 +191,7 @@ async def test_a_running_job_is_not_retried(service: Service) -> None:
         "job_not_finished",
         "PROCESSING",
     )
-    assert len(service.records.jobs_of("ana", None, 10)) == 1
+    assert len(service.records.list_jobs("ana", None, 10)) == 1
 
 
 async def test_a_job_whose_original_is_lost_is_not_retried(service: Service) -> None:
@@ -201,7 +202,7 @@ async def test_a_job_whose_original_is_lost_is_not_retried(service: Service) -> 
     refused = await service.command("retry", job_id)
 
     assert (refused.status_code, problem(refused)["code"]) == (404, "image_not_found")
-    assert len(service.records.jobs_of("ana", None, 10)) == 1
+    assert len(service.records.list_jobs("ana", None, 10)) == 1
 
 
 # --- erasing ----------------------------------------------------------------------------------------------
@@ -246,14 +247,14 @@ async def test_of_an_erased_job_nothing_stays_but_numbers(service: Service, make
 
     assert (erased.status_code, erased.content) == (204, b"")
     assert service.objects(job_id) == []
-    assert service.records.job("ana", job_id) is None
+    assert service.records.find_job("ana", job_id) is None
     for resource in ("status", "original", "generated", "deliveries"):
         gone = await service.client.get(f"/customers/ana/photos/{job_id}/{resource}")
         assert (gone.status_code, problem(gone)["code"]) == (404, "job_not_found")
     assert (await service.client.get("/customers/ana/photos")).json()["photos"] == []
-    assert [entry.job for entry in service.records.events_of("ana", job_id, 0, 100)] == [None] * len(
-        service.story(job_id)
-    )
+    assert [entry.job for entry in service.records.list_customer_events("ana", job_id, 0, 100)] == [
+        None
+    ] * len(service.story(job_id))
     assert kinds(service, job_id)[-1] == "erased"
     assert (await service.erase(job_id)).status_code == 404
 
@@ -285,16 +286,17 @@ async def test_an_avatar_that_a_lost_replica_stores_late_goes_too(service: Servi
     assert service.objects(job_id) == []
 
 
-async def test_objects_go_once_storage_is_back(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Janitor, "PAUSE", 0.05)
-    job_id = await a_done_job(service)
-    service.storage.away = True
+async def test_objects_go_once_storage_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Janitor, "INTERVAL_SECONDS", 0.05)
+    async with running_service(tmp_path) as service:
+        job_id = await a_done_job(service)
+        service.storage.away = True
 
-    assert (await service.erase(job_id)).status_code == 204
-    assert (await service.get(job_id)).status_code == 404
-    service.storage.away = False
+        assert (await service.erase(job_id)).status_code == 204
+        assert (await service.get(job_id)).status_code == 404
+        service.storage.away = False
 
-    await wait_until(lambda: service.objects(job_id) == [])
+        await wait_until(lambda: service.objects(job_id) == [])
 
 
 async def test_objects_go_with_the_next_tracker_when_the_first_one_dies_before(service: Service) -> None:
@@ -350,7 +352,7 @@ async def test_a_customer_is_erased_with_every_job_and_image(service: Service) -
     assert erased.status_code == 204
     assert (await service.client.get("/customers/ana")).status_code == 404
     assert [(await service.get(job_id)).status_code for job_id in jobs] == [404] * 4
-    assert service.records.jobs_of("ana", None, 10) == []
+    assert service.records.list_jobs("ana", None, 10) == []
     assert [key for key in service.objects() if key.startswith("customers/ana/")] == []
     assert [kinds(service, job_id)[-1] for job_id in jobs] == ["erased"] * 4
     assert (await service.client.get("/customers/ben")).status_code == 200
@@ -362,7 +364,7 @@ async def test_a_customer_without_jobs_is_erased_too(service: Service) -> None:
     await service.erase(await a_done_job(service))
 
     assert (await service.client.delete("/customers/ana")).status_code == 204
-    assert service.records.customer("ana") is None
+    assert service.records.find_customer("ana") is None
 
 
 @pytest.mark.parametrize(
@@ -401,12 +403,44 @@ async def test_deliveries_are_listed_and_sent_again(service: Service, receiver: 
     again = await service.client.post(f"{path}/{first['deliveryId']}/redeliver")
     second = await wait_until(lambda: arrived(2))
     unknown = await service.client.post(f"{path}/msg_unknown/redeliver")
+    named = [
+        await service.client.post(
+            f"{path}/{first['deliveryId']}/redeliver", headers={"Idempotency-Key": "again"}
+        )
+        for _ in range(2)
+    ]
+    await wait_until(lambda: arrived(3))
+    misused = await service.command("retry", job_id, headers={"Idempotency-Key": "again"})
 
+    assert [answer.status_code for answer in named] == [202, 202]
+    assert problem(misused)["code"] == "idempotency_key_reused"
     assert (first["seq"], first["attempts"][0]["status"]) == (end["seq"], 200)
     assert (again.status_code, again.json()["deliveryId"]) == (202, first["deliveryId"])
     assert second is not None
-    assert [call.webhook_id for call in receiver.received] == [first["deliveryId"]] * 2
+    assert [call.webhook_id for call in receiver.received] == [first["deliveryId"]] * 3
     assert (unknown.status_code, problem(unknown)["code"]) == (404, "delivery_not_found")
+
+
+async def test_a_webhook_is_sent_again_when_its_first_request_was_kept_and_not_answered(
+    service: Service, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = await service.submitted(callbackUrl=receiver.url())
+    await service.ended(job_id)
+    await wait_until(lambda: service.deliveries.list_pending(0) == [])
+    [report] = service.deliveries.list_reports("ana", job_id)
+    path = f"/customers/ana/photos/{job_id}/deliveries/{report.delivery.delivery_id}/redeliver"
+    reschedule = service.deliveries.reschedule
+
+    def reschedule_unheard(*arguments: Any) -> None:
+        monkeypatch.undo()
+        reschedule(*arguments)
+        raise DatabaseUnavailable("the answer was lost")
+
+    monkeypatch.setattr(service.deliveries, "reschedule", reschedule_unheard)
+    answers = [await service.client.post(path, headers={"Idempotency-Key": "again"}) for _ in range(2)]
+
+    assert [answer.status_code for answer in answers] == [503, 202]
+    await wait_until(lambda: len(receiver.received) == 2)
 
 
 async def test_the_webhooks_of_an_erased_job_go_with_it(service: Service, receiver: Receiver) -> None:
@@ -417,5 +451,5 @@ async def test_the_webhooks_of_an_erased_job_go_with_it(service: Service, receiv
 
     await service.erase(job_id)
 
-    assert service.deliveries.of_job("ana", job_id) == []
-    assert service.deliveries.pending(0) == []
+    assert service.deliveries.list_reports("ana", job_id) == []
+    assert service.deliveries.list_pending(0) == []

@@ -5,19 +5,23 @@ import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta, tzinfo
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, Self
 
 import pytest
+from sqlalchemy import text
 from typer.testing import CliRunner
 
 from avatarforge.cli import app
-from avatarforge.diagnosis import Finding, State, examine
+from avatarforge.diagnosis import Finding, State, data, examine
+from avatarforge.diagnosis.data import list_risks
 from avatarforge.diagnosis.redis import check_redis
+from avatarforge.persistence import open_engine
 from avatarforge.persistence.upgrade import latest, upgrade
-from avatarforge.settings import Settings, load_settings
+from avatarforge.settings import DatabaseSettings, Settings, load_settings
 from tests.keys import kept_key
 from tests.servers.mariadb import MariaDbServer, free_port
 from tests.servers.redis import PASSWORD, RedisServer
@@ -73,7 +77,9 @@ def test_a_deployment_that_has_everything_is_found_well(
     assert states == {
         "webhook secrets": State.ABSENT,
         "data folder": State.OK,
+        "file modes": State.OK,
         "database": State.OK,
+        "database server": State.OK,
         "migrations": State.OK,
         "API keys": State.ABSENT,
         "storage": State.OK,
@@ -85,6 +91,71 @@ def test_a_deployment_that_has_everything_is_found_well(
     }
     assert "MariaDB" in findings["database"].found
     assert "PONG" in findings["Redis"].found
+
+
+def test_a_server_that_forgets_or_is_too_narrow(deployment: Deployment, tmp_path: Path) -> None:
+    engine = open_engine(DatabaseSettings(), deployment.url)
+    names = ("innodb_flush_log_at_trx_commit", "max_allowed_packet")
+    with engine.connect() as connection:
+        before = [connection.scalar(text(f"SELECT @@GLOBAL.{name}")) for name in names]
+        for name, value in zip(names, (2, 1024 * 1024), strict=True):
+            connection.execute(text(f"SET GLOBAL {name} = {value}"))
+        finding = found(on_servers(deployment, tmp_path))["database server"]
+        for name, value in zip(names, before, strict=True):
+            connection.execute(text(f"SET GLOBAL {name} = {value}"))
+    engine.dispose()
+    assert finding.state is State.WARNING
+    assert "innodb_flush_log_at_trx_commit is 2" in finding.found
+    assert "max_allowed_packet is 1048576" in finding.found
+
+
+def test_each_of_a_servers_risks_is_named() -> None:
+    fine = {"innodb_flush_log_at_trx_commit": "1", "max_allowed_packet": "16777216", "wsrep_on": "OFF"}
+    session = {"transaction_isolation": "READ-COMMITTED", "sql_mode": "STRICT_ALL_TABLES,NO_ZERO_DATE"}
+    assert list(list_risks({**fine, "sync_binlog": "0"}, session)) == []
+    assert list(list_risks(fine, {"tx_isolation": "READ-COMMITTED", "sql_mode": "STRICT_ALL_TABLES"})) == []
+
+    def named(server: dict[str, str], **changed: str) -> str:
+        [(found, advice)] = list_risks({**fine, **server}, {**session, **changed})
+        assert advice
+        return found
+
+    assert "sync_binlog is 0" in named({"log_bin": "ON", "sync_binlog": "0"})
+    assert "Galera" in named({"wsrep_on": "ON"})
+    assert "REPEATABLE-READ" in named({}, transaction_isolation="REPEATABLE-READ")
+    assert "not as set" in named({}, sql_mode="")
+
+
+def test_clocks_that_differ_are_told(
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return super().now(tz) - timedelta(seconds=60)
+
+    monkeypatch.setattr(data, "datetime", Late)
+    findings = found(on_servers(deployment, tmp_path))
+    assert "+60 s off" in findings["database server"].found
+    assert "s off this machine's" in findings["storage"].found
+
+
+def test_files_that_others_may_read_are_named(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    settings.webhook_secret_file.write_text("whsec_x")
+    settings.webhook_secret_file.chmod(0o640)
+    tmp_path.chmod(0o700)
+    assert found(settings)["file modes"].state is State.OK
+    tmp_path.chmod(0o755)
+    finding = found(settings)["file modes"]
+    assert finding.state is State.WARNING
+    assert f"chmod -R go= {settings.webhook_secret_file}" in finding.advice
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "_free_gib", lambda place: 0.4 if place == tmp_path else 50.0)
+    finding = found(settings_of(tmp_path))["data folder"]
+    assert (finding.state, "0.4 GiB free" in finding.found) == (State.WARNING, True)
 
 
 def test_the_secret_that_up_has_made_is_found(tmp_path: Path) -> None:
@@ -201,7 +272,7 @@ def test_redis_that_is_away_and_redis_with_another_password(deployment: Deployme
     assert "NOAUTH" in unsaid.found
 
 
-def test_a_gpu_that_is_wished_for_and_not_there(tmp_path: Path) -> None:
+def test_a_gpu_that_is_asked_for_and_not_there(tmp_path: Path) -> None:
     import torch
 
     if torch.cuda.is_available():
@@ -263,4 +334,4 @@ def test_the_command_tells_programs_and_people(deployment: Deployment, tmp_path:
     ill = CliRunner().invoke(app, ["doctor"], env={**environ, "AVATARFORGE_DATABASE_URL": empty})
     assert ill.exit_code == 1
     assert "avatarforge db upgrade" in ill.stdout
-    assert "1 to be mended." in ill.stdout
+    assert "1 failed." in ill.stdout

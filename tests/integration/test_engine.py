@@ -1,4 +1,4 @@
-"""What both engines promise, and the loading of pipelines, with the carried checkpoint."""
+"""What both engines promise, and the loading of pipelines, with a tiny checkpoint that has a strength."""
 
 import asyncio
 import shutil
@@ -13,41 +13,41 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avatarforge.diffusion import pipelines
-from avatarforge.diffusion.catalogue import Lora, Manifest
-from avatarforge.diffusion.engine import Engine, EngineRequest, EngineResult, EngineStep, EngineUpdate
-from avatarforge.diffusion.loading import ModelLoader
-from avatarforge.diffusion.sequential import SequentialEngine
-from avatarforge.diffusion.squares import square
+from avatarforge.diffusion.engines.engine import Engine, EngineRequest, EngineResult, EngineStep, EngineUpdate
+from avatarforge.diffusion.engines.sequential import SequentialEngine
+from avatarforge.diffusion.models import pipelines
+from avatarforge.diffusion.models.catalogue import Lora, Manifest
+from avatarforge.diffusion.models.loader import ModelLoader
 from avatarforge.domain.errors import (
     DeviceFailed,
-    GenerationBroke,
     ImageNotFinite,
     ImageWithheld,
     InvalidRequest,
     ModelUnusable,
+    PipelineFailed,
 )
 from avatarforge.domain.jobs import Stage
+from avatarforge.imaging.crop import square
 from avatarforge.settings import DiffusionSettings
-from tests.checkpoints import CHECKPOINT, avatar_mini, load, loaded, write_manifest
+from tests.checkpoints import CARRIED, img2img, img2img_checkpoint, load, loaded, write_manifest
 from tests.single_file import single_file
 from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
 def pipeline() -> Any:
-    return avatar_mini()
+    return img2img()
 
 
 def sequential(pipeline: Any) -> Engine:
-    return SequentialEngine(pipeline, "avatar-mini", threads=1)
+    return SequentialEngine(pipeline, "img2img", threads=1)
 
 
 def batching(pipeline: Any) -> Engine:
     """With room for one picture, so that what comes second waits in both."""
-    from avatarforge.diffusion.batching import BatchingEngine
+    from avatarforge.diffusion.engines.batching import BatchingEngine
 
-    return BatchingEngine(pipeline, "avatar-mini", threads=1, max_batch=1)
+    return BatchingEngine(pipeline, "img2img", threads=1, max_batch=1)
 
 
 @pytest.fixture(params=[sequential, batching])
@@ -210,7 +210,7 @@ async def test_numbers_that_make_no_picture_are_refused(
 async def test_a_fault_of_one_request_is_raised_there_and_nowhere_else(
     engine: Engine, request_of: Any
 ) -> None:
-    with pytest.raises(GenerationBroke, match="Error: "):
+    with pytest.raises(PipelineFailed, match="Error: "):
         await all_of(engine, request_of(prompt=7))
     assert await picture_of(engine, request_of())
 
@@ -265,7 +265,8 @@ def described(folder: Path, /, **source: str) -> Manifest:
 
 def test_diffusers_picks_the_pipeline_of_a_folder_that_names_none(tmp_path: Path) -> None:
     assert (
-        type(load(described(tmp_path, folder=str(CHECKPOINT)))).__name__ == "StableDiffusionImg2ImgPipeline"
+        type(load(described(tmp_path, folder=str(img2img_checkpoint())))).__name__
+        == "StableDiffusionImg2ImgPipeline"
     )
 
 
@@ -273,10 +274,10 @@ def test_diffusers_picks_the_pipeline_of_a_folder_that_names_none(tmp_path: Path
     ("source", "told"),
     [
         ({"folder": "nowhere"}, r"model_index\.json is not there"),
-        ({"folder": str(CHECKPOINT), "pipeline": "NoSuchPipeline"}, "no pipeline 'NoSuchPipeline'"),
-        ({"folder": str(CHECKPOINT), "pipeline": "__version__"}, "no pipeline"),
-        ({"file": "w.safetensors", "config": str(CHECKPOINT), "pipeline": "P"}, "w.safetensors is not there"),
-        ({"file": "w.ckpt", "config": str(CHECKPOINT), "pipeline": "P"}, "not a .safetensors file"),
+        ({"folder": str(CARRIED), "pipeline": "NoSuchPipeline"}, "no pipeline 'NoSuchPipeline'"),
+        ({"folder": str(CARRIED), "pipeline": "__version__"}, "no pipeline"),
+        ({"file": "w.safetensors", "config": str(CARRIED), "pipeline": "P"}, "w.safetensors is not there"),
+        ({"file": "w.ckpt", "config": str(CARRIED), "pipeline": "P"}, "not a .safetensors file"),
     ],
 )
 def test_a_source_that_is_not_there_is_told(tmp_path: Path, source: dict[str, str], told: str) -> None:
@@ -285,7 +286,7 @@ def test_a_source_that_is_not_there_is_told(tmp_path: Path, source: dict[str, st
 
 
 def test_truncated_weights_are_refused(tmp_path: Path) -> None:
-    shutil.copytree(CHECKPOINT, tmp_path / "c")
+    shutil.copytree(img2img_checkpoint(), tmp_path / "c")
     weights = tmp_path / "c" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
     with pytest.raises(ModelUnusable, match="Unable to load weights"):
@@ -293,7 +294,7 @@ def test_truncated_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_pickled_weights_are_never_read(tmp_path: Path) -> None:
-    shutil.copytree(CHECKPOINT, tmp_path / "c")
+    shutil.copytree(img2img_checkpoint(), tmp_path / "c")
     weights = tmp_path / "c" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(ModelUnusable, match="safetensors"):
@@ -328,7 +329,7 @@ def test_a_lora_is_added_to_the_weights(tmp_path: Path, pipeline: Any, layout: s
         tensors = {f"unet.{layer}.lora.down.weight": down, f"unet.{layer}.lora.up.weight": up}
         scale = 0.5
     save_file(tensors, tmp_path / "style.safetensors")
-    manifest = described(tmp_path, folder=str(CHECKPOINT))
+    manifest = described(tmp_path, folder=str(img2img_checkpoint()))
     manifest = manifest.model_copy(update={"loras": (Lora(file=tmp_path / "style.safetensors", weight=0.5),)})
     after = load(manifest).unet.get_submodule(layer).weight
     assert torch.allclose(after, before + scale * up @ down, atol=1e-5)
@@ -343,13 +344,13 @@ def test_a_lora_for_another_model_is_refused(tmp_path: Path, name: str, told: st
 
     tensors = {f"{name}.lora_down.weight": torch.ones((2, 4)), f"{name}.lora_up.weight": torch.ones((4, 2))}
     save_file(tensors, tmp_path / "style.safetensors")
-    manifest = described(tmp_path, folder=str(CHECKPOINT))
+    manifest = described(tmp_path, folder=str(img2img_checkpoint()))
     with pytest.raises(ModelUnusable, match=told):
         load(manifest.model_copy(update={"loras": (Lora(file=tmp_path / "style.safetensors"),)}))
 
 
 def test_a_lora_that_is_not_there_is_told(tmp_path: Path) -> None:
-    manifest = described(tmp_path, folder=str(CHECKPOINT))
+    manifest = described(tmp_path, folder=str(img2img_checkpoint()))
     with pytest.raises(ModelUnusable, match=r"style\.pt is no"):
         load(manifest.model_copy(update={"loras": (Lora(file=tmp_path / "style.pt"),)}))
 
@@ -357,15 +358,15 @@ def test_a_lora_that_is_not_there_is_told(tmp_path: Path) -> None:
 # Euler's schedulers in diffusers convert tensors in a way that NumPy gives up.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize(
-    ("wish", "kind"),
+    ("name", "kind"),
     [
         (None, "DDIMScheduler"),
         ("euler-ancestral", "EulerAncestralDiscreteScheduler"),
         ("dpm++-2m-karras", "DPMSolverMultistepScheduler"),
     ],
 )
-def test_the_manifest_picks_the_scheduler(tmp_path: Path, wish: Any, kind: str) -> None:
-    manifest = described(tmp_path, folder=str(CHECKPOINT)).model_copy(update={"scheduler": wish})
+def test_the_manifest_picks_the_scheduler(tmp_path: Path, name: Any, kind: str) -> None:
+    manifest = described(tmp_path, folder=str(img2img_checkpoint())).model_copy(update={"scheduler": name})
     scheduler = load(manifest).scheduler
     assert type(scheduler).__name__ == kind
     # What the checkpoint was trained for stays.
@@ -373,9 +374,9 @@ def test_the_manifest_picks_the_scheduler(tmp_path: Path, wish: Any, kind: str) 
 
 
 async def test_a_pipeline_that_needs_more_than_a_photo_and_a_prompt_is_unusable(tmp_path: Path) -> None:
-    described(tmp_path, folder=str(CHECKPOINT), pipeline="StableDiffusionInpaintPipeline")
+    described(tmp_path, folder=str(img2img_checkpoint()), pipeline="StableDiffusionInpaintPipeline")
     loader = ModelLoader(DiffusionSettings(models_dir=tmp_path, threads=1))
-    with pytest.raises(ModelUnusable, match="makes no picture"):
+    with pytest.raises(ModelUnusable, match="makes no image"):
         await loaded(loader, "m")
 
 
@@ -384,16 +385,16 @@ async def test_weights_that_are_no_numbers_are_refused_at_the_first_picture(
 ) -> None:
     from safetensors.torch import load_file, save_file
 
-    shutil.copytree(CHECKPOINT, tmp_path / "c")
+    shutil.copytree(img2img_checkpoint(), tmp_path / "c")
     weights = tmp_path / "c" / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({key: value * np.nan for key, value in load_file(weights).items()}, weights, {"format": "pt"})
     described(tmp_path, folder="c")
-    with pytest.raises(ModelUnusable, match="no numbers"):
+    with pytest.raises(ModelUnusable, match="not finite"):
         await loaded(ModelLoader(DiffusionSettings(models_dir=tmp_path, threads=1)), "m")
 
 
 @pytest.mark.parametrize(
-    ("wish", "device", "manifests", "picked"),
+    ("configured", "device", "manifests", "picked"),
     [
         ("auto", "cpu", "float16", "torch.float32"),
         ("float16", "cpu", None, "torch.float16"),
@@ -402,8 +403,8 @@ async def test_weights_that_are_no_numbers_are_refused_at_the_first_picture(
         ("bfloat16", "cuda", "float16", "torch.bfloat16"),
     ],
 )
-def test_the_number_format_follows_wish_device_and_manifest(
-    tmp_path: Path, wish: str, device: str, manifests: str | None, picked: str
+def test_the_number_format_follows_setting_device_and_manifest(
+    tmp_path: Path, configured: str, device: str, manifests: str | None, picked: str
 ) -> None:
-    manifest = described(tmp_path, folder=str(CHECKPOINT)).model_copy(update={"dtype": manifests})
-    assert str(pipelines.pick_dtype(wish, manifest, device)) == picked
+    manifest = described(tmp_path, folder=str(img2img_checkpoint())).model_copy(update={"dtype": manifests})
+    assert str(pipelines.pick_dtype(configured, manifest, device)) == picked

@@ -2,17 +2,19 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from avatarforge.diffusion.batching import BatchingEngine
-from avatarforge.diffusion.catalogue import SchedulerName
-from avatarforge.diffusion.engine import EngineRequest, EngineResult
-from avatarforge.diffusion.families import family_of
-from tests.families import FAMILIES, SCHEDULERS, photo, scheduled, tiny
+from avatarforge.diffusion.engines.architectures import find_architecture
+from avatarforge.diffusion.engines.batching import BatchingEngine
+from avatarforge.diffusion.engines.engine import EngineRequest, EngineResult, EngineStep
+from avatarforge.diffusion.engines.sequential import SequentialEngine
+from avatarforge.diffusion.models.catalogue import SchedulerName
+from tests.families import EDITING_FAMILIES, FAMILIES, SCHEDULERS, photo, scheduled, tiny
 
 # Euler's schedulers in diffusers convert tensors in a way that NumPy gives up.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -31,6 +33,7 @@ REQUESTS = [
         strength=(0.4, 1.0, 0.7, 0.5)[number % 4],
         steps=(5, 8, 6)[number % 3],
         guidance=(4.0, 1.0, 0.0, 7.5)[number % 4],
+        image_guidance=(1.5, 2.0, 1.2, 1.0)[number % 4],
     )
     for number in range(8)
 ]
@@ -75,18 +78,22 @@ def by_diffusers(pipeline: Any, request: EngineRequest) -> Any:
     """The pixels that the pipeline makes alone."""
     import torch
 
-    negative = {"negative_prompt": request.negative_prompt} if request.negative_prompt else {}
-    if "LatentConsistency" in type(pipeline).__name__:
-        negative = {}
+    kind = type(pipeline).__name__
+    options: dict[str, Any] = {}
+    if request.negative_prompt and "LatentConsistency" not in kind:
+        options["negative_prompt"] = request.negative_prompt
+    if "InstructPix2Pix" in kind:
+        options["image_guidance_scale"] = request.image_guidance
+    else:
+        options["strength"] = request.strength
     return pipeline(
         prompt=request.prompt,
         image=request.image,
-        strength=request.strength,
         num_inference_steps=request.steps,
         guidance_scale=request.guidance,
         generator=torch.Generator().manual_seed(request.seed),
         output_type="np",
-        **negative,
+        **options,
     ).images[0]
 
 
@@ -94,7 +101,7 @@ def furthest(ours: Sequence[Any], theirs: Sequence[Any]) -> float:
     return max(float(np.abs(our - their).max()) for our, their in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *EDITING_FAMILIES])
 async def test_every_family_makes_the_pictures_that_diffusers_makes(family: str) -> None:
     pipeline = tiny(family)
     made = await together(pipeline, REQUESTS)
@@ -107,6 +114,7 @@ async def test_every_family_makes_the_pictures_that_diffusers_makes(family: str)
         *(("sd-v", scheduler) for scheduler in SCHEDULERS),
         *(("sd-epsilon", scheduler) for scheduler in SCHEDULERS),
         *(("xl", scheduler) for scheduler in MANIFEST_SCHEDULERS),
+        *(("edit", scheduler) for scheduler in (*MANIFEST_SCHEDULERS, "heun", "ddim-thresholding")),
     ],
 )
 async def test_every_scheduler_steps_as_diffusers_steps(family: str, scheduler: str) -> None:
@@ -116,36 +124,75 @@ async def test_every_scheduler_steps_as_diffusers_steps(family: str, scheduler: 
     assert furthest(made, [by_diffusers(pipeline, request) for request in requests]) < ALIKE
 
 
-@pytest.mark.parametrize("scheduler", MANIFEST_SCHEDULERS)
-async def test_who_else_is_in_the_batch_makes_no_difference(scheduler: str) -> None:
-    pipeline = scheduled(tiny("sd-epsilon"), scheduler)
+@pytest.mark.parametrize(
+    ("family", "scheduler"),
+    [
+        *(("sd-epsilon", scheduler) for scheduler in MANIFEST_SCHEDULERS),
+        ("edit", "ddim"),
+        ("edit-xl", "euler"),
+    ],
+)
+async def test_who_else_is_in_the_batch_makes_no_difference(family: str, scheduler: str) -> None:
+    pipeline = scheduled(tiny(family), scheduler)
     among_others = await together(pipeline, REQUESTS)
     alone = await together(pipeline, [REQUESTS[3]])
     assert furthest(alone, [among_others[3]]) < ALIKE
 
 
-async def test_what_is_asked_for_makes_a_difference() -> None:
+@pytest.mark.parametrize(
+    ("family", "dial"),
+    [
+        ("sd-epsilon", {"strength": 0.8}),
+        ("edit", {"image_guidance": 4.0}),
+        ("edit-xl", {"image_guidance": 4.0}),
+    ],
+)
+async def test_what_is_asked_for_makes_a_difference(family: str, dial: dict[str, Any]) -> None:
     """Or the tests of sameness would say little."""
     changes: list[dict[str, Any]] = [
         {},
         {"prompt": "watercolor"},
         {"negative_prompt": "neon"},
         {"seed": 9},
-        {"strength": 0.8},
+        dial,
         {"steps": 9},
         {"guidance": 9.0},
         {"image": photo(9)},
     ]
-    plain = {name: getattr(REQUESTS[0], name) for name in EngineRequest.__slots__}
-    made = await together(tiny("sd-epsilon"), [EngineRequest(**plain | change) for change in changes])
+    made = await together(tiny(family), [replace(REQUESTS[0], **change) for change in changes])
     assert all(furthest([one], [made[0]]) > 10 * ALIKE for one in made[1:])
 
 
+@pytest.mark.parametrize("family", ["edit", "edit-xl"])
+async def test_the_sequential_engine_edits_too_and_tells_each_step(family: str) -> None:
+    pipeline, request = tiny(family), replace(REQUESTS[0], steps=3, image_guidance=2.0)
+    with SequentialEngine(pipeline, "tiny", threads=1) as engine:
+        *steps, result = [update async for update in engine.generate(request)]
+    assert isinstance(result, EngineResult)
+    assert steps == [EngineStep(step=step, total_steps=3) for step in range(4)]
+    expected = (by_diffusers(pipeline, request) * 255).round()
+    assert (np.asarray(result.image) == expected).all()
+
+
+@pytest.mark.parametrize("family", ["edit", "edit-xl"])
+async def test_without_guidance_an_edit_takes_one_row_a_step_and_with_it_three(family: str) -> None:
+    pipeline, rows = tiny(family), []
+    hook = pipeline.unet.register_forward_pre_hook(lambda module, arguments: rows.append(len(arguments[0])))
+    try:
+        for guidance in (1.0, 4.0):
+            await together(pipeline, [replace(REQUESTS[0], steps=2, guidance=guidance)])
+    finally:
+        hook.remove()
+    # The engine's two threads of the CPU share the rows of a step.
+    assert rows.count(1) >= 2
+    assert sum(rows) == 2 * 1 + 2 * 3
+
+
 def test_pipelines_with_a_call_or_scheduler_of_their_own_are_not_known_from_inside() -> None:
-    from diffusers import DDIMInverseScheduler, StableDiffusionInstructPix2PixPipeline
+    from diffusers import DDIMInverseScheduler, StableDiffusionInpaintPipeline
 
     pipeline = tiny("sd-epsilon")
-    assert family_of(pipeline) is not None
+    assert find_architecture(pipeline) is not None
 
     class Custom(type(pipeline)):  # type: ignore[misc]  # a class that is only known here
         def __call__(self, *arguments: Any, **options: Any) -> Any:
@@ -153,6 +200,9 @@ def test_pipelines_with_a_call_or_scheduler_of_their_own_are_not_known_from_insi
 
     parts, unsafe = pipeline.components, {"requires_safety_checker": False}
     other = DDIMInverseScheduler.from_config(pipeline.scheduler.config)
-    assert family_of(Custom(**parts, **unsafe)) is None
-    assert family_of(type(pipeline)(**parts | {"scheduler": other}, **unsafe)) is None
-    assert family_of(StableDiffusionInstructPix2PixPipeline(**parts, **unsafe)) is None
+    assert find_architecture(Custom(**parts, **unsafe)) is None
+    assert find_architecture(type(pipeline)(**parts | {"scheduler": other}, **unsafe)) is None
+    assert find_architecture(StableDiffusionInpaintPipeline(**parts, **unsafe)) is None
+    # A UNet without channels for the photo.
+    editing = type(tiny("edit"))(**parts, **unsafe)
+    assert find_architecture(editing) is None

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avatarforge.diffusion.batching import BatchingEngine
-from avatarforge.diffusion.engine import EngineRequest, EngineResult, EngineStep, EngineUpdate
-from avatarforge.domain.errors import DeviceFailed, GenerationBroke, ImageNotFinite
+from avatarforge.diffusion.engines.batching import BatchingEngine
+from avatarforge.diffusion.engines.engine import EngineRequest, EngineResult, EngineStep, EngineUpdate
+from avatarforge.diffusion.models.catalogue import Catalogue
+from avatarforge.domain.errors import DeviceFailed, ImageNotFinite, PipelineFailed
 from tests.checkpoints import avatar_mini
 from tests.families import photo, tiny
 from tests.waiting import wait_until
@@ -150,7 +151,7 @@ async def test_a_fault_of_one_request_is_raised_there_and_nowhere_else(engine: B
     first, broken, last = await asyncio.gather(
         *(picture_of(engine, request) for request in requests), return_exceptions=True
     )
-    assert isinstance(broken, GenerationBroke)
+    assert isinstance(broken, PipelineFailed)
     assert isinstance(first, Image.Image)
     assert isinstance(last, Image.Image)
 
@@ -168,7 +169,7 @@ async def test_too_little_memory_makes_batches_smaller_and_fails_nobody(
     assert all(map(alike, alone, together))
     assert max(passes.images) == 2
     assert engine.report().limit == 2
-    assert engine.broken is None
+    assert engine.device_error is None
 
 
 async def test_too_little_memory_for_one_picture_gives_it_back(
@@ -197,7 +198,7 @@ async def test_a_device_that_broke_fails_whoever_is_there_and_whoever_comes(
     ]
     with pytest.raises(DeviceFailed, match="illegal memory access"):
         await picture_of(engine, SHORT)
-    assert engine.broken is not None
+    assert engine.device_error is not None
 
 
 # --- what is measured and shown -----------------------------------------------------------------------------
@@ -220,31 +221,32 @@ async def test_texts_that_were_met_before_are_not_encoded_again(
 
 
 async def test_warming_up_measures_steps_by_the_number_of_images(engine: BatchingEngine) -> None:
-    await engine.warm_up(32)
+    await engine.warm_up(32, 2.0)
     report = engine.report()
     assert list(report.step_seconds)[:2] == [1, 2]
     assert all(seconds > 0 for seconds in report.step_seconds.values())
     assert 1 <= report.limit <= 8
-    assert (report.active, report.waiting, report.memory) == (0, 0, None)
+    assert (report.active, report.waiting, report.memory_bytes) == (0, 0, None)
 
 
 async def test_steps_are_counted_by_the_images_that_shared_them(engine: BatchingEngine) -> None:
-    alone = engine.planned_steps(SHORT.steps, SHORT.strength)
+    alone = engine.count_steps(SHORT.steps, SHORT.strength)
     await picture_of(engine, SHORT)
-    assert (engine.report().steps_by_images, engine.report().pictures) == ({1: alone}, 1)
+    assert (engine.report().steps_by_images, engine.report().images_generated) == ({1: alone}, 1)
     requests = [replace(SHORT, seed=seed, steps=20) for seed in range(3)]
     await asyncio.gather(*(picture_of(engine, request) for request in requests))
     report = engine.report()
-    together = 3 * engine.planned_steps(20, SHORT.strength)
+    together = 3 * engine.count_steps(20, SHORT.strength)
     assert sum(images * times for images, times in report.steps_by_images.items()) == alone + together
     assert report.steps_by_images[3] > 0
-    assert report.pictures == 4
+    assert report.images_generated == 4
 
 
 async def test_a_picture_in_the_making_is_shown_at_most_four_times_a_second() -> None:
-    request = replace(LONG, image=photo(1).resize((128, 128)), steps=60, strength=0.9)
+    side = Catalogue().read("avatar-mini").size
+    request = replace(LONG, image=photo(1).resize((side, side)), steps=16)
     with engine_of(avatar_mini()) as engine:
-        await engine.warm_up(128)
+        await engine.warm_up(side, request.guidance)
         *steps, result = await all_of(engine, request)
     previews = [update.preview for update in steps if isinstance(update, EngineStep) and update.preview]
     assert isinstance(result, EngineResult)

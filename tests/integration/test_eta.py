@@ -19,10 +19,10 @@ from avatarforge.domain.replicas import ReplicaReport
 from avatarforge.settings import TrackerSettings
 from avatarforge.storage.folder import FolderStorage
 from avatarforge.tracker.feed import Feed, FeedCursor
+from avatarforge.tracker.ports import Ports
 from avatarforge.tracker.tracker import JobTracker
-from tests.factories import a_job, an_outcome
+from tests.factories import a_job, a_report, an_outcome
 from tests.twins import MemoryDeletions, MemoryRecords, MemoryWebhooks, ScriptedReplicas
-from tests.unit.test_replica_reports import a_report
 from tests.waiting import wait_until
 
 LIMIT, PREFETCH = 4, 2
@@ -77,7 +77,7 @@ class Device:
             limit=LIMIT,
             step_seconds=STEP_SECONDS,
             steps_by_images=dict(self.steps),
-            pictures=self.pictures,
+            images_generated=self.pictures,
             busy_seconds=self.busy_seconds,
         )
 
@@ -86,13 +86,15 @@ async def test_half_of_what_is_told_is_right_within_a_third(tmp_path: Path) -> N
     device, records, webhooks = Device(), MemoryRecords(), MemoryWebhooks()
     tracker = JobTracker(
         0,
-        records,
-        ScriptedReplicas(LIMIT + PREFETCH, device.generate),
         TrackerSettings(),
-        storage=FolderStorage(tmp_path),
-        deletions=MemoryDeletions(records),
-        deliveries=webhooks,
-        webhooks=webhooks,
+        Ports(
+            store=records,
+            deletions=MemoryDeletions(records),
+            deliveries=webhooks,
+            storage=FolderStorage(tmp_path),
+            webhooks=webhooks,
+            replicas=ScriptedReplicas(LIMIT + PREFETCH, device.generate),
+        ),
         on_broken=lambda error: None,
     )
     await tracker.start()
@@ -105,15 +107,15 @@ async def test_half_of_what_is_told_is_right_within_a_third(tmp_path: Path) -> N
         """Note what is told of each job, and when it ends."""
         cursor = FeedCursor()
         while True:
-            batch = await tracker.feed(cursor, 0.1)
+            batch = await tracker.feed.read(cursor, 0.1)
             cursor = batch.cursor
             for change in batch.changes:
                 if change.job is not None and change.job.status.is_terminal:
                     ended[change.job.job_id] = clock()
             if batch.forecast is not None:
                 told.extend((job_id, clock(), left) for job_id, left in batch.forecast.seconds.items())
-            await tracker.report_replica(device.report())
-            await asyncio.sleep(Feed.FORECAST_INTERVAL / 5)
+            await tracker.record_replica_report(device.report())
+            await asyncio.sleep(Feed.MIN_FORECAST_INTERVAL_SECONDS / 5)
 
     watching = asyncio.create_task(watch())
     try:
@@ -121,7 +123,9 @@ async def test_half_of_what_is_told_is_right_within_a_third(tmp_path: Path) -> N
         for _ in range(3):
             wanted = [GenerationParameters(seed=1, strength=1.0, steps=randomness.choice((5, 15, 40)))
                       for _ in range(16)]  # fmt: skip
-            answers = await tracker.submit([NewJob(job=a_job(parameters=each)) for each in wanted])
+            answers = await tracker.submissions.submit(
+                [NewJob(job=a_job(parameters=each)) for each in wanted]
+            )
             jobs += [answer for answer in answers if isinstance(answer, ProfilePhotoJob)]
             await asyncio.sleep(0.8)
         await wait_until(lambda: len(ended) == len(jobs) == 48, deadline=60)

@@ -7,15 +7,13 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 
-import grpc
 import httpx
 import pytest_asyncio
 
-from avatarforge.ingress.grpc import JobMethods
-from avatarforge.ingress.grpc.serving import add_job_service_to_server
 from avatarforge.settings import PREFIX
+from tests.events import subscriber_count
 from tests.integration.rest import A_SECRET
-from tests.integration.service import SECONDS, Service
+from tests.integration.service import SECONDS, Service, serving_grpc
 from tests.servers.mariadb import free_port
 from tests.waiting import wait_until
 
@@ -68,13 +66,8 @@ class Example:
 
 @pytest_asyncio.fixture
 async def address(service: Service) -> AsyncIterator[str]:
-    """Where the service talks gRPC."""
-    server = grpc.aio.server()
-    add_job_service_to_server(JobMethods(service.photos, service.gate), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    yield f"127.0.0.1:{port}"
-    await server.stop(None)
+    async with serving_grpc(service) as address:
+        yield address
 
 
 async def test_a_receiver_takes_what_is_signed_and_nothing_else(service: Service) -> None:
@@ -103,7 +96,7 @@ async def test_a_watcher_keeps_every_avatar_over_the_death_of_the_tracker(
         *("examples/watch_customer.py", "ana", str(tmp_path / "avatars")), AVATARFORGE_URL=service.url
     )
     try:
-        await wait_until(lambda: service.live.subscribers, 30)
+        await wait_until(lambda: subscriber_count(service.live), 30)
         first = await service.submitted()
         await watcher.says(f"{first}  DONE")
         await service.kill_trackers()
@@ -120,7 +113,7 @@ async def test_a_watcher_keeps_every_avatar_over_the_death_of_the_tracker(
 async def test_a_grpc_client_follows_its_photo(service: Service, address: str) -> None:
     example = await Example.started("examples/grpc_client.py", address, "ana", str(PHOTO))
     lines = await example.ended()
-    [job] = service.records.jobs_of("ana", None, 10)
+    [job] = service.records.list_jobs("ana", None, 10)
     assert lines[-1] == f"/customers/ana/photos/{job.job_id}/generated"
     assert lines[-2].startswith(f"{job.job_id} PROCESSING_STATUS_DONE")
     assert job.parameters.style == "watercolor"
@@ -130,6 +123,6 @@ async def test_an_asynchronous_grpc_client_waits_for_all_its_photos(service: Ser
     example = await Example.started("examples/grpc_client_aio.py", address, "ana", *[str(PHOTO)] * 3)
     lines = await example.ended()
     assert {line.split()[0] for line in lines} == {
-        job.job_id for job in service.records.jobs_of("ana", None, 10)
+        job.job_id for job in service.records.list_jobs("ana", None, 10)
     }
     assert [line.split()[1] for line in lines] == ["PROCESSING_STATUS_DONE"] * 3

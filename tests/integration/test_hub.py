@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.checkpoints import CHECKPOINT
+from tests.checkpoints import img2img_checkpoint
 from tests.servers.hub import COMMIT, serving_hub
 
 
@@ -51,7 +51,7 @@ class Machine:
 
 
 def test_a_checkpoint_is_fetched_once_and_then_loaded_without_the_hub(tmp_path: Path) -> None:
-    with serving_hub(CHECKPOINT) as hub:
+    with serving_hub(img2img_checkpoint()) as hub:
         machine = Machine(tmp_path, hub.url)
         assert machine.listed()["missing"] == "not cached"
         first = machine.models("check", "small")
@@ -62,14 +62,14 @@ def test_a_checkpoint_is_fetched_once_and_then_loaded_without_the_hub(tmp_path: 
     assert machine.listed() == {
         "kind": "hub",
         "place": f"someone/small@{COMMIT}",
-        "bytes": sum(path.stat().st_size for path in CHECKPOINT.rglob("*.safetensors")),
+        "bytes": sum(path.stat().st_size for path in img2img_checkpoint().rglob("*.safetensors")),
         "missing": None,
     }
 
 
 def test_a_download_that_breaks_off_is_taken_up_again(tmp_path: Path) -> None:
     weights = "unet/diffusion_pytorch_model.safetensors"
-    with serving_hub(CHECKPOINT) as hub:
+    with serving_hub(img2img_checkpoint()) as hub:
         hub.torn.add(weights)
         checked = Machine(tmp_path, hub.url).models("check", "small")
     assert checked.returncode == 0, checked.stderr
@@ -91,9 +91,9 @@ def test_a_checkpoint_that_cannot_be_fetched_says_what_to_do(tmp_path: Path, env
 
 def test_a_repository_without_safetensors_is_refused(tmp_path: Path) -> None:
     pickled = tmp_path / "repository"
-    for path in CHECKPOINT.rglob("*"):
+    for path in img2img_checkpoint().rglob("*"):
         if path.is_file():
-            copy = pickled / path.relative_to(CHECKPOINT)
+            copy = pickled / path.relative_to(img2img_checkpoint())
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.with_suffix(".bin" if copy.suffix == ".safetensors" else copy.suffix).write_bytes(
                 path.read_bytes()

@@ -6,7 +6,8 @@ from datetime import timedelta
 import httpx
 import pytest
 
-from avatarforge.domain.events import EventKind
+from avatarforge import persistence
+from avatarforge.domain.status import EventKind
 from tests.holding import HeldCommits
 from tests.integration.rest import a_jpeg, problem
 from tests.integration.service import Service
@@ -14,7 +15,7 @@ from tests.waiting import wait_until
 
 
 def jobs(service: Service, customer_id: str = "ana") -> list[str]:
-    return [job.job_id for job in service.records.jobs_of(customer_id, None, 100)]
+    return [job.job_id for job in service.records.list_jobs(customer_id, None, 100)]
 
 
 async def test_the_same_upload_under_its_key_is_the_same_job(service: Service) -> None:
@@ -29,6 +30,33 @@ async def test_the_same_upload_under_its_key_is_the_same_job(service: Service) -
     assert again.json() == done
     assert jobs(service) == [done["jobId"]]
     assert len(service.objects()) == 2, "one original and one avatar"
+
+
+async def test_a_key_in_quotes_is_the_same_key(service: Service) -> None:
+    first = await service.post(key="k1")
+    again = await service.post(key='"k1"')
+
+    assert again.json()["jobId"] == first.json()["jobId"]
+
+
+async def test_a_retry_under_its_key_is_one_new_job(service: Service) -> None:
+    job_id = await service.submitted()
+    await service.ended(job_id)
+    other = await service.submitted()
+    await service.ended(other)
+    path, headers = "/customers/ana/photos/{}/retry", {"Idempotency-Key": "k1"}
+
+    first = await service.client.post(path.format(job_id), headers=headers)
+    again = await service.client.post(path.format(job_id), headers=headers)
+    misused = await service.client.post(path.format(other), headers=headers)
+    without = await service.client.post(path.format(job_id))
+
+    assert (first.status_code, first.json()["retryOf"]) == (202, job_id)
+    assert again.headers["idempotent-replayed"] == "true"
+    assert again.json()["jobId"] == first.json()["jobId"]
+    assert (misused.status_code, problem(misused)["code"]) == (422, "idempotency_key_reused")
+    assert without.json()["jobId"] != first.json()["jobId"]
+    assert len(jobs(service)) == 4
 
 
 async def test_without_a_key_each_upload_is_a_job(service: Service) -> None:
@@ -88,10 +116,13 @@ async def test_a_key_that_is_none_is_named_and_nothing_is_kept(service: Service)
         assert len(answer.content) < 2000
 
     assert service.objects() == []
-    assert service.records.customer("ana") is None
+    assert service.records.find_customer("ana") is None
 
 
-async def test_a_key_is_forgotten_after_a_day(service: Service) -> None:
+async def test_a_key_is_forgotten_after_a_day(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The database is on the same machine.
+    for module in (persistence.group, persistence.jobs):
+        monkeypatch.setattr(module, "read_clock", lambda _: service.clock())
     first = await service.post(key="k1")
     service.clock.ahead = timedelta(hours=23)
     within = await service.post(key="k1")

@@ -37,7 +37,7 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
 @pytest_asyncio.fixture
 async def stub(service: Service) -> AsyncIterator[ProfilePhotoJobServiceStub]:
     server = grpc.aio.server()
-    add_job_service_to_server(Methods(service.photos, service.gate), server)
+    add_job_service_to_server(Methods(service.photos, service.authorizer), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -66,10 +66,10 @@ async def test_a_customer_with_too_many_jobs_is_refused_and_nothing_stays(servic
     }
     assert refused.headers["retry-after"] == "10"
     assert service.objects() == before
-    assert len(service.records.jobs_of("ana", None, 10)) == 2
+    assert len(service.records.list_jobs("ana", None, 10)) == 2
     # The key is free: the same upload is accepted when there is room.
     service.replicas.tasks.clear()
-    [_, oldest] = service.records.jobs_of("ana", None, 10)
+    [_, oldest] = service.records.list_jobs("ana", None, 10)
     await service.command("cancel", oldest.job_id)
     assert (await service.post("ana", key="once more")).status_code == 202
 
@@ -92,7 +92,7 @@ async def test_grpc_refuses_with_resource_exhausted(
     assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     trailing = dict(refusal.value.trailing_metadata() or ())
     assert trailing["avatarforge-code"] == "customer_backlog_full"
-    assert len(service.records.jobs_of("ana", None, 10)) == 2
+    assert len(service.records.list_jobs("ana", None, 10)) == 2
 
 
 async def test_more_uploads_than_are_read_at_a_time_are_refused(service: Service) -> None:
@@ -107,14 +107,14 @@ async def test_more_uploads_than_are_read_at_a_time_are_refused(service: Service
         asyncio.create_task(service.client.post("/customers/ana", content=endless(), headers=headers))
         for _ in range(2)
     ]
-    await wait_until(lambda: service.photos.uploads.taken == 2)
+    await wait_until(lambda: service.photos.upload_limit.in_use == 2)
     refused = await service.post("ben")
     assert (refused.status_code, problem(refused)["code"]) == (429, "too_many_uploads")
     assert refused.headers["retry-after"] == "1"
     finish.set()
     assert [answer.status_code for answer in await asyncio.gather(*slow)] == [202, 202]
     assert (await service.post("ben")).status_code == 202
-    assert service.photos.uploads.taken == 0
+    assert service.photos.upload_limit.in_use == 0
 
 
 async def test_streams_are_bounded_for_a_customer_and_in_all_on_both_channels(

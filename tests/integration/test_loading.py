@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 
-from avatarforge.diffusion import pipelines
-from avatarforge.diffusion.catalogue import Manifest
+from avatarforge.diffusion.models import pipelines
+from avatarforge.diffusion.models.catalogue import Manifest
 from avatarforge.domain.errors import ModelUnusable
-from tests.checkpoints import CHECKPOINT
+from tests.checkpoints import img2img_checkpoint
 from tests.single_file import single_file
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -20,7 +20,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(CHECKPOINT, tmp_path / "checkpoint"))
+    return Path(shutil.copytree(img2img_checkpoint(), tmp_path / "checkpoint"))
 
 
 def manifest_of(folder: Path, **changes: Any) -> Manifest:
@@ -65,7 +65,9 @@ def test_pickled_weights_are_read_where_the_settings_allow_it(tmp_path: Path, ch
 def test_a_pickled_single_file_is_read_where_the_settings_allow_it(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    manifest = single_file(tmp_path, load(manifest_of(tmp_path, source={"folder": str(CHECKPOINT)})))
+    manifest = single_file(
+        tmp_path, load(manifest_of(tmp_path, source={"folder": str(img2img_checkpoint())}))
+    )
     file = manifest.source.file  # type: ignore[union-attr]
     torch.save({"state_dict": load_file(file)}, file.with_suffix(".ckpt"))
     source = manifest.source.model_copy(update={"file": file.with_suffix(".ckpt")})
@@ -198,5 +200,5 @@ def test_the_manifest_says_where_the_weights_lie(
     tmp_path: Path, checkpoint: Path, offload: str, device: str, placed: str
 ) -> None:
     pipeline = Placed()
-    pipelines.place(pipeline, manifest_of(tmp_path, offload=offload), device)
+    pipelines.move_to_device(pipeline, manifest_of(tmp_path, offload=offload), device)
     assert pipeline.placed == [placed]

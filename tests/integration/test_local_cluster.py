@@ -54,13 +54,14 @@ class Cluster:
             stdout=self._log,
             stderr=subprocess.STDOUT,
         )
+        self._client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=5, trust_env=False)
         self.members: list[psutil.Process] = []
 
     def answer(self) -> str | None:
         if self.process.poll() is not None:
             raise AssertionError(Path(self._log.name).read_text())
         try:
-            answer = httpx.get(f"http://127.0.0.1:{self.port}/", timeout=5, trust_env=False)
+            answer = self._client.get("/")
         except httpx.TransportError:
             return None
         return answer.text if answer.status_code == httpx.codes.OK else None
@@ -78,6 +79,7 @@ class Cluster:
 
     def close(self) -> None:
         self._log.close()
+        self._client.close()
         for process in self.members:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

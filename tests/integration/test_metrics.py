@@ -13,13 +13,11 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from prometheus_client.openmetrics.parser import (
-    text_string_to_metric_families as openmetrics_families,
-)
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
 from avatarforge.telemetry import metrics
-from avatarforge.telemetry.figures import Counter, Histogram
+from avatarforge.telemetry.registry import Counter, Histogram
 from tests.integration.service import Service, running_service
 from tests.receivers import Receiver
 from tests.waiting import wait_until
@@ -58,7 +56,7 @@ async def test_a_job_is_counted_from_its_upload_to_its_webhook(service: Service)
     async with Receiver().serving() as receiver:
         await service.ended(await service.submitted(callbackUrl=receiver.url()))
         await wait_until(
-            lambda: get(client, "avatarforge_webhook_calls_total", outcome="delivered"), what="the call"
+            lambda: get(client, "avatarforge_webhook_attempts_total", outcome="delivered"), what="the call"
         )
     counted = [
         await get(client, "avatarforge_job_events_total", kind=kind)
@@ -70,7 +68,7 @@ async def test_a_job_is_counted_from_its_upload_to_its_webhook(service: Service)
     assert await get(client, "avatarforge_job_seconds_count", status="DONE") == 1
     assert await get(client, "avatarforge_attempts_ended_total", backend="local", outcome="finished") == 1
     assert await get(client, "avatarforge_webhook_call_seconds_count") == 1
-    assert await get(client, "avatarforge_accept_seconds_count") == 1
+    assert await get(client, "avatarforge_upload_accept_duration_seconds_count") == 1
     assert await get(client, "avatarforge_accepted_bytes_total") > 1000
     assert await get(client, "avatarforge_commit_changes_sum") == 3
     put = {"component": "ingress", "operation": "put", "outcome": "ok"}
@@ -88,8 +86,8 @@ async def test_failures_are_counted_by_code_and_requests_by_route(service: Servi
     await client.get("/no/such/page")
     await client.request("PROPFIND", "/models")
     assert await get(client, "avatarforge_jobs_ended_total", status="FAILED", code="unsafe_content") == 1
-    assert await get(client, "avatarforge_refusals_total", code="job_not_found") == 1
-    assert await get(client, "avatarforge_refusals_total", code="invalid_customer_id") == 1
+    assert await get(client, "avatarforge_errors_total", code="job_not_found") == 1
+    assert await get(client, "avatarforge_errors_total", code="invalid_customer_id") == 1
     status = {"method": "GET", "route": "/customers/{customerId}/photos/{jobId}/status"}
     assert await get(client, "avatarforge_http_requests_total", **status, status="200") == 1
     assert await get(client, "avatarforge_http_requests_total", **status, status="404") == 1
@@ -102,20 +100,20 @@ async def test_failures_are_counted_by_code_and_requests_by_route(service: Servi
 async def test_an_upload_under_a_key_is_timed_as_any_other_and_its_replay_is_not(service: Service) -> None:
     for _ in range(2):
         assert (await service.post(key="once")).status_code == 202
-    assert await value(service.client, "avatarforge_accept_seconds_count") == 1
+    assert await value(service.client, "avatarforge_upload_accept_duration_seconds_count") == 1
 
 
 async def test_whichever_replica_answers_tells_the_same(service: Service) -> None:
     async with service.fresh_replica() as second:
         for replica in (service, second, second):
             await service.ended(await replica.submitted())
-        assert await value(second.client, "avatarforge_accept_seconds_count") >= 2
+        assert await value(second.client, "avatarforge_upload_accept_duration_seconds_count") >= 2
         for client in (service.client, second.client):
-            assert await value(client, "avatarforge_accept_seconds_count") == 3
+            assert await value(client, "avatarforge_upload_accept_duration_seconds_count") == 3
             assert await value(client, "avatarforge_jobs_ended_total", status="DONE") == 3
             assert await value(client, "avatarforge_ingress_replicas") == 2
     # What the second one counted stays when it leaves.
-    assert await value(service.client, "avatarforge_accept_seconds_count") == 3
+    assert await value(service.client, "avatarforge_upload_accept_duration_seconds_count") == 3
 
 
 async def test_followers_are_told_by_channel(service: Service) -> None:
@@ -142,13 +140,13 @@ async def test_a_tracker_that_is_away_is_told_and_no_counter_of_its_next_life_ho
     service: Service,
 ) -> None:
     await service.ended(await service.submitted())
-    assert await value(service.client, "avatarforge_accept_seconds_count") == 1
+    assert await value(service.client, "avatarforge_upload_accept_duration_seconds_count") == 1
     await service.kill_trackers()
     assert await value(service.client, "avatarforge_tracker_up", shard="0") == 0
     await service.start_trackers()
     assert await value(service.client, "avatarforge_tracker_up", shard="0") == 1
     assert await value(service.client, "avatarforge_tracker_epoch", shard="0") == 2
-    assert await value(service.client, "avatarforge_accept_seconds_count") == 0
+    assert await value(service.client, "avatarforge_upload_accept_duration_seconds_count") == 0
 
 
 async def test_a_scrape_may_ask_for_openmetrics(service: Service) -> None:

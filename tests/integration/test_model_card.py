@@ -16,8 +16,8 @@ def test_the_example_makes_an_avatar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(TREE)
     [example] = [block for block in blocks_of(TREE / CARD, CARD) if block.language == "python"]
     with Image.open(SAMPLE) as sample:
-        names = {"photo": sample.convert("RGB").resize((128, 128))}
+        names = {"photo": sample.convert("RGB").resize((256, 256))}
     exec(example.code, names)
     avatar = names["avatar"]
-    assert avatar.size == (128, 128)
-    assert len(avatar.getcolors(128 * 128)) > 1000, "a picture, not a surface"
+    assert avatar.size == (256, 256)
+    assert len(avatar.getcolors(256 * 256)) > 1000, "a picture, not a surface"

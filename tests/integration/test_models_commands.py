@@ -9,13 +9,13 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from avatarforge.carried import carried
 from avatarforge.cli import app
 from avatarforge.cli.contact_sheet import Panel, write_contact_sheet
-from avatarforge.diffusion.catalogue import Catalogue
-from avatarforge.diffusion.provenance import SOURCE_TYPE
+from avatarforge.diffusion.models.catalogue import Catalogue
+from avatarforge.imaging.provenance import SOURCE_TYPE
+from avatarforge.package_data import package_data
 from avatarforge.settings import variables
-from tests.checkpoints import CHECKPOINT, write_manifest
+from tests.checkpoints import CARRIED, img2img_checkpoint, write_manifest
 
 REAL = ["lcm-dreamshaper", "sd-turbo", "sdxl", "sdxl-turbo", "stable-diffusion-1.5"]
 
@@ -44,11 +44,11 @@ def told(result: Result) -> str:
 def test_the_list_says_what_each_model_is_and_where_its_weights_are() -> None:
     rows = {row["name"]: row for row in json.loads(run("models", "list", "--json").stdout)}
     mini = rows["avatar-mini"]
-    assert (mini["serves"], mini["size"], mini["licence"]) == (True, 128, "Apache-2.0")
+    assert (mini["serves"], mini["size"], mini["licence"]) == (True, 256, "Apache-2.0")
     assert mini["weights"] == {
         "kind": "carried",
-        "place": str(CHECKPOINT),
-        "bytes": sum(path.stat().st_size for path in CHECKPOINT.rglob("*.safetensors")),
+        "place": str(CARRIED),
+        "bytes": sum(path.stat().st_size for path in CARRIED.rglob("*.safetensors")),
         "missing": None,
     }
     turbo = rows["sd-turbo"]
@@ -76,7 +76,7 @@ def test_a_wrong_manifest_is_listed_with_what_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AVATARFORGE_DIFFUSION_MODELS_DIR", str(tmp_path))
-    write_manifest(tmp_path, "good", folder=str(CHECKPOINT))
+    write_manifest(tmp_path, "good", folder=str(CARRIED))
     (tmp_path / "bad.yaml").write_text("name: bad")
     bad, good = json.loads(run("models", "list", "--json").stdout)
     assert "title: Field required" in bad["fault"]
@@ -95,13 +95,13 @@ def test_checking_loads_the_model_and_tells_time_and_memory(tmp_path: Path) -> N
         "text_encoder": "CLIPTextModel",
         "tokenizer": "CLIPTokenizer",
         "unet": "UNet2DConditionModel",
-        "vae": "AutoencoderTiny",
+        "vae": "AutoencoderKLHunyuanImage",
     }
-    assert set(facts["seconds"]) == {"load", "warm_up", "picture"}
+    assert set(facts["seconds"]) == {"load", "warm_up", "image"}
     assert all(seconds > 0 for seconds in facts["seconds"].values())
     assert facts["memory"]["bytes"] > 100_000_000
     with Image.open(tmp_path / "picture.png") as picture:
-        assert picture.size == (128, 128)
+        assert picture.size == (Catalogue().read("avatar-mini").size,) * 2
         assert SOURCE_TYPE in picture.info["XML:com.adobe.xmp"]
 
 
@@ -115,7 +115,9 @@ def test_checking_shows_the_same_to_people() -> None:
 
 def broken(folder: Path) -> Path:
     """A copy of the carried model in the folder `models`, to be broken."""
-    return Path(shutil.copytree(carried("models") / "avatar-mini", folder / "avatar-mini")) / "checkpoint"
+    return (
+        Path(shutil.copytree(package_data("models") / "avatar-mini", folder / "avatar-mini")) / "checkpoint"
+    )
 
 
 def missing_part(checkpoint: Path) -> None:
@@ -169,10 +171,13 @@ def test_two_models_are_compared_over_styles_and_strengths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AVATARFORGE_DIFFUSION_MODELS_DIR", str(tmp_path))
-    values = (
-        Catalogue().manifest("avatar-mini").model_dump(mode="json", include={"title", "family", "licence"})
-    )
-    values |= {"size": 128, "source": {"folder": str(CHECKPOINT)}, "defaults": {"steps": 3}}
+    values = Catalogue().read("avatar-mini").model_dump(mode="json", include={"title", "licence"})
+    values |= {
+        "family": "stable-diffusion",
+        "size": 128,
+        "source": {"folder": str(img2img_checkpoint())},
+        "defaults": {"steps": 3},
+    }
     neon = {"title": "Neon", "prompt": "neon, {prompt}"}
     for name, styles in (("one", {"neon": neon}), ("two", {"oil": neon | {"title": "Oil"}})):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values | {"name": name, "styles": styles}))
@@ -187,8 +192,8 @@ def test_two_models_are_compared_over_styles_and_strengths(
 def test_the_contact_sheet_has_a_picture_for_each_style_and_strength(tmp_path: Path) -> None:
     red, blue = (Image.new("RGB", (64, 64), colour) for colour in ("#c81e1e", "#1e1ec8"))
     panels = [
-        Panel(title="One", detail="d" * 500, pictures={("a", 0.5): red, ("b", 0.5): red}),
-        Panel(title="Two", detail="", pictures={("b", 0.5): blue}),
+        Panel(title="One", detail="d" * 500, images={("a", 0.5): red, ("b", 0.5): red}),
+        Panel(title="Two", detail="", images={("b", 0.5): blue}),
     ]
     titles = {"a": "A", "b": "B"}
     write_contact_sheet(tmp_path / "s.png", red, titles, (0.5,), panels, "the foot")
@@ -209,7 +214,7 @@ def test_strengths_that_no_model_knows_are_refused(strengths: str) -> None:
 
 def test_comparing_with_a_photo_that_is_none_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "words.jpg").write_text("words")
-    for photo, sentence in (("nowhere.jpg", "There is no photo"), ("words.jpg", "is not a picture")):
+    for photo, sentence in (("nowhere.jpg", "There is no photo"), ("words.jpg", "is not an image")):
         result = run("models", "compare", "avatar-mini", "avatar-mini", "--photo", photo)
         assert result.exit_code == 1
         assert sentence in told(result)

@@ -35,7 +35,7 @@ def test_the_slot_of_a_tracker_that_was_killed_is_free_again(seen: Any) -> None:
 
 def test_a_replica_that_is_stopped_gives_its_work_back_and_burns_no_attempt(seen: Any) -> None:
     assert "worker_stopping" in seen["last"]
-    assert "is_held_against_job=False" in seen["last"]
+    assert "counts_as_failure=False" in seen["last"]
 
 
 def test_a_tracker_is_kept_for_the_same_arguments_and_replaced_for_others(seen: Any) -> None:

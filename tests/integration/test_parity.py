@@ -12,9 +12,7 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 
 from avatarforge.grpc_generated import profile_photo_job_pb2 as pb
-from avatarforge.grpc_generated.profile_photo_job_pb2_grpc import (
-    ProfilePhotoJobServiceStub,
-)
+from avatarforge.grpc_generated.profile_photo_job_pb2_grpc import ProfilePhotoJobServiceStub
 from avatarforge.ingress.grpc import JobMethods
 from avatarforge.ingress.grpc.serving import add_job_service_to_server
 from tests.events import Event
@@ -120,7 +118,7 @@ def from_message(message: pb.ProfilePhotoJobStatus) -> Chapter:
 @asynccontextmanager
 async def all_channels(service: Service) -> AsyncIterator[Channels]:
     server = grpc.aio.server()
-    add_job_service_to_server(JobMethods(service.photos, service.gate), server)
+    add_job_service_to_server(JobMethods(service.photos, service.authorizer), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with Receiver().serving() as receiver, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

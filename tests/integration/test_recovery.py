@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from avatarforge.diffusion.stopping import STOPPING
+from avatarforge.diffusion.replica.draining import WORKER_STOPPING
 from avatarforge.domain.changes import JobChange
 from avatarforge.domain.errors import DatabaseUnavailable
 from avatarforge.domain.generations import GenerationProgress, GenerationTask, GenerationUpdate
@@ -19,7 +19,7 @@ from tests.waiting import wait_until
 
 @pytest_asyncio.fixture
 async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    async with running_service(tmp_path, tracker={"accept_timeout": 2}) as service:
+    async with running_service(tmp_path, tracker={"commit_timeout_seconds": 2}) as service:
         yield service
 
 
@@ -33,11 +33,7 @@ async def test_what_a_lost_attempt_has_stored_is_removed_when_the_job_ends(servi
     assert (ended["status"], ended["attempt"]) == ("DONE", 2)
     await wait_until(
         lambda: (
-            [key.rpartition("/")[2] for key in service.objects(job_id)]
-            == [
-                "avatar-2.png",
-                "original.jpg",
-            ]
+            [key.rpartition("/")[2] for key in service.objects(job_id)] == ["avatar-2.png", "original.jpg"]
         )
     )
 
@@ -57,13 +53,13 @@ async def test_a_job_whose_attempts_are_all_lost_keeps_nothing_but_its_original(
 async def test_work_that_is_given_back_by_stopping_workers_burns_no_attempt(service: Service) -> None:
     async def stopping(task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
         yield GenerationProgress(step=1, total_steps=2)
-        yield STOPPING
+        yield WORKER_STOPPING
 
     service.script(*[stopping] * 5)
     job_id = await service.submitted()
     ended = await service.ended(job_id)
     assert (ended["status"], ended["attempt"]) == ("DONE", 6)
-    assert service.recorded(job_id).losses == 0
+    assert service.recorded(job_id).worker_losses == 0
 
 
 # --- deadlines --------------------------------------------------------------------------------------------
@@ -111,20 +107,20 @@ class Outage:
     """A database that answers nobody who writes."""
 
     def __init__(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._commit, self._committed = service.records.commit, service.records.committed
+        self._commit, self._read_back = service.records.commit, service.records.read_back
         self.is_on = False
         monkeypatch.setattr(service.records, "commit", self.commit)
-        monkeypatch.setattr(service.records, "committed", self.committed)
+        monkeypatch.setattr(service.records, "read_back", self.read_back)
 
     def commit(self, shard: int, epoch: int, changes: Sequence[JobChange]) -> list[int]:
         if self.is_on:
             raise DatabaseUnavailable("switched off by the test")
         return self._commit(shard, epoch, changes)
 
-    def committed(self, changes: Sequence[JobChange]) -> list[int] | None:
+    def read_back(self, changes: Sequence[JobChange]) -> list[int] | None:
         if self.is_on:
             raise DatabaseUnavailable("switched off by the test")
-        return self._committed(changes)
+        return self._read_back(changes)
 
 
 @pytest.fixture
@@ -172,14 +168,14 @@ async def test_a_job_that_was_refused_and_kept_all_the_same_is_taken_back_by_the
 
     with monkeypatch.context() as patched:
         patched.setattr(service.records, "commit", cut)
-        patched.setattr(service.records, "committed", silent)
+        patched.setattr(service.records, "read_back", silent)
         refused = await service.post(key="once")
         assert refused.status_code == 503
-        [kept] = service.records.jobs_of("ana", None, 10)
+        [kept] = service.records.list_jobs("ana", None, 10)
         await service.kill_trackers()
     is_cut = False
     await service.start_trackers()
-    await wait_until(lambda: service.records.job("ana", kept.job_id) is None)
+    await wait_until(lambda: service.records.find_job("ana", kept.job_id) is None)
     assert service.story(kept.job_id)[-1][1] == "erased"
     assert not any("original" in key for key in service.objects())
     again = await service.post(key="once")

@@ -18,7 +18,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image, ImageOps
 from starlette.responses import JSONResponse, PlainTextResponse
 
-from avatarforge.diffusion.catalogue import Catalogue
 from avatarforge.diffusion.remote import CircuitBreaker, RemoteServer, RemoteWorker
 from avatarforge.domain.generations import (
     GenerationFailed,
@@ -29,7 +28,8 @@ from avatarforge.domain.generations import (
 from avatarforge.domain.jobs import Crop
 from avatarforge.settings import RemoteSettings, SettingsError
 from avatarforge.storage.folder import FolderStorage
-from tests.integration.test_worker import a_task, avatars
+from tests.factories import a_manifest
+from tests.generations import a_task, avatars
 from tests.remote_server import (
     MODEL,
     Answer,
@@ -45,7 +45,7 @@ from tests.remote_server import (
 )
 from tests.waiting import wait_until
 
-MANIFEST = Catalogue().manifest("avatar-mini")
+MANIFEST = a_manifest()
 
 
 class Bench:
@@ -56,15 +56,16 @@ class Bench:
         self.url = url
         self.storage = storage
         self.servers: list[RemoteServer] = []
+        self.manifest = MANIFEST
 
     def worker(self, **settings: Any) -> RemoteWorker:
         remote = RemoteSettings(**{"url": self.url} | settings)
         server = RemoteServer(remote)
-        server.POLL = 0.02
+        server.POLL_INTERVAL_SECONDS = 0.02
         self.servers.append(server)
-        breaker = CircuitBreaker(remote.failures, remote.seconds)
+        breaker = CircuitBreaker(remote.breaker_threshold, remote.breaker_reset_seconds)
         worker = RemoteWorker(
-            self.storage, server, breaker, lambda: MANIFEST, storage_patience=1, model=remote.model
+            self.storage, server, breaker, lambda: self.manifest, storage_retry_seconds=1, model=remote.model
         )
         worker.PROGRESS = 0.02
         return worker
@@ -98,7 +99,7 @@ async def test_a_photo_becomes_an_avatar_through_the_server(bench: Bench) -> Non
     assert len(asked.pop("init_images")) == 1
     assert asked.pop("force_task_id").startswith("task(")
     assert asked == {
-        "prompt": MANIFEST.prompt_for("watercolor", "smiling"),
+        "prompt": MANIFEST.build_prompt("watercolor", "smiling"),
         "negative_prompt": "hat",
         "seed": 7,
         "denoising_strength": 0.5,
@@ -109,6 +110,13 @@ async def test_a_photo_becomes_an_avatar_through_the_server(bench: Bench) -> Non
         "batch_size": 1,
         "n_iter": 1,
     }
+
+
+async def test_for_a_model_that_edits_both_dials_are_sent_and_the_server_takes_its_own(bench: Bench) -> None:
+    bench.manifest = a_manifest(family="instruct-pix2pix")
+    await bench.updates(image_guidance=1.5)
+    [asked] = bench.twin.requests
+    assert (asked["image_cfg_scale"], asked["denoising_strength"]) == (1.5, 0.75)
 
 
 async def test_the_avatar_is_the_picture_that_the_server_made(bench: Bench) -> None:
@@ -202,7 +210,7 @@ async def test_no_more_pictures_are_asked_for_than_configured(bench: Bench) -> N
     [
         (out_of_memory(), "remote_failed", "500, OutOfMemoryError: CUDA out of memory."),
         (cut, "remote_failed", "the connection broke"),
-        (answering(JSONResponse({"images": [], "info": ""})), "remote_failed", "holds no picture"),
+        (answering(JSONResponse({"images": [], "info": ""})), "remote_failed", "holds no image"),
         (answering(JSONResponse({"images": ["?"], "info": ""})), "remote_failed", "cannot be read"),
         (answering(JSONResponse({"images": ["aGk="], "info": ""})), "remote_failed", "cannot be read"),
         (proxy_page(504), "remote_failed", "a page titled '504 Bad Gateway'"),
@@ -237,7 +245,7 @@ async def test_a_busy_servers_own_pause_is_kept_to(bench: Bench) -> None:
 async def test_a_server_that_takes_too_long_is_given_up_and_interrupted(bench: Bench) -> None:
     bench.twin.step_seconds = 0.05
     failure = await bench.failure(bench.worker(timeout=0.3), steps=100, strength=1.0)
-    assert failure.error.message == "The remote server failed: 'no picture within 0.3 seconds'."
+    assert failure.error.message == "The remote server failed: 'no image within 0.3 seconds'."
     assert bench.twin.interrupts == 1
 
 
@@ -256,12 +264,12 @@ async def test_a_server_that_is_not_there_was_not_asked(bench: Bench) -> None:
 
 async def test_an_answer_without_end_is_given_up(bench: Bench) -> None:
     worker = bench.worker()
-    bench.servers[-1].MOST_ANSWER = 1000
+    bench.servers[-1].MAX_RESPONSE_BYTES = 1000
     assert "larger than 1000 bytes" in (await bench.failure(worker)).error.message
 
 
 async def test_after_so_many_failures_the_server_is_left_alone(bench: Bench) -> None:
-    worker = bench.worker(failures=2, seconds=60)
+    worker = bench.worker(breaker_threshold=2, breaker_reset_seconds=60)
     bench.twin.next_answers.extend([out_of_memory(), out_of_memory()])
     for _ in range(2):
         assert (await bench.failure(worker)).error.code == "remote_failed"
@@ -329,9 +337,7 @@ def a_certificate(folder: Path) -> tuple[Path, Path]:
     files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     files[1].write_bytes(
         key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
     )
     return files

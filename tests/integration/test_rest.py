@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 from collections.abc import AsyncIterator
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import pytest_asyncio
 import uvicorn
 from PIL import Image
 
-from avatarforge.cli import interface
-from avatarforge.diffusion.catalogue import Catalogue, Manifest
+from avatarforge.client import AsyncClient
+from avatarforge.diffusion.models.catalogue import Catalogue, Manifest
 from avatarforge.domain.replicas import ModelFailure
-from avatarforge.ingress.submissions import FIELDS
-from tests.factories import NOON
+from avatarforge.ingress.app import create_documented_api
+from avatarforge.ingress.middleware.public_prefix import PublicPrefix
+from avatarforge.ingress.upload.form import FORM_NAMES
+from tests.factories import NOON, a_manifest, a_model, a_report
 from tests.integration.rest import Rest, a_jpeg, problem, running_rest
-from tests.unit.test_replica_reports import a_model, a_report
 from tests.waiting import wait_until
 
 
@@ -27,7 +29,7 @@ async def test_the_model_and_its_styles_are_told(rest: Rest) -> None:
     [model] = (await rest.client.get("/models")).json()["models"]
     styles = (await rest.client.get("/styles")).json()
 
-    defaults = Catalogue().manifest("avatar-mini").defaults
+    defaults = Catalogue().read("avatar-mini").defaults
     assert (model["name"], model["defaults"]["steps"]) == ("avatar-mini", defaults.steps)
     assert styles == {"model": "avatar-mini", "styles": model["styles"]}
     assert {"name": "neon", "title": "Neon", "prompt": "neon portrait of a person, {prompt}"} in model[
@@ -39,7 +41,7 @@ async def test_what_each_replica_serves_and_what_failed_is_told(rest: Rest) -> N
     failure = ModelFailure(model="broken", reason="The model 'broken' cannot be used: why.", at=NOON)
     rest.tracker.reports = (
         a_report(
-            wish="broken",
+            desired_model="broken",
             model=a_model("avatar-mini"),
             failure=failure,
             active=3,
@@ -57,7 +59,7 @@ async def test_what_each_replica_serves_and_what_failed_is_told(rest: Rest) -> N
         "backend": "local",
         "state": "serving",
         "reportedAt": "2026-05-17T12:00:00.123456Z",
-        "wish": "broken",
+        "desiredModel": "broken",
         "model": {
             "name": "avatar-mini",
             "fingerprint": "0123456789abcdef",
@@ -77,7 +79,7 @@ async def test_what_each_replica_serves_and_what_failed_is_told(rest: Rest) -> N
         "stepSeconds": {"1": 0.1, "4": 0.25},
         "meanImages": 2.0,
         "stepsByImages": {"1": 1, "3": 1},
-        "pictures": 0,
+        "imagesGenerated": 0,
         "busySeconds": 0.0,
         "memoryBytes": None,
         "cachedEmbeddings": 0,
@@ -85,21 +87,19 @@ async def test_what_each_replica_serves_and_what_failed_is_told(rest: Rest) -> N
     }
 
 
-async def test_while_another_model_serves_than_the_one_wished_for_its_styles_count(tmp_path: Path) -> None:
+async def test_while_another_model_serves_than_the_desired_one_its_styles_count(tmp_path: Path) -> None:
     async with running_rest(tmp_path, diffusion={"model": "avatar-maxi"}) as rest:
-        rest.tracker.reports = (a_report(wish="avatar-maxi", model=a_model("avatar-mini")),)
+        rest.tracker.reports = (a_report(desired_model="avatar-maxi", model=a_model("avatar-mini")),)
 
         async def model() -> str:
             return str((await rest.client.get("/styles")).json().get("model"))
 
-        await wait_until(lambda: rest.photos.replicas)
+        await wait_until(lambda: rest.live.replicas)
         assert await model() == "avatar-mini"
 
 
 async def test_what_the_model_has_not_is_refused(rest: Rest, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest = Catalogue().manifest("avatar-mini")
-    capabilities = manifest.capabilities.model_copy(update={"strength": False})
-    manifest = manifest.model_copy(update={"capabilities": capabilities})
+    manifest = a_manifest(name="avatar-mini", capabilities={"strength": False})
     monkeypatch.setattr(rest.photos.model, "_catalogue", Shelf(manifest))
 
     told = problem(await rest.post("ana", a_jpeg(), strength="0.5"))
@@ -113,13 +113,32 @@ async def test_what_the_model_has_not_is_refused(rest: Rest, monkeypatch: pytest
     assert (await rest.post("ana", a_jpeg())).status_code == 202
 
 
+async def test_a_model_that_edits_tells_its_dial_and_takes_it(
+    rest: Rest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rest.photos.model, "_catalogue", Shelf(a_manifest(family="instruct-pix2pix")))
+    [model] = (await rest.client.get("/models")).json()["models"]
+    assert model["dials"] == ["imageGuidance"]
+    assert (model["defaults"]["strength"], model["defaults"]["imageGuidance"]) == (None, 1.5)
+
+    accepted = await rest.post("ana", a_jpeg(), imageGuidance="2.5", guidance="7")
+    assert accepted.status_code == 202
+    asked = accepted.json()["parameters"]
+    assert (asked["imageGuidance"], asked["guidance"], asked["strength"]) == (2.5, 7, None)
+    refused = problem(await rest.post("ana", a_jpeg(), imageGuidance="2.5", guidance="1"))
+    assert (refused["status"], refused["field"]) == (422, "imageGuidance")
+    assert "come with a guidance above 1" in refused["detail"]
+    refused = problem(await rest.post("ana", a_jpeg(), strength="0.5"))
+    assert "has no strength, it has imageGuidance" in refused["detail"]
+
+
 class Shelf:
     """A catalogue of one model."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
 
-    def manifest(self, name: str) -> Manifest:
+    def read(self, name: str) -> Manifest:
         return self._manifest
 
 
@@ -127,7 +146,7 @@ async def test_a_manifest_that_breaks_later_changes_nothing(
     rest: Rest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = await rest.client.get("/styles")
-    monkeypatch.setattr(rest.photos.model, "MANIFEST_AGE", 0)
+    monkeypatch.setattr(rest.photos.model, "MANIFEST_MAX_AGE_SECONDS", 0)
     monkeypatch.setattr(rest.photos.model, "_catalogue", Catalogue(tmp_path))
 
     assert (await rest.client.get("/styles")).content == before.content
@@ -152,9 +171,7 @@ async def test_a_replica_whose_parts_answer_is_ready(rest: Rest) -> None:
     }
 
 
-async def test_a_replica_whose_storage_does_not_answer_is_not_ready_and_says_so(
-    rest: Rest,
-) -> None:
+async def test_a_replica_whose_storage_does_not_answer_is_not_ready_and_says_so(rest: Rest) -> None:
     rest.storage.folder.write_text("in the way")
 
     answer = await rest.client.get("/readyz")
@@ -199,21 +216,127 @@ async def test_an_unknown_call_is_a_problem_too(
 
     assert (answer.status_code, problem(answer)["code"]) == (status, code)
     if status == 405:
-        assert answer.headers["allow"]
+        allowed = "GET, HEAD" if path == "/healthz" else "DELETE, GET, HEAD, POST"
+        assert answer.headers["allow"] == allowed
+
+
+async def test_head_is_answered_as_get_without_the_body(rest: Rest) -> None:
+    job = await rest.submitted("ana", a_jpeg())
+    photos = "/customers/ana/photos"
+    for path in (
+        photos,
+        f"{photos}/{job.job_id}/status",
+        f"{photos}/{job.job_id}/original",
+        "/customers",
+        "/models",
+        "/healthz",
+        "/openapi.json",
+        "/",
+    ):
+        get, head = await rest.client.get(path), await rest.client.head(path)
+        assert (head.status_code, head.content) == (200, b""), path
+        assert head.headers["content-type"] == get.headers["content-type"]
+    assert (await rest.client.head(f"{photos}/stream", timeout=5)).status_code == 200
+    assert (await rest.client.head("/customers/ben")).status_code == 404
+    original = f"{photos}/{job.job_id}/original"
+    assert (await rest.client.head(original, headers={"Range": "bytes=0-9"})).status_code == 200
+
+
+async def test_long_answers_are_compressed(rest: Rest) -> None:
+    for _ in range(3):
+        await rest.submitted("ana", a_jpeg())
+    answer = await rest.client.get("/customers/ana/photos")
+
+    assert answer.headers["content-encoding"] == "gzip"
+    assert len(answer.json()["photos"]) == 3
+
+
+async def test_problems_name_fields_as_the_client_wrote_them(rest: Rest) -> None:
+    photo = {"photo": ("me.jpg", a_jpeg())}
+    for answer, field in (
+        (await rest.client.post("/customers/ana", files=photo, data={"bogus": "1"}), "bogus"),
+        (await rest.client.post("/customers/a b", files=photo), "customerId"),
+        (await rest.client.get("/customers/ana/photos?limit=0"), "limit"),
+        (await rest.client.get("/customers/ana/photos/stream?after=99"), "after"),
+        (
+            await rest.client.get("/customers/ana/photos/stream", headers={"Last-Event-ID": "99"}),
+            "Last-Event-ID",
+        ),
+    ):
+        assert problem(answer)["field"] == field
 
 
 async def test_the_documentation_loads_nothing_from_elsewhere(rest: Rest) -> None:
     page = (await rest.client.get("/docs")).text
 
     assert "https://" not in page
-    assert "/docs/assets/swagger-ui-bundle.js" in page
+    assert '"docs/assets/swagger-ui-bundle.js"' in page
     for asset in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png"):
         assert (await rest.client.get(f"/docs/assets/{asset}")).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("http", "headers"),
+    [
+        ({"root_path": "/avatars"}, {}),
+        ({"trusted_proxies": "127.0.0.0/8"}, {"X-Forwarded-Prefix": "/avatars/"}),
+    ],
+)
+async def test_below_a_proxys_path_addresses_begin_with_it(
+    tmp_path: Path, http: dict[str, str], headers: dict[str, str]
+) -> None:
+    async with running_rest(tmp_path, http=http) as rest:
+        rest.client.headers.update(headers)
+        for prefix in ("", "/avatars"):
+            files = {"photo": ("me.jpg", a_jpeg())}
+            accepted = await rest.client.post(f"{prefix}/customers/ana", files=files)
+            told = accepted.json()
+            address = f"/avatars/customers/ana/photos/{told['jobId']}"
+            assert accepted.headers["location"] == f"{address}/status"
+            assert told["originalUrl"] == f"{address}/original"
+            assert (await rest.client.get(f"{address}/original")).status_code == 200
+        page = (await rest.client.get("/avatars/customers/ana/photos?limit=1")).json()
+        assert page["next"].startswith("/avatars/customers/ana/photos?")
+        assert (await rest.client.get(page["next"])).json()["next"] is None
+        document = (await rest.client.get("/avatars/openapi.json")).json()
+        assert document["servers"][0]["url"] == "/avatars"
+        assert (await rest.client.get("/avatars/customers/a%2Fb")).status_code == 400
+        bare = await rest.client.get("/avatars?job=1")
+        assert (bare.status_code, bare.headers["location"]) == (307, "/avatars/?job=1")
+        assert (await rest.client.get("/avatars", follow_redirects=True)).status_code == 200
+        if not headers:
+            transport = httpx.ASGITransport(rest.api)
+            async with AsyncClient("http://testserver/avatars", transport=transport) as client:
+                assert len([job async for job in client.list_jobs("ana")]) == 2
+
+
+async def test_a_prefix_from_elsewhere_counts_for_nothing(tmp_path: Path) -> None:
+    async with running_rest(tmp_path, http={"trusted_proxies": "10.0.0.0/8"}) as rest:
+        for prefix in ("/avatars", "//evil.example", "/a b"):
+            headers = {"X-Forwarded-Prefix": prefix}
+            files = {"photo": ("me.jpg", a_jpeg())}
+            accepted = await rest.client.post("/customers/ana", files=files, headers=headers)
+            assert accepted.headers["location"].startswith("/customers/ana/photos/")
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "prefix"), [(("9.9.9.9", "10.1.2.3"), "/avatars"), (("10.1.2.3", "9.9.9.9"), "")]
+)
+async def test_behind_our_haproxy_its_own_line_says_who_asked(
+    rest: Rest, forwarded: tuple[str, str], prefix: str
+) -> None:
+    network = ip_network("10.0.0.0/8")
+    api = PublicPrefix(rest.api, root_path="", trusted_proxies=[network], behind_haproxy=True)
+    headers = [("X-Forwarded-Prefix", "/avatars"), *(("X-Forwarded-For", line) for line in forwarded)]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://testserver") as client:
+        files = {"photo": ("me.jpg", a_jpeg())}
+        accepted = await client.post("/customers/ana", files=files, headers=headers)
+    assert accepted.headers["location"].startswith(f"{prefix}/customers/ana/photos/")
+
+
 async def test_every_call_is_described_with_its_errors(rest: Rest) -> None:
     document = (await rest.client.get("/openapi.json")).json()
-    assert document == json.loads(interface.description())
+    assert document == create_documented_api().openapi()
 
     calls = {
         f"{method.upper()} {path}": operation
@@ -262,10 +385,7 @@ async def test_every_call_is_described_with_its_errors(rest: Rest) -> None:
         *("customerId", "jobId", "after", "Last-Event-ID", "previews", "ticket")
     }
     form = upload["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert set(form["properties"]) == {
-        "photo",
-        *FIELDS,
-    }
+    assert set(form["properties"]) == {"photo", *FORM_NAMES.values()}
     assert references(document) <= set(document["components"]["schemas"])
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import random
 from dataclasses import replace
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ async def test_without_customers_the_list_is_empty(rest: Rest) -> None:
 
 async def test_a_job_seen_by_the_view_wins_over_an_older_row(rest: Rest) -> None:
     job = await rest.submitted("ana", a_jpeg())
-    rest.live.admit(replace(job.started(job.created_at), seq=job.seq + 1))
+    rest.live.put(replace(job.start(job.created_at), seq=job.seq + 1))
 
     body = (await rest.client.get("/customers/ana/photos")).json()
 
@@ -125,6 +126,54 @@ async def test_a_client_that_has_the_image_is_not_sent_it_again(rest: Rest, wrap
     assert (other.status_code, other.content) == (200, first.content)
 
 
+async def test_a_part_of_an_image_may_be_asked_for(rest: Rest) -> None:
+    avatar = random.Random(1).randbytes(700_000)
+    job = await finished(rest, await rest.submitted("ana", a_jpeg()), avatar)
+    path = f"/customers/ana/photos/{job.job_id}/generated"
+    whole = await rest.client.get(path)
+
+    async def part(wanted: str, **headers: str) -> tuple[int, str | None, bytes]:
+        answer = await rest.client.get(path, headers={"Range": wanted, **headers})
+        return answer.status_code, answer.headers.get("content-range"), answer.content
+
+    assert whole.headers["accept-ranges"] == "bytes"
+    assert await part("bytes=0-9") == (206, "bytes 0-9/700000", avatar[:10])
+    assert await part("bytes=300000-") == (206, "bytes 300000-699999/700000", avatar[300_000:])
+    assert await part("bytes=-5") == (206, "bytes 699995-699999/700000", avatar[-5:])
+    assert await part("bytes=699999-999999") == (206, "bytes 699999-699999/700000", avatar[-1:])
+    assert (await part("bytes=700000-"))[:2] == (416, "bytes */700000")
+    for whole_too in ("bytes=5-2", "bytes=0-1,4-5", "lines=1-2", "bytes=-"):
+        assert await part(whole_too) == (200, None, avatar)
+    etag, modified = whole.headers["etag"], whole.headers["last-modified"]
+    assert (await part("bytes=0-0", **{"If-Range": etag}))[0] == 206
+    assert (await part("bytes=0-0", **{"If-Range": modified}))[0] == 206
+    assert (await part("bytes=0-0", **{"If-Range": '"other"'}))[0] == 200
+
+
+async def test_an_image_tells_when_it_was_made_and_its_files_name(rest: Rest) -> None:
+    job = await finished(rest, await rest.submitted("ana", a_jpeg()), b"avatar")
+    path = f"/customers/ana/photos/{job.job_id}"
+    shown = await rest.client.get(f"{path}/generated")
+    saved = await rest.client.get(f"{path}/generated?download=true")
+    square = await rest.client.get(f"{path}/original?square=true&download=true")
+
+    assert job.finished_at is not None
+    modified = shown.headers["last-modified"]
+    assert parsedate_to_datetime(modified) == job.finished_at.replace(microsecond=0)
+    again = await rest.client.get(f"{path}/generated", headers={"If-Modified-Since": modified})
+    earlier = await rest.client.get(
+        f"{path}/generated", headers={"If-Modified-Since": "Thu, 01 Jan 2015 00:00:00 GMT"}
+    )
+    assert (again.status_code, earlier.status_code) == (304, 200)
+    for no_date in ("yesterday", "Mon, 01 Jan 99999999999 00:00:00 GMT"):
+        unread = await rest.client.get(f"{path}/generated", headers={"If-Modified-Since": no_date})
+        assert unread.status_code == 200
+    name = f'filename="avatar-{job.job_id}.png"'
+    assert shown.headers["content-disposition"] == f"inline; {name}"
+    assert saved.headers["content-disposition"] == f"attachment; {name}"
+    assert square.headers["content-disposition"] == f'attachment; filename="square-{job.job_id}.jpg"'
+
+
 async def test_there_is_no_avatar_before_the_job_is_done(rest: Rest) -> None:
     job = await rest.submitted("ana", a_jpeg())
 
@@ -148,7 +197,7 @@ async def test_where_storage_signs_urls_the_client_is_sent_there(
     def signed(key: str, expires_in: int) -> str:
         return f"https://storage.example/{key}?for={expires_in}"
 
-    monkeypatch.setattr(rest.storage, "signed_url", signed)
+    monkeypatch.setattr(rest.storage, "sign_url", signed)
     job = await rest.submitted("ana", a_jpeg())
 
     answer = await rest.client.get(f"/customers/ana/photos/{job.job_id}/original")
@@ -160,7 +209,7 @@ async def test_where_storage_signs_urls_the_client_is_sent_there(
 
 async def test_signed_urls_can_be_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running_rest(tmp_path, storage={"signed_urls": False}) as rest:
-        monkeypatch.setattr(rest.storage, "signed_url", lambda *_: "https://storage.example/")
+        monkeypatch.setattr(rest.storage, "sign_url", lambda *_: "https://storage.example/")
         job = await rest.submitted("ana", a_jpeg())
 
         answer = await rest.client.get(f"/customers/ana/photos/{job.job_id}/original")

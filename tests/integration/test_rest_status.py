@@ -6,19 +6,17 @@ from typing import Any
 
 import pytest
 
-from avatarforge.domain.events import EventKind
-from avatarforge.domain.identifiers import new_job_id
-from avatarforge.domain.status import ProcessingStatus
-from avatarforge.ingress.news import LiveJob
-from avatarforge.ingress.schemas import status_message
-from avatarforge.ingress.service import ProfilePhotos
+from avatarforge.domain.jobs import new_job_id
+from avatarforge.domain.status import EventKind, ProcessingStatus
+from avatarforge.ingress.service import ProfilePhotoService
+from avatarforge.messages import LiveJob
 from tests.integration.rest import Rest, a_jpeg, finished, problem, progressed, running_rest
 from tests.waiting import wait_until
 
 
 async def test_a_running_job_shows_its_steps(rest: Rest) -> None:
     job = await rest.submitted("ana", a_jpeg())
-    rest.tracker.commit(job.started(job.created_at), EventKind.STARTED)
+    rest.tracker.commit(job.start(job.created_at), EventKind.STARTED)
     progressed(rest, job, 7, 20)
 
     async def steps() -> Any:
@@ -32,7 +30,7 @@ async def test_a_status_is_the_message_that_every_channel_tells(rest: Rest) -> N
 
     answer = await rest.client.get(f"/customers/ana/photos/{job.job_id}/status?waitSeconds=5")
 
-    assert answer.content == status_message(LiveJob(job=job)).json_bytes()
+    assert answer.content == LiveJob(job=job).to_message().json_bytes()
 
 
 async def test_a_job_that_the_view_has_forgotten_is_read_from_the_database(rest: Rest) -> None:
@@ -42,7 +40,7 @@ async def test_a_job_that_the_view_has_forgotten_is_read_from_the_database(rest:
 
         answer = await another.client.get(f"/customers/ana/photos/{job.job_id}/status?waitSeconds=5")
 
-    assert answer.content == status_message(LiveJob(job=job)).json_bytes()
+    assert answer.content == LiveJob(job=job).to_message().json_bytes()
 
 
 async def test_a_long_poll_is_answered_as_soon_as_the_job_is_done(rest: Rest) -> None:
@@ -72,17 +70,19 @@ async def test_a_long_poll_ends_with_its_time(rest: Rest) -> None:
 async def test_a_long_poll_waits_for_a_job_of_which_the_view_has_not_heard(
     rest: Rest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ProfilePhotos, "RECHECK", 0.05)
+    monkeypatch.setattr(ProfilePhotoService, "RECHECK_INTERVAL_SECONDS", 0.05)
     job = await rest.submitted("ana", a_jpeg())
     async with running_rest(rest.settings.data_dir) as behind:
         path = f"/customers/ana/photos/{job.job_id}/status?waitSeconds=30"
-        read = behind.records.job
+        read = behind.records.find_job
         reads: list[str] = []
-        monkeypatch.setattr(behind.records, "job", lambda *names: (reads.append(names[1]), read(*names))[1])
+        monkeypatch.setattr(
+            behind.records, "find_job", lambda *names: (reads.append(names[1]), read(*names))[1]
+        )
         waiting = asyncio.create_task(behind.client.get(path))
         await wait_until(lambda: len(reads) > 1)
-        started = behind.tracker.commit(job.started(job.created_at), EventKind.STARTED)
-        behind.tracker.commit(started.cancelled(job.created_at), EventKind.CANCELLED)
+        started = behind.tracker.commit(job.start(job.created_at), EventKind.STARTED)
+        behind.tracker.commit(started.cancel(job.created_at), EventKind.CANCELLED)
 
         answer = await asyncio.wait_for(waiting, 10)
 
@@ -138,7 +138,7 @@ async def test_a_database_that_is_away_is_a_503_for_reads_and_no_trouble_for_liv
 async def test_what_is_no_job_id_never_reaches_the_database(
     rest: Rest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rest.records, "job", None)
+    monkeypatch.setattr(rest.records, "find_job", None)
 
     assert (await rest.client.get("/customers/ana/photos/1/status")).status_code == 404
 
@@ -147,7 +147,7 @@ async def test_a_job_is_readable_through_its_replica_before_the_feed_tells_of_it
     rest: Rest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await rest.live.stop()
-    monkeypatch.setattr(rest.records, "job", None)
+    monkeypatch.setattr(rest.records, "find_job", None)
     accepted = await rest.post("ana", a_jpeg())
 
     status = await rest.client.get(accepted.headers["location"])

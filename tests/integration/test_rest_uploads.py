@@ -6,7 +6,9 @@ import struct
 import zlib
 from collections.abc import AsyncIterator
 from functools import cache
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -15,6 +17,7 @@ from avatarforge.domain.jobs import ProfilePhotoJob
 from tests import pictures
 from tests.factories import an_image
 from tests.integration.rest import Rest, a_jpeg, problem
+from tests.integration.service import running_service
 
 
 @cache
@@ -48,12 +51,12 @@ async def test_an_accepted_upload_is_in_the_record_and_in_storage(
 ) -> None:
     photo = pictures.photo(1200, 1000, size)
     job = await rest.submitted(
-        "ana", photo, style="neon", strength="0.5", priority="3", callbackUrl="https://example.org/hook"
+        "ana", photo, style="neon", guidance="5", priority="3", callbackUrl="https://example.org/hook"
     )
 
-    recorded = rest.records.job("ana", job.job_id)
+    recorded = rest.records.find_job("ana", job.job_id)
     assert recorded == job
-    assert (recorded.parameters.style, recorded.parameters.strength) == ("neon", 0.5)
+    assert (recorded.parameters.style, recorded.parameters.guidance) == ("neon", 5)
     assert (recorded.priority, recorded.callback_url) == (3, "https://example.org/hook")
     content = rest.storage.get(job.original.key)
     assert job.original == an_image(
@@ -63,7 +66,7 @@ async def test_an_accepted_upload_is_in_the_record_and_in_storage(
         width=1200,
         height=1000,
     )
-    assert (len(photo) > rest.settings.upload.memory_bytes) == is_on_disk
+    assert (len(photo) > rest.settings.upload.spool_threshold_bytes) == is_on_disk
     assert rest.photos.upload_folder.exists() == is_on_disk
     assert not is_on_disk or list(rest.photos.upload_folder.iterdir()) == []
 
@@ -125,7 +128,7 @@ async def test_a_form_that_ends_early_is_refused(rest: Rest) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("strength", "7"),
+        ("guidance", "99"),
         ("seed", str(2**70)),
         ("style", "cubism"),
         ("steps", "many"),
@@ -150,14 +153,15 @@ async def test_a_wrong_field_is_named_and_nothing_is_kept(rest: Rest, field: str
     assert (answer.status_code, told["code"]) == (422, "invalid_request")
     assert (told["field"], told["value"]) == (field, value)
     assert value in told["detail"]
-    assert told["expected"] in told["detail"]
+    # Facts are cut when they are long.
+    assert told["expected"].removesuffix("…") in told["detail"]
     assert rest.kept() == []
 
 
 async def test_a_misspelt_field_is_not_silently_without_effect(rest: Rest) -> None:
     told = problem(await rest.post("ana", a_jpeg(), strenght="0.5"))
 
-    assert told["code"] == "invalid_request"
+    assert told["code"] == "unknown_field"
     assert "strength" in told["detail"]
 
 
@@ -256,5 +260,26 @@ async def test_a_client_that_gives_up_during_the_commit_leaves_a_whole_job(
     with pytest.raises(asyncio.CancelledError):
         await request
 
-    [job] = rest.records.unfinished(0)
+    [job] = rest.records.list_unfinished(0)
     assert len(rest.storage.get(job.original.key)) == job.original.size
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [("Content-Type: multipart/form-data; boundary=b", b"413"), ("Content-Type: image/jpeg", b"415")],
+)
+async def test_a_client_that_waits_to_be_asked_for_its_body_is_answered_at_once(
+    tmp_path: Path, header: str, status: bytes
+) -> None:
+    async with running_service(tmp_path) as service:
+        address = urlsplit(service.url)
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        request = (
+            f"POST /customers/ana HTTP/1.1\r\nHost: {address.netloc}\r\n{header}\r\n"
+            "Content-Length: 30000000\r\nExpect: 100-continue\r\n\r\n"
+        )
+        writer.write(request.encode())
+        async with asyncio.timeout(5):
+            assert (await reader.readline()).split()[1] == status
+        writer.close()
+        await writer.wait_closed()

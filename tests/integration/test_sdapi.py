@@ -14,21 +14,24 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from avatarforge.diffusion.batching import BatchingEngine
-from avatarforge.diffusion.catalogue import Catalogue
-from avatarforge.diffusion.loading import LoadedModel
+from avatarforge.diffusion.engines.batching import BatchingEngine
+from avatarforge.diffusion.models.catalogue import Catalogue
+from avatarforge.diffusion.models.loader import LoadedModel
 from avatarforge.diffusion.remote import CircuitBreaker, RemoteServer, RemoteWorker
-from avatarforge.diffusion.worker import GenerationWorker
+from avatarforge.diffusion.remote.messages import read_image
+from avatarforge.diffusion.replica.task_worker import GenerationWorker
+from avatarforge.domain.errors import RemoteFailed
 from avatarforge.domain.generations import GenerationFinished, GenerationTask, GenerationUpdate
 from avatarforge.domain.jobs import Crop
 from avatarforge.domain.status import ProcessingStatus
 from avatarforge.settings import RemoteSettings
 from avatarforge.storage.folder import FolderStorage
-from avatarforge.tracker.backends import Remote
+from avatarforge.tracker.ports import RemoteFallback
 from tests.checkpoints import avatar_mini
+from tests.factories import a_manifest, write_model
+from tests.generations import portrait_file, serving
 from tests.integration.rest import a_jpeg
-from tests.integration.service import SECONDS, Service, a_preview, running_service
-from tests.integration.test_worker import portrait_file, serving
+from tests.integration.service import SECONDS, Replica, Service, a_preview, running_service
 from tests.twins import ScriptedReplicas
 from tests.waiting import wait_until
 
@@ -37,7 +40,8 @@ IMG2IMG = "/sdapi/v1/img2img"
 
 @pytest_asyncio.fixture
 async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    async with running_service(tmp_path, http={"sdapi": True}) as service:
+    model = write_model(a_manifest(name="avatar-mini"), tmp_path)
+    async with running_service(tmp_path, http={"sdapi": True}, diffusion=model) as service:
         yield service
 
 
@@ -54,10 +58,10 @@ async def asked(service: Service, **fields: Any) -> httpx.Response:
 
 
 def jobs_of(service: Service) -> list[str]:
-    return [live.job.job_id for live in service.photos.unfinished("sdapi")]
+    return [live.job.job_id for live in service.live.list_unfinished("sdapi")]
 
 
-async def progress_of(service: Service, **query: str) -> dict[str, Any]:
+async def progress_of(service: Replica, **query: str) -> dict[str, Any]:
     answer = await service.client.get("/sdapi/v1/progress", params=query)
     told: dict[str, Any] = answer.json()
     return told
@@ -69,7 +73,7 @@ async def test_a_picture_goes_in_and_an_avatar_comes_out(service: Service) -> No
     )
     assert answer.status_code == 200, answer.text
     told = answer.json()
-    [job] = service.records.jobs_of("sdapi", None, 10)
+    [job] = service.records.list_jobs("sdapi", None, 10)
     assert job.outcome is not None
     assert base64.b64decode(told["images"][0]) == service.storage.get(job.outcome.avatar.key)
     wanted = job.parameters
@@ -88,7 +92,7 @@ async def test_what_is_left_out_or_unknown_takes_the_models_own_way(service: Ser
         service, seed=-1, prompt=None, scheduler="Karras", alwayson_scripts={}, override_settings={"x": 1}
     )
     assert answer.status_code == 200
-    [job] = service.records.jobs_of("sdapi", None, 10)
+    [job] = service.records.list_jobs("sdapi", None, 10)
     wanted = job.parameters
     assert (wanted.prompt, wanted.strength, wanted.steps, wanted.guidance) == ("", None, None, None)
     assert wanted.seed >= 0
@@ -109,9 +113,9 @@ async def test_a_data_url_is_taken_and_pictures_can_be_asked_not_to_come_back(se
         ({"denoising_strength": 2}, "denoising_strength", "above 0 and up to 1"),
         ({"cfg_scale": 99}, "cfg_scale", "number from 0 to 30"),
         ({"seed": -2}, "seed", "whole number from 0"),
-        ({"init_images": None}, "init_images", "a list with one picture in base64"),
-        ({"init_images": ["a", "b"]}, "init_images", "a list with one picture in base64"),
-        ({"init_images": ["https://example.org/x.png"]}, "init_images", "a picture in base64"),
+        ({"init_images": None}, "init_images", "a list with one image in base64"),
+        ({"init_images": ["a", "b"]}, "init_images", "a list with one image in base64"),
+        ({"init_images": ["https://example.org/x.png"]}, "init_images", "an image in base64"),
         ({"mask": "aGk="}, "mask", "null"),
         ({"batch_size": 4}, "batch_size", "1: each request makes one avatar"),
         ({"n_iter": 2}, "n_iter", "1: each request makes one avatar"),
@@ -128,7 +132,7 @@ async def test_a_wrong_value_is_a_422_in_the_apis_shape(
     [fault] = answer.json()["detail"]
     assert (fault["loc"], set(fault)) == (["body", field], {"loc", "msg", "type"})
     assert told in fault["msg"]
-    assert service.records.jobs_of("sdapi", None, 10) == []
+    assert service.records.list_jobs("sdapi", None, 10) == []
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff"])
@@ -179,7 +183,7 @@ async def test_without_its_tracker_the_promise_is_not_given(service: Service) ->
 
 async def test_a_busy_service_says_when_to_come_again(tmp_path: Path) -> None:
     async with running_service(tmp_path, http={"sdapi": True}, ingress={"max_uploads": 1}) as service:
-        with service.photos.uploads.one():
+        with service.photos.upload_limit.slot():
             # A client that is still sending reads the answer, too.
             answer = await asked(service, init_images=[a_picture(b"x" * 3_000_000)])
     assert (answer.status_code, answer.json()["error"]) == (429, "too_many_uploads")
@@ -218,9 +222,34 @@ async def test_an_interrupt_ends_the_running_picture(service: Service) -> None:
     await asyncio.wait_for(puppet.runs.wait(), SECONDS)
     assert (await service.client.post("/sdapi/v1/interrupt")).json() == {}
     answer = await asking
-    assert (answer.status_code, answer.json()["error"]) == (500, "interrupted")
-    [job] = service.records.jobs_of("sdapi", None, 10)
+    assert (answer.status_code, answer.json()["images"]) == (200, []), "not a step was made"
+    assert json.loads(answer.json()["info"])["seed"] == 7
+    [job] = service.records.list_jobs("sdapi", None, 10)
     assert job.status is ProcessingStatus.CANCELLED
+
+
+async def test_an_interrupted_picture_comes_as_far_as_it_got(service: Service) -> None:
+    puppet = service.puppet()
+    asking = asyncio.create_task(asked(service, width=128, height=128))
+    await asyncio.wait_for(puppet.runs.wait(), SECONDS)
+    puppet.step(2, preview=a_preview())
+    async with service.fresh_replica() as other:
+        # Clients are not bound to the replica that waits for their picture.
+        for replica in (service, other):
+            await wait_until(lambda replica=replica: has_preview(replica))
+        await other.client.post("/sdapi/v1/interrupt")
+        answer = await asking
+
+    [image] = answer.json()["images"]
+    with Image.open(BytesIO(base64.b64decode(image))) as opened:
+        assert (opened.format, opened.size) == ("PNG", (128, 128))
+    # Another AvatarForge does not take it for its avatar.
+    with pytest.raises(RemoteFailed, match="interrupted"):
+        read_image(answer.content)
+
+
+async def has_preview(replica: Replica) -> bool:
+    return (await progress_of(replica))["current_image"] is not None
 
 
 async def test_an_interrupt_by_name_ends_only_that_picture(service: Service) -> None:
@@ -231,7 +260,7 @@ async def test_an_interrupt_by_name_ends_only_that_picture(service: Service) -> 
         await asyncio.wait_for(puppet.runs.wait(), SECONDS)
     await service.client.post("/sdapi/v1/interrupt", params={"id_task": "another"})
     await service.client.post("/sdapi/v1/interrupt", params={"id_task": "two"})
-    assert (await askings[1]).json()["error"] == "interrupted"
+    assert (await askings[1]).json()["images"] == []
     first.finish()
     assert (await askings[0]).status_code == 200
 
@@ -254,6 +283,63 @@ async def test_the_model_that_serves_is_listed(service: Service) -> None:
     assert options["sd_model_checkpoint"] == "avatar-mini"
 
 
+async def test_info_has_what_automatic1111_tells(service: Service) -> None:
+    answer = await asked(service, styles=["neon", "unknown"])
+    info = json.loads(answer.json()["info"])
+
+    # `Processed.js` of AUTOMATIC1111's modules/processing.py.
+    assert set(info) >= {
+        *("prompt", "all_prompts", "negative_prompt", "all_negative_prompts", "seed", "all_seeds"),
+        *("subseed", "all_subseeds", "subseed_strength", "width", "height", "sampler_name", "cfg_scale"),
+        *("steps", "batch_size", "restore_faces", "face_restoration_model", "sd_model_name"),
+        *("sd_model_hash", "sd_vae_name", "sd_vae_hash", "seed_resize_from_w", "seed_resize_from_h"),
+        *("denoising_strength", "extra_generation_params", "index_of_first_image", "infotexts", "styles"),
+        *("job_timestamp", "clip_skip", "is_using_inpainting_conditioning", "version"),
+    }
+    assert (info["steps"], info["cfg_scale"], info["denoising_strength"]) == (25, 3.0, 0.6)
+    assert "Steps: 25, Sampler: Default" in info["infotexts"][0]
+    assert info["styles"] == ["neon"]
+
+
+async def test_the_serving_model_may_be_chosen_and_no_other(service: Service) -> None:
+    async def choose(content: str) -> httpx.Response:
+        return await service.client.post("/sdapi/v1/options", content=content)
+
+    assert (
+        await choose('{"sd_model_checkpoint": "avatar-mini", "CLIP_stop_at_last_layers": 2}')
+    ).json() is None
+    other = await choose('{"sd_model_checkpoint": "other"}')
+    assert other.status_code == 422
+    assert other.json()["detail"][0]["loc"] == ["body", "sd_model_checkpoint"]
+    assert (await choose('{"sd_model_checkpoint": null}')).json() is None
+    for no_object in ("[]", "[" * 20_000):
+        assert (await choose(no_object)).status_code == 422
+
+
+async def test_a_picture_from_words_alone_is_refused_with_a_sentence(service: Service) -> None:
+    answer = await service.client.post("/sdapi/v1/txt2img", json={"prompt": "a cat"})
+    assert (answer.status_code, answer.json()["detail"]) == (
+        501,
+        "Avatars are made from a photo: use img2img.",
+    )
+
+
+async def test_what_clients_look_up_is_there(service: Service) -> None:
+    async def get(name: str) -> Any:
+        answer = await service.client.get(f"/sdapi/v1/{name}")
+        assert answer.status_code == 200, name
+        return answer.json()
+
+    assert [sampler["name"] for sampler in await get("samplers")] == ["Default"]
+    assert [schedule["label"] for schedule in await get("schedulers")] == ["Automatic"]
+    assert {style["name"] for style in await get("prompt-styles")} >= {"neon"}
+    memory = (await get("memory"))["ram"]
+    assert memory["free"] + memory["used"] == memory["total"] > 0
+    for name in ("scripts", "loras", "sd-vae", "upscalers", "embeddings", "cmd-flags"):
+        await get(name)
+    assert (await service.client.post("/sdapi/v1/refresh-checkpoints")).json() is None
+
+
 async def test_the_api_is_off_unless_it_is_switched_on(tmp_path: Path) -> None:
     async with running_service(tmp_path) as service:
         assert (await asked(service)).status_code == 404
@@ -268,16 +354,16 @@ async def a_pair(folder: Path) -> AsyncIterator[tuple[Service, Service]]:
     """An AvatarForge without replicas, and its fallback: another with the carried model."""
     (folder / "outer").mkdir()
     (folder / "inner").mkdir()
-    manifest = Catalogue().manifest("avatar-mini")
+    manifest = Catalogue().read("avatar-mini")
     with BatchingEngine(avatar_mini(), "avatar-mini", threads=1) as engine:
         model = LoadedModel(manifest=manifest, engine=engine, dtype="float32", seconds={})
         async with running_service(folder / "inner", http={"sdapi": True}) as inner:
             inner.replicas.script = GenerationWorker(inner.storage, serving(model), 5).generate
             settings = RemoteSettings(
-                url=inner.url, policy="local-then-remote", wait_seconds=0, concurrency=4, timeout=60
+                url=inner.url, policy="local-then-remote", fallback_after_seconds=0, concurrency=4, timeout=60
             )
             server = RemoteServer(settings)
-            server.POLL = 0.05
+            server.POLL_INTERVAL_SECONDS = 0.05
             worker = RemoteWorker(
                 FolderStorage(folder / "outer" / "objects"),
                 server,
@@ -285,7 +371,9 @@ async def a_pair(folder: Path) -> AsyncIterator[tuple[Service, Service]]:
                 lambda: manifest,
                 5,
             )
-            remote = Remote(replicas=ScriptedReplicas(slots=4, script=worker.generate), settings=settings)
+            remote = RemoteFallback(
+                replicas=ScriptedReplicas(slots=4, script=worker.generate), settings=settings
+            )
             async with running_service(folder / "outer", remote=remote) as outer:
                 # No local replica is there.
                 await outer.replicas._slots.acquire()
@@ -296,15 +384,15 @@ async def a_pair(folder: Path) -> AsyncIterator[tuple[Service, Service]]:
 
 async def test_one_avatarforge_is_the_fallback_of_another(tmp_path: Path) -> None:
     async with a_pair(tmp_path) as (outer, inner):
-        wishes = {"style": "watercolor", "seed": "3", "steps": "8", "strength": "0.5"}
-        job_id = await outer.submitted(photo=portrait_file(), **wishes)
+        fields = {"style": "watercolor", "seed": "3", "steps": "2"}
+        job_id = await outer.submitted(photo=portrait_file(), **fields)
         status = await outer.ended(job_id)
         assert (status["status"], status["backend"], status["model"]) == ("DONE", "remote", "avatar-mini")
-        [made] = inner.records.jobs_of("sdapi", None, 10)
+        [made] = inner.records.list_jobs("sdapi", None, 10)
         assert made.outcome is not None
         # The inner one takes the square as it is, and says so; the outer one has cut it around the face.
         assert (made.outcome.crop, status["crop"]) == (Crop.CENTRE, Crop.FACE)
-        assert made.parameters.prompt == Catalogue().manifest("avatar-mini").prompt_for("watercolor", "")
+        assert made.parameters.prompt == Catalogue().read("avatar-mini").build_prompt("watercolor", "")
         recorded = outer.recorded(job_id)
         assert recorded.outcome is not None
         there = pixels(inner.storage.get(made.outcome.avatar.key))
@@ -340,7 +428,7 @@ def pixels(file: bytes) -> bytes:
 
 async def test_cancelling_at_home_stops_the_fallback_too(tmp_path: Path) -> None:
     async with a_pair(tmp_path) as (outer, inner):
-        job_id = await outer.submitted(photo=portrait_file(), steps="150", strength="1")
+        job_id = await outer.submitted(photo=portrait_file(), steps="150")
 
         async def told() -> bool:
             progress = (await outer.get(job_id)).json()["progress"]
@@ -348,16 +436,16 @@ async def test_cancelling_at_home_stops_the_fallback_too(tmp_path: Path) -> None
 
         await wait_until(told)
         await outer.command("cancel", job_id)
-        [there] = inner.records.jobs_of("sdapi", None, 9)
+        [there] = inner.records.list_jobs("sdapi", None, 9)
         await wait_until(lambda: inner.recorded(there.job_id, "sdapi").status is ProcessingStatus.CANCELLED)
 
 
 async def test_a_photo_that_may_not_leave_the_house_does_not(tmp_path: Path) -> None:
     async with a_pair(tmp_path) as (outer, inner):
         staying = await outer.submitted(photo=portrait_file(), allowRemote="false")
-        leaving = await outer.submitted(photo=portrait_file(), steps="4", strength="0.5")
+        leaving = await outer.submitted(photo=portrait_file(), steps="4")
         assert (await outer.ended(leaving))["backend"] == "remote"
         assert (await outer.get(staying)).json()["status"] == "PENDING"
         outer.replicas._slots.release()
         assert (await outer.ended(staying))["backend"] == "local"
-        assert len(inner.records.jobs_of("sdapi", None, 9)) == 1
+        assert len(inner.records.list_jobs("sdapi", None, 9)) == 1

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from avatarforge.domain.customers import shard_of
-from avatarforge.domain.identifiers import new_job_id
-from avatarforge.ingress import sse
-from avatarforge.ingress.streams import JobStreams
-from avatarforge.ingress.view import LiveJobs
-from avatarforge.tracker.janitor import Janitor
-from tests.events import Event
+from avatarforge.domain.jobs import new_job_id
+from avatarforge.ingress.live.job_cache import JobCache
+from avatarforge.ingress.live.streams import JobStreams
+from avatarforge.ingress.rest import sse
+from avatarforge.tracker.cleanup.retention import ConfirmedClock, EventRetention
+from tests.events import Event, subscriber_count
 from tests.integration.rest import problem
 from tests.integration.service import EventStream, Service, a_preview, running_service
 from tests.waiting import wait_until
@@ -175,7 +175,7 @@ async def test_the_number_may_also_stand_in_the_url_and_the_newer_one_counts(ser
 async def test_a_replica_that_has_seen_nothing_tells_it_from_the_record(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(JobStreams, "PAGE", 2)
+    monkeypatch.setattr(JobStreams, "PAGE_SIZE", 2)
     async with service.stream() as stream:
         for _ in range(2):
             await service.ended(await service.submitted())
@@ -194,7 +194,7 @@ async def test_a_replica_that_has_seen_nothing_tells_it_from_the_record(
 async def test_what_a_replica_no_longer_keeps_comes_from_the_record(tmp_path: Path) -> None:
     async with running_service(tmp_path, ingress={"recent_events": 2}) as service:
         story = await whole_story(service)
-        assert service.live.recent("ana", 1) is None
+        assert service.live.recent_changes("ana", 1) is None
         async with service.stream(last_event_id=1) as stream:
             assert told([await stream.next() for _ in range(8)]) == story[2:]
 
@@ -229,7 +229,7 @@ async def test_a_client_that_is_cut_again_and_again_misses_nothing(tmp_path: Pat
     chance, heard = random.Random(5), [0]
     async with running_service(tmp_path, ingress={"heartbeat_seconds": 0.05}) as service:
         work = asyncio.create_task(all_ended(service, 20))
-        while not work.done() or heard[-1] < service.records.latest_seq(0):
+        while not work.done() or heard[-1] < service.records.get_latest_seq(0):
             async with service.stream(last_event_id=heard[-1]) as stream:
                 for _ in range(chance.randint(1, 6)):
                     event = await stream.anything()
@@ -239,7 +239,7 @@ async def test_a_client_that_is_cut_again_and_again_misses_nothing(tmp_path: Pat
                 await service.kill_trackers()
                 await service.start_trackers()
         await work
-        log = service.records.events_of("ana", None, 0, 1000)
+        log = service.records.list_customer_events("ana", None, 0, 1000)
 
     assert heard[1:] == [entry.event.seq for entry in log]
     assert [entry.event.kind.value for entry in log].count("done") == 20
@@ -283,14 +283,20 @@ async def test_one_who_was_away_hears_of_an_erased_job_only_that_it_is_erased(se
 
 
 async def test_where_the_log_was_pruned_a_new_snapshot_stands_for_what_is_lost(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Janitor, "PRUNE_EVERY", 0.0)
+    monkeypatch.setattr(ConfirmedClock, "CONFIRMATION_DELAY_SECONDS", 0.05)
+    monkeypatch.setattr(EventRetention, "INTERVAL_SECONDS", 0.05)
+    async with running_service(tmp_path) as service:
+        await check_that_a_new_snapshot_stands_for_what_is_lost(service)
+
+
+async def check_that_a_new_snapshot_stands_for_what_is_lost(service: Service) -> None:
     await service.ended(await service.submitted())
     running = await service.running()
     service.clock.ahead = timedelta(days=40)
     await service.erase(await service.submitted("ben"), "ben")
-    await wait_until(lambda: service.records.log_bounds(0).pruned_seq >= 5)
+    await wait_until(lambda: service.records.get_log_bounds(0).pruned_seq >= 5)
 
     async with service.fresh_replica() as fresh:
         async with fresh.stream(last_event_id=2) as stream:
@@ -300,7 +306,7 @@ async def test_where_the_log_was_pruned_a_new_snapshot_stands_for_what_is_lost(
             assert (await again.anything()).kind == "comment"
 
     assert (reset.kind, [photo["jobId"] for photo in reset.data["photos"]]) == ("reset", [running])
-    assert reset.id >= service.records.log_bounds(0).pruned_seq
+    assert reset.id >= service.records.get_log_bounds(0).pruned_seq
 
 
 # --- slow clients, silence and the end ------------------------------------------------------------------
@@ -344,10 +350,36 @@ async def test_a_client_that_does_not_read_is_told_that_it_was_too_slow_and_can_
 async def test_a_client_that_never_reads_is_not_kept_for_ever(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sse, "MOST_SEND_SECONDS", 0.5)
+    monkeypatch.setattr(sse, "SEND_TIMEOUT_SECONDS", 0.5)
     async with service.stream(previews=True) as stream:
         await filled(service, stream)
-        await wait_until(lambda: service.live.subscribers == 0)
+        await wait_until(lambda: subscriber_count(service.live) == 0)
+
+
+async def test_every_blank_line_ends_an_event_with_data(tmp_path: Path) -> None:
+    # Some clients take any other block for an event without data.
+    quick = {"heartbeat_seconds": 0.05, "max_stream_seconds": 1}
+    async with running_service(tmp_path, ingress=quick) as service:
+        await service.submitted()
+        answer = await service.client.get("/customers/ana/photos/stream", headers={"Last-Event-ID": "0"})
+    assert "\n:\n" in answer.text, "heartbeats"
+    assert answer.text.count("retry: ") == 1
+    blocks = [block for block in answer.text.split("\n\n") if block.strip(":\n")]
+    assert blocks[0].startswith("retry: 1000\n")
+    assert all("\ndata: " in block for block in blocks)
+
+
+async def test_below_a_proxys_path_events_tell_addresses_that_begin_with_it(tmp_path: Path) -> None:
+    http = {"trusted_proxies": "127.0.0.1"}
+    async with running_service(tmp_path, http=http) as service:
+        end = (await service.ended(await service.submitted()))["seq"]
+        told = []
+        for headers in ({}, {"X-Forwarded-Prefix": "/avatars"}):
+            service.client.headers.update(headers)
+            async with service.stream(last_event_id=0) as stream:
+                told.append((await stream.until("DONE"))[-1].data["generatedUrl"])
+
+    assert told[1] == f"/avatars{told[0]}", end
 
 
 async def test_a_silent_stream_is_kept_alive_with_comments(tmp_path: Path) -> None:
@@ -369,21 +401,22 @@ async def test_a_stream_ends_by_itself_after_its_time(tmp_path: Path) -> None:
     async with running_service(tmp_path, ingress={"max_stream_seconds": 1}) as service:
         async with service.stream() as stream:
             assert told(await stream.rest()) == [("snapshot", 0, None)]
-        await wait_until(lambda: service.live.subscribers == 0)
+        await wait_until(lambda: subscriber_count(service.live) == 0)
 
 
 async def test_a_client_that_goes_away_leaves_no_subscriber(service: Service) -> None:
     async with service.stream() as stream, service.stream("ben") as other:
         await stream.next()
         await other.next()
-        assert service.live.subscribers == 2
+        assert subscriber_count(service.live) == 2
 
-    await wait_until(lambda: service.live.subscribers == 0, 1)
+    # Long before a heartbeat would find out.
+    await wait_until(lambda: subscriber_count(service.live) == 0)
 
 
 async def test_many_clients_of_a_customer_cost_the_tracker_no_more_than_one(service: Service) -> None:
     def answers() -> int:
-        return sum(actor.describe()["feedAnswers"] for actor in service.running_trackers)
+        return sum(actor.describe()["feedReads"] for actor in service.running_trackers)
 
     async with asyncio.TaskGroup() as group:
         ready = asyncio.Barrier(51)
@@ -421,7 +454,7 @@ async def test_a_wrong_number_is_named_with_its_value(service: Service) -> None:
             sent = value if name == "after" else value.encode().decode("latin-1")
             assert str(document["value"]) == sent
 
-    assert service.live.subscribers == 0
+    assert subscriber_count(service.live) == 0
 
 
 async def test_the_stream_of_an_unknown_job_is_not_found(service: Service) -> None:
@@ -451,7 +484,7 @@ async def test_the_stream_of_a_malformed_customer_is_refused(service: Service) -
 async def test_a_replica_that_no_tracker_has_answered_yet_says_so(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LiveJobs, "FIRST_ANSWER", 0.1)
+    monkeypatch.setattr(JobCache, "FIRST_READ_TIMEOUT_SECONDS", 0.1)
     service.live._shards[0].known.clear()
     await service.kill_trackers()
 

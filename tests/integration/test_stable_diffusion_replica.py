@@ -6,13 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.checkpoints import tiny_models
+
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_replica_generates_survives_a_wrong_wish_and_stops_when_cancelled(tmp_path: Path) -> None:
+def test_a_replica_generates_survives_a_wrong_model_and_stops_when_cancelled(tmp_path: Path) -> None:
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.replica", str(tmp_path)],
+        [sys.executable, "-m", "tests.replica", str(tmp_path), str(tiny_models())],
         cwd=ROOT,
         env={**environment, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -24,7 +26,7 @@ def test_a_replica_generates_survives_a_wrong_wish_and_stops_when_cancelled(tmp_
     assert answers, done.stderr[-4000:]
     seen = json.loads(answers[0].removeprefix("ANSWER "))
     assert (seen["served"]["model"], seen["served"]["failure"]) == ("avatar-mini", None)
-    assert (seen["after"]["model"], seen["after"]["wish"]) == ("avatar-mini", "nosuch")
+    assert (seen["after"]["model"], seen["after"]["desiredModel"]) == ("avatar-mini", "nosuch")
     assert len(seen["told"]) == 3
     # The cancelled one left nothing.
     assert sorted(seen["avatars"]) == seen["told"]

@@ -16,7 +16,7 @@ MOST_BYTES = 150_000
 
 async def page_and_files(rest: Rest) -> tuple[str, list[str]]:
     page = (await rest.client.get("/")).text
-    return page, re.findall(r'(?:src|href)="(/studio/[^"]+)"', page)
+    return page, [f"/{path}" for path in re.findall(r'(?:src|href)="(studio/[^"]+)"', page)]
 
 
 async def test_all_that_the_page_loads_is_there_and_together_it_is_small(rest: Rest) -> None:
@@ -29,7 +29,7 @@ async def test_all_that_the_page_loads_is_there_and_together_it_is_small(rest: R
 
 async def test_the_page_names_every_module_so_that_none_is_found_late(rest: Rest) -> None:
     page, _ = await page_and_files(rest)
-    named = set(re.findall(r'rel="modulepreload" href="/studio/[0-9a-f]{16}/([^"]+)"', page))
+    named = set(re.findall(r'rel="modulepreload" href="studio/[0-9a-f]{16}/([^"]+)"', page))
     assert named == {path.name for path in FOLDER.glob("*.js")}
 
 
@@ -93,7 +93,7 @@ def test_another_file_makes_other_addresses(tmp_path: Path) -> None:
 
 async def test_the_square_is_what_the_avatar_is_made_from(rest: Rest) -> None:
     wide = await finished(rest, await rest.submitted("ana", a_jpeg(96, 64)))
-    by_hand = await finished(rest, await rest.submitted("ana", a_jpeg(80, 80), cutFace="false"))
+    by_hand = await finished(rest, await rest.submitted("ana", a_jpeg(80, 80), cropToFace="false"))
     for job, side in ((wide, 64), (by_hand, 80)):
         path = f"/customers/ana/photos/{job.job_id}/original"
         answer = await rest.client.get(path, params={"square": "true"})

@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 
 from avatarforge.domain.errors import DatabaseUnavailable
-from avatarforge.domain.identifiers import new_job_id
-from avatarforge.domain.jobs import ImageFormat, ProfilePhotoJob
+from avatarforge.domain.jobs import ImageFormat, ProfilePhotoJob, new_job_id
 from avatarforge.storage import ObjectStorage
 from avatarforge.storage.folder import FolderStorage
 from avatarforge.storage.keys import avatar_key, original_key, owner_of
 from avatarforge.storage.s3 import S3Storage
-from avatarforge.tracker.sweeper import Sweeper
+from avatarforge.tracker.cleanup.sweeper import Sweeper
 from tests.factories import NOON, a_job, an_image, an_outcome
 from tests.servers.s3 import S3Server
 from tests.twins import MemoryRecords
@@ -51,13 +50,13 @@ class Bench:
         sweeper = Sweeper(
             self.records,
             self.storage,
-            owns=lambda customer_id: not customers or customer_id in customers,
-            every=timedelta(days=1),
+            owns_customer=lambda customer_id: not customers or customer_id in customers,
+            interval=timedelta(days=1),
             age=age,
             now=lambda: self.now,
         )
         sweeper.PAGE = 3
-        sweeper.PAUSE = sweeper.CONFIRM = 0
+        sweeper.PAGE_PAUSE_SECONDS = sweeper.CONFIRMATION_DELAY_SECONDS = 0
         return sweeper
 
     def store(self, key: str) -> str:
@@ -75,7 +74,7 @@ class Bench:
     def finished_job(self, attempt: int = 1) -> ProfilePhotoJob:
         job = self.job()
         avatar = an_image(key=self.store(avatar_key("ana", job.job_id, attempt, ImageFormat.PNG)))
-        done = job.started(NOON).done(an_outcome(avatar=avatar), NOON)
+        done = job.start(NOON).complete(an_outcome(avatar=avatar), NOON)
         self.records.jobs[job.job_id] = done
         return done
 
@@ -120,7 +119,7 @@ async def test_nothing_is_removed_where_the_record_knows_too_little(bench: Bench
     for _ in range(4):
         bench.store(original_key("ana", new_job_id(), "image/jpeg"))
     sweeper = bench.sweeper()
-    sweeper.FEW = 3
+    sweeper.MIN_SUSPICIOUS_ORPHANS = 3
     assert await sweeper.sweep() == 0
     assert len(bench.keys()) == 6
 
@@ -137,7 +136,7 @@ async def test_an_upload_that_is_under_way_stays_whatever_the_clock_says(bench: 
     job_id = new_job_id()
     original = bench.store(original_key("ana", job_id, "image/png"))
     sweeper = bench.sweeper()
-    sweeper.CONFIRM = 0.2
+    sweeper.CONFIRMATION_DELAY_SECONDS = 0.2
     sweeping = asyncio.create_task(sweeper.sweep())
     await wait_until(lambda: bench.records.objects_asked)
     bench.records.jobs[job_id] = a_job(job_id=job_id, original=an_image(key=original))
@@ -149,7 +148,7 @@ async def test_a_sweep_removes_no_more_than_it_may(bench: Bench) -> None:
     for _ in range(7):
         bench.store(original_key("ana", new_job_id(), "image/jpeg"))
     sweeper = bench.sweeper()
-    sweeper.MOST = 4
+    sweeper.MAX_REMOVED = 4
     assert await sweeper.sweep() == 6
     assert await sweeper.sweep() == 1
 

@@ -16,17 +16,16 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace import TracerProvider
 from pydantic import ValidationError
 
-from avatarforge.diffusion.batching import BatchingEngine
-from avatarforge.diffusion.catalogue import Catalogue
-from avatarforge.diffusion.loading import LoadedModel
-from avatarforge.diffusion.worker import GenerationWorker
+from avatarforge.diffusion.engines.batching import BatchingEngine
+from avatarforge.diffusion.models.loader import LoadedModel
+from avatarforge.diffusion.replica.task_worker import GenerationWorker
 from avatarforge.settings import SettingsError, TelemetrySettings, load_settings
 from avatarforge.storage.folder import FolderStorage
 from avatarforge.telemetry import traces
-from tests.checkpoints import avatar_mini
+from tests.checkpoints import img2img, img2img_manifest
+from tests.generations import a_task, all_of, serving
 from tests.integration.rest import a_jpeg
 from tests.integration.service import Service, running_service
-from tests.integration.test_worker import a_task, all_of, serving
 from tests.receivers import Receiver
 from tests.waiting import wait_until
 
@@ -78,7 +77,7 @@ def exporting() -> Iterator[Collector]:
         {
             "otlp_endpoint": collector.url,
             "otlp_headers": "Authorization=Bearer of-the-collector",
-            "export_seconds": 0.1,
+            "export_interval_seconds": 0.1,
         }
     )
     traces.configure(settings, "test")
@@ -147,11 +146,7 @@ async def test_one_trace_leads_from_the_clients_request_to_the_receiver(
     assert attempt is not None
     assert task.traceparent == f"00-{trace_id}-{attempt.span_id.hex()}-01"
     named = {pair.key: pair.value.string_value or pair.value.int_value for pair in attempt.attributes}
-    assert named == {
-        "avatarforge.job_id": job_id,
-        "avatarforge.customer_id": "ana",
-        "avatarforge.attempt": 1,
-    }
+    assert named == {"avatarforge.job_id": job_id, "avatarforge.customer_id": "ana", "avatarforge.attempt": 1}
     assert collector.services == {"avatarforge"}
     assert collector.authorizations == {"Bearer of-the-collector"}
 
@@ -193,17 +188,12 @@ async def test_a_trace_goes_on_after_a_restart(service: Service, collector: Coll
 async def test_a_generation_tells_its_stages(collector: Collector, tmp_path: Path) -> None:
     storage = FolderStorage(tmp_path)
     task = replace(a_task(storage), traceparent=CLIENTS)
-    with BatchingEngine(avatar_mini(), "avatar-mini", threads=1) as engine:
-        model = LoadedModel(
-            manifest=Catalogue().manifest("avatar-mini"), engine=engine, dtype="float32", seconds={}
-        )
-        await all_of(GenerationWorker(storage, serving(model), storage_patience=5), task)
+    with BatchingEngine(img2img(), "img2img", threads=1) as engine:
+        model = LoadedModel(manifest=img2img_manifest(), engine=engine, dtype="float32", seconds={})
+        await all_of(GenerationWorker(storage, serving(model), storage_retry_seconds=5), task)
     generate = await wait_until(lambda: collector.of("generate"))
     stages = {"fetch", "encode", "steps", "decode", "upload"}
-    assert tree(collector.spans) == {
-        "generate": CLIENTS.split("-")[2],
-        **dict.fromkeys(stages, "generate"),
-    }
+    assert tree(collector.spans) == {"generate": CLIENTS.split("-")[2], **dict.fromkeys(stages, "generate")}
     spans = {span.name: span for span in collector.spans}
     for span in spans.values():
         # Wall clock and steady clock differ by microseconds.

@@ -10,14 +10,14 @@ from sqlalchemy import Engine
 
 from avatarforge.domain.changes import NewJob
 from avatarforge.domain.errors import DatabaseUnavailable
-from avatarforge.domain.events import EventKind
 from avatarforge.domain.generations import GenerationProgress, GenerationTask, GenerationUpdate
 from avatarforge.domain.jobs import ProfilePhotoJob
-from avatarforge.domain.status import ProcessingStatus
-from avatarforge.persistence import DeletionRecords, DeliveryRecords, JobRecords, open_engine
+from avatarforge.domain.status import EventKind, ProcessingStatus
+from avatarforge.persistence import DeletionRepository, DeliveryRepository, JobRepository, open_engine
 from avatarforge.persistence.upgrade import upgrade
 from avatarforge.settings import DatabaseSettings, TrackerSettings
 from avatarforge.storage.folder import FolderStorage
+from avatarforge.tracker.ports import Ports
 from avatarforge.tracker.tracker import JobTracker
 from tests.factories import a_job
 from tests.servers.mariadb import MariaDbServer
@@ -39,8 +39,8 @@ def engine(mariadb: MariaDbServer) -> Engine:
 
 
 @pytest.fixture
-def records(engine: Engine) -> JobRecords:
-    return JobRecords(engine)
+def records(engine: Engine) -> JobRepository:
+    return JobRepository(engine)
 
 
 @pytest.fixture
@@ -50,18 +50,20 @@ def replicas() -> ScriptedReplicas:
 
 @pytest.fixture
 async def tracker(
-    engine: Engine, records: JobRecords, replicas: ScriptedReplicas, tmp_path: Path
+    engine: Engine, records: JobRepository, replicas: ScriptedReplicas, tmp_path: Path
 ) -> AsyncIterator[JobTracker]:
     broken: list[Exception] = []
     tracker = JobTracker(
         0,
-        records,
-        replicas,
-        TrackerSettings(accept_timeout=3),
-        storage=FolderStorage(tmp_path / "objects"),
-        deletions=DeletionRecords(engine),
-        deliveries=DeliveryRecords(engine),
-        webhooks=MemoryWebhooks(),
+        TrackerSettings(commit_timeout_seconds=3),
+        Ports(
+            store=records,
+            deletions=DeletionRepository(engine),
+            deliveries=DeliveryRepository(engine),
+            storage=FolderStorage(tmp_path / "objects"),
+            webhooks=MemoryWebhooks(),
+            replicas=replicas,
+        ),
         on_broken=broken.append,
     )
     await tracker.start()
@@ -75,14 +77,14 @@ def a_new_job(customer_id: str) -> NewJob:
     return NewJob(job=a_job(customer_id=customer_id, created_at=datetime.now(UTC)))
 
 
-def all_done(records: JobRecords, jobs: list[ProfilePhotoJob]) -> bool:
-    ends = [records.job(job.customer_id, job.job_id) for job in jobs]
+def all_done(records: JobRepository, jobs: list[ProfilePhotoJob]) -> bool:
+    ends = [records.find_job(job.customer_id, job.job_id) for job in jobs]
     return all(end is not None and end.status is ProcessingStatus.DONE for end in ends)
 
 
 @pytest.mark.parametrize("way", ["stop", "kill"])
 async def test_a_database_that_goes_away_loses_nothing_and_doubles_nothing(
-    tracker: JobTracker, records: JobRecords, mariadb: MariaDbServer, way: str
+    tracker: JobTracker, records: JobRepository, mariadb: MariaDbServer, way: str
 ) -> None:
     accepted: list[ProfilePhotoJob] = []
     refused = 0
@@ -90,7 +92,7 @@ async def test_a_database_that_goes_away_loses_nothing_and_doubles_nothing(
     async def submit_some(count: int) -> None:
         nonlocal refused
         for number in range(count):
-            [answer] = await tracker.submit([a_new_job(f"customer-{number % 5}")])
+            [answer] = await tracker.submissions.submit([a_new_job(f"customer-{number % 5}")])
             if isinstance(answer, ProfilePhotoJob):
                 accepted.append(answer)
             else:
@@ -109,7 +111,7 @@ async def test_a_database_that_goes_away_loses_nothing_and_doubles_nothing(
 
     stories: dict[str, list[EventKind]] = {}
     seqs = []
-    for change in records.events_after(0, 0, 10_000):
+    for change in records.list_shard_events(0, 0, 10_000):
         stories.setdefault(change.event.job_id, []).append(change.event.kind)
         seqs.append(change.event.seq)
     assert seqs == sorted(set(seqs))
@@ -126,31 +128,34 @@ async def test_a_database_that_goes_away_loses_nothing_and_doubles_nothing(
 
 
 async def test_what_is_cancelled_or_erased_during_an_outage_is_so_once_the_database_is_back(
-    tracker: JobTracker, records: JobRecords, replicas: ScriptedReplicas, mariadb: MariaDbServer
+    tracker: JobTracker, records: JobRepository, replicas: ScriptedReplicas, mariadb: MariaDbServer
 ) -> None:
     async def silent(task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
         yield GenerationProgress(step=1, total_steps=3)
         await asyncio.Event().wait()
 
     replicas.script = silent
-    cancelled, erased = await tracker.submit([a_new_job("ana"), a_new_job("ana")])
+    cancelled, erased = await tracker.submissions.submit([a_new_job("ana"), a_new_job("ana")])
     assert isinstance(cancelled, ProfilePhotoJob)
     assert isinstance(erased, ProfilePhotoJob)
     await wait_until(lambda: len(replicas.tasks) == 2)
     await asyncio.to_thread(mariadb.kill)
     outcomes = await asyncio.gather(
-        tracker.cancel("ana", cancelled.job_id), tracker.erase("ana", erased.job_id), return_exceptions=True
+        tracker.commands.cancel("ana", cancelled.job_id),
+        tracker.commands.erase("ana", erased.job_id),
+        return_exceptions=True,
     )
     assert [type(outcome) for outcome in outcomes] == [DatabaseUnavailable] * 2
     await asyncio.to_thread(mariadb.start)
 
     # It is on record a moment before the tracker hears of it, which refuses until then.
     await wait_until(
-        lambda: records.job("ana", erased.job_id) is None and tracker._committer.outage is None, deadline=30
+        lambda: records.find_job("ana", erased.job_id) is None and tracker._committer._outage.error is None,
+        deadline=30,
     )
-    again = await asyncio.wait_for(tracker.cancel("ana", cancelled.job_id), 30)
+    again = await asyncio.wait_for(tracker.commands.cancel("ana", cancelled.job_id), 30)
     assert again.status is ProcessingStatus.CANCELLED
-    changes = records.events_after(0, 0, 100)
+    changes = records.list_shard_events(0, 0, 100)
     assert {
         job.job_id: [change.event.kind for change in changes if change.event.job_id == job.job_id]
         for job in (cancelled, erased)

@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from standardwebhooks import WebhookVerificationError
 
 from avatarforge import __version__
 from avatarforge.domain.deliveries import DeliveryAttempt, DeliveryState, WebhookDelivery
-from avatarforge.messages import job_message
-from avatarforge.persistence import DeliveryRecords, JobRecords, open_engine
+from avatarforge.messages import LiveJob
+from avatarforge.persistence import DeliveryRepository, JobRepository, open_engine
 from avatarforge.persistence.upgrade import upgrade
 from avatarforge.settings import DatabaseSettings, WebhookSettings
-from avatarforge.webhooks.addresses import check_callback_url
-from avatarforge.webhooks.connections import Connections
-from avatarforge.webhooks.names import Names
-from avatarforge.webhooks.schedule import PAUSES
+from avatarforge.webhooks.address_policy import check_callback_url
+from avatarforge.webhooks.pools import ConnectionPools
+from avatarforge.webhooks.resolver import Resolver
+from avatarforge.webhooks.retry_policy import DEFAULT_RETRY_DELAYS
 from avatarforge.webhooks.sender import SenderStatus, WebhookSender
-from avatarforge.webhooks.signing import new_secret
+from avatarforge.webhooks.signing import derive_secret, new_secret
 from tests.deliveries import MemoryDeliveries, a_finished_job
 from tests.jobs import FENCE, a_job, finish, start, submission
 from tests.receivers import OK, Answer, Received, Receiver, answer, hang, hang_up, raw
@@ -57,22 +58,27 @@ class Bench:
         return await self._stack.enter_async_context(Receiver(**scripted).serving(tls))
 
     async def sender(
-        self, names: Names | None = None, ssl_context: ssl.SSLContext | None = None, **settings: Any
+        self,
+        resolver: Resolver | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        root_path: str = "",
+        **settings: Any,
     ) -> WebhookSender:
         defaults = {"secrets": SECRET, "allow_private": True, "timeout": 5}
         sender = WebhookSender(
             self.records,
-            self.records.job,
+            self.records.find_job,
             WebhookSettings.model_validate(defaults | settings),
             0,
             now=self.clock.now,
             jitter=lambda: 1,
-            names=names,
+            resolver=resolver,
             ssl_context=ssl_context,
+            root_path=root_path,
         )
-        sender.LOOK = 0.01
-        sender.MOVED_AT_ONCE = 5
-        sender.GRACE = 0.5
+        sender.MAX_SLEEP_SECONDS = 0.01
+        sender.MAX_DUE_AT_ONCE = 5
+        sender.STOP_TIMEOUT_SECONDS = 0.5
         await sender.start(FENCE)
         self._stack.push_async_callback(sender.stop)
         return sender
@@ -103,6 +109,19 @@ async def bench() -> AsyncIterator[Bench]:
 # --- what receivers get -------------------------------------------------------------------------------
 
 
+async def test_a_receiver_with_a_secret_of_its_own_can_verify_with_that(bench: Bench) -> None:
+    receiver = await bench.receiver()
+    sender = await bench.sender()
+    bench.records.secret_ids = {"ana": ["of-ana"], "ben": ["of-ben"]}
+    delivery = bench.records.ended(receiver.url("/hook"), a_finished_job("ana"))
+    sender.expect(delivery)
+    await bench.delivered(delivery)
+    [received] = receiver.received
+    assert received.verified(derive_secret(SECRET, "of-ana"))
+    with pytest.raises(WebhookVerificationError):
+        received.verified(derive_secret(SECRET, "of-ben"))
+
+
 async def test_a_receiver_gets_the_jobs_status_signed(bench: Bench) -> None:
     receiver = await bench.receiver()
     sender = await bench.sender()
@@ -114,7 +133,7 @@ async def test_a_receiver_gets_the_jobs_status_signed(bench: Bench) -> None:
 
     [received] = receiver.received
     assert (received.method, received.target) == ("POST", "/hook?token=%20x")
-    assert received.body == job_message(job).json_bytes()
+    assert received.body == LiveJob(job=job).to_message().json_bytes()
     assert received.verified(SECRET)["jobId"] == job.job_id
     assert received.webhook_id == delivery.delivery_id
     assert received.headers["host"] == f"127.0.0.1:{receiver.port}"
@@ -146,9 +165,9 @@ async def test_every_call_has_the_same_id_and_body_and_its_own_time(bench: Bench
 
     sender.expect(delivery)
     await bench.tried(delivery, 1)
-    bench.clock.forward(PAUSES[0])
+    bench.clock.forward(DEFAULT_RETRY_DELAYS[0])
     await bench.tried(delivery, 2)
-    bench.clock.forward(PAUSES[1])
+    bench.clock.forward(DEFAULT_RETRY_DELAYS[1])
     await bench.delivered(delivery)
 
     assert len({received.webhook_id for received in receiver.received}) == 1
@@ -172,7 +191,7 @@ async def test_a_connection_is_used_again(bench: Bench) -> None:
 
 
 async def test_connections_that_nobody_uses_are_closed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Connections, "KEPT", 0.05)
+    monkeypatch.setattr(ConnectionPools, "MAX_IDLE_SECONDS", 0.05)
     receiver = await bench.receiver()
     sender = await bench.sender()
     delivery = bench.records.ended(receiver.url())
@@ -186,7 +205,7 @@ async def test_connections_that_nobody_uses_are_closed(bench: Bench, monkeypatch
 async def test_connections_to_so_many_hosts_only_stay_open(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Connections, "MOST_UNUSED", 2)
+    monkeypatch.setattr(ConnectionPools, "MAX_IDLE_HOSTS", 2)
     receivers = [await bench.receiver() for _ in range(5)]
     sender = await bench.sender()
     deliveries = [bench.records.ended(receiver.url()) for receiver in receivers]
@@ -207,8 +226,7 @@ async def test_a_receiver_with_tls_is_called_by_its_name_at_the_checked_address(
     asked_for: list[str | None] = []
     serving.sni_callback = lambda _socket, name, _context: asked_for.append(name)
     receiver = await bench.receiver(serving)
-    trusting = ssl.create_default_context(cafile=str(certificate))
-    sender = await bench.sender(Names(lambda host: ["127.0.0.1"]), trusting)
+    sender = await bench.sender(Resolver(lambda host: ["127.0.0.1"]), ca_file=certificate)
     good = bench.records.ended(f"https://hooks.example:{receiver.port}/hook")
     dotted = bench.records.ended(f"https://hooks.example.:{receiver.port}/hook")
     stranger = bench.records.ended(f"https://other.example:{receiver.port}/hook")
@@ -223,6 +241,18 @@ async def test_a_receiver_with_tls_is_called_by_its_name_at_the_checked_address(
     failed = await bench.tried(stranger)
     assert failed.status is None
     assert "certificate" in failed.answer.lower()
+
+
+async def test_below_a_proxys_path_webhooks_tell_addresses_that_begin_with_it(bench: Bench) -> None:
+    receiver = await bench.receiver()
+    sender = await bench.sender(root_path="/avatars")
+    delivery = bench.records.ended(receiver.url())
+
+    sender.expect(delivery)
+    await bench.delivered(delivery)
+
+    [message] = receiver.messages
+    assert message["originalUrl"].startswith("/avatars/customers/")
 
 
 async def test_a_receiver_is_called_over_ipv6(bench: Bench) -> None:
@@ -250,7 +280,7 @@ async def test_a_redirect_is_a_failure_and_is_not_followed(bench: Bench, status:
     attempt = await bench.tried(delivery)
 
     assert attempt.status == status
-    assert bench.state(delivery).next_at == ended(attempt) + PAUSES[0]
+    assert bench.state(delivery).next_at == ended(attempt) + DEFAULT_RETRY_DELAYS[0]
     assert target.connections == 0
 
 
@@ -291,7 +321,7 @@ async def test_a_delivery_is_given_up_after_ten_calls(bench: Bench) -> None:
     delivery = bench.records.ended(receiver.url())
 
     sender.expect(delivery)
-    for number, pause in enumerate(PAUSES, 1):
+    for number, pause in enumerate(DEFAULT_RETRY_DELAYS, 1):
         await bench.tried(delivery, number)
         bench.clock.forward(pause)
     await bench.tried(delivery, 10)
@@ -400,11 +430,11 @@ async def test_a_receiver_that_is_not_there_is_tried_again(bench: Bench) -> None
 async def test_a_name_that_leads_elsewhere_after_its_check_is_not_called(bench: Bench) -> None:
     receiver = await bench.receiver()
     addresses = ["8.8.8.8"]
-    names = Names(lambda host: addresses)
+    resolver = Resolver(lambda host: addresses)
     url = f"http://rebinding.example:{receiver.port}/"
-    await check_callback_url(url, WebhookSettings.model_validate({"secrets": SECRET}), names)
+    await check_callback_url(url, WebhookSettings.model_validate({"secrets": SECRET}), resolver)
     addresses[:] = ["127.0.0.1"]
-    sender = await bench.sender(names, allow_private=False)
+    sender = await bench.sender(resolver, allow_private=False)
     delivery = bench.records.ended(url)
 
     sender.expect(delivery)
@@ -459,7 +489,7 @@ async def test_the_proxy_of_the_environment_is_not_used(
 
 async def test_the_next_address_is_dialled_when_one_does_not_answer(bench: Bench) -> None:
     receiver = await bench.receiver()
-    sender = await bench.sender(Names(lambda host: ["::1", "127.0.0.1"]))
+    sender = await bench.sender(Resolver(lambda host: ["::1", "127.0.0.1"]))
     delivery = bench.records.ended(f"http://two.example:{receiver.port}/")
 
     sender.expect(delivery)
@@ -476,7 +506,7 @@ async def test_a_dead_name_server_of_one_host_delays_no_other(bench: Bench) -> N
             test_is_over.wait(60)
         return ["127.0.0.1"]
 
-    sender = await bench.sender(Names(resolve), timeout=30)
+    sender = await bench.sender(Resolver(resolve), timeout=30)
     lost = [bench.records.ended(f"http://lost.example:{receiver.port}/lost") for _ in range(50)]
     good = [bench.records.ended(f"http://good.example:{receiver.port}/good") for _ in range(50)]
     try:
@@ -510,7 +540,7 @@ async def test_a_hanging_receiver_delays_no_other(bench: Bench) -> None:
     deliveries = [bench.records.ended(good.url()) for _ in range(100)]
     for delivery in deliveries:
         sender.expect(delivery)
-    await bench.delivered(*deliveries, deadline=5)
+    await bench.delivered(*deliveries, deadline=20)
 
     assert hanging.most_open == 4
     assert good.most_open <= 4
@@ -591,7 +621,7 @@ async def test_a_restart_keeps_the_schedule(bench: Bench) -> None:
     second = await bench.sender()
     await wait_until(lambda: second.status.waiting == 1)
     assert len(receiver.received) == 1
-    bench.clock.forward(PAUSES[0])
+    bench.clock.forward(DEFAULT_RETRY_DELAYS[0])
     await bench.delivered(delivery)
 
     assert bench.state(delivery).tries == 2
@@ -748,6 +778,27 @@ async def test_asking_again_does_not_wait_for_the_schedule_and_begins_anew(bench
     await wait_until(lambda: sender.status == SenderStatus(waiting=1, in_flight=0))
 
 
+async def test_a_delivery_that_waits_is_resumed_and_one_under_way_is_left_to_its_call(bench: Bench) -> None:
+    go_on = asyncio.Event()
+
+    async def wait_for_the_test(received: Received, writer: asyncio.StreamWriter) -> None:
+        await go_on.wait()
+        await OK(received, writer)
+
+    receiver = await bench.receiver(next_answers=deque_of(wait_for_the_test))
+    sender = await bench.sender()
+    delivery = bench.records.ended(receiver.url())
+    sender.resume(delivery)
+    await wait_until(lambda: receiver.received)
+
+    sender.resume(delivery)
+    go_on.set()
+    await bench.delivered(delivery)
+
+    await wait_until(lambda: sender.status == SenderStatus(waiting=0, in_flight=0))
+    assert len(receiver.received) == 1
+
+
 async def test_asking_again_during_a_call_calls_once_more_after_it(bench: Bench) -> None:
     go_on = asyncio.Event()
 
@@ -797,7 +848,7 @@ async def test_a_job_that_cannot_be_read_holds_up_nothing(bench: Bench) -> None:
 async def test_a_clock_that_is_put_back_postpones_no_call(bench: Bench) -> None:
     receiver = await bench.receiver(next_answers=deque_of(answer(500, b"later")))
     delivery = bench.records.ended(receiver.url())
-    await bench.sender(pauses="1")
+    await bench.sender(retry_delays_seconds="1")
     await bench.tried(delivery)
     bench.clock.forward(timedelta(days=-2))
     await bench.delivered(delivery)
@@ -810,26 +861,26 @@ async def test_deliveries_go_through_the_real_record(bench: Bench, tmp_path: Pat
     url = f"sqlite:///{tmp_path / 'webhooks.db'}"
     await asyncio.to_thread(upgrade, url)
     engine = open_engine(DatabaseSettings(), url)
-    jobs, deliveries = JobRecords(engine), DeliveryRecords(engine)
+    jobs, deliveries = JobRepository(engine), DeliveryRepository(engine)
     receiver = await bench.receiver(next_answers=deque_of(answer(500, b"try later")))
     job = finished_in(jobs, receiver.url())
     settings = WebhookSettings.model_validate({"secrets": SECRET, "allow_private": True})
 
     def a_sender() -> WebhookSender:
-        return WebhookSender(deliveries, jobs.job, settings, 0, now=bench.clock.now, jitter=lambda: 1)
+        return WebhookSender(deliveries, jobs.find_job, settings, 0, now=bench.clock.now, jitter=lambda: 1)
 
     first = a_sender()
     await first.start(FENCE)
-    await wait_until(lambda: deliveries.of_job("ana", job)[0].attempts)
+    await wait_until(lambda: deliveries.list_reports("ana", job)[0].attempts)
     await first.stop()
     bench.clock.forward(timedelta(minutes=1))
     second = a_sender()
     await second.start(FENCE)
-    await wait_until(lambda: not deliveries.pending(0))
+    await wait_until(lambda: not deliveries.list_pending(0))
     await second.stop()
     jobs.close()
 
-    [report] = deliveries.of_job("ana", job)
+    [report] = deliveries.list_reports("ana", job)
     assert report.delivery.state is DeliveryState.DELIVERED
     assert report.delivery.tries == 2
     assert [(attempt.status, attempt.answer) for attempt in report.attempts] == [
@@ -853,14 +904,14 @@ def ended(attempt: DeliveryAttempt) -> datetime:
 
 
 def asked_again(bench: Bench, delivery: WebhookDelivery) -> WebhookDelivery:
-    again = bench.records.again(
+    again = bench.records.reschedule(
         delivery.customer_id, delivery.job_id, delivery.delivery_id, bench.clock.now(), FENCE
     )
     assert again is not None
     return again
 
 
-def finished_in(records: JobRecords, url: str) -> str:
+def finished_in(records: JobRepository, url: str) -> str:
     """The id of a job that is DONE in this record and wants to be told of."""
     epoch = records.claim_shard(0)
     submitted = submission(a_job(callback_url=url, created_at=datetime.now(UTC)))

@@ -1,11 +1,9 @@
-"""A replica's work without Ray: real storage, the carried checkpoint."""
+"""A replica's work without Ray: real storage, a tiny checkpoint."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import replace
 from hashlib import sha256
-from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,30 +11,24 @@ from typing import Any, BinaryIO
 import pytest
 from PIL import Image
 
-from avatarforge.diffusion.batching import BatchingEngine
-from avatarforge.diffusion.catalogue import Catalogue
-from avatarforge.diffusion.loading import LoadedModel
-from avatarforge.diffusion.provenance import SOURCE_TYPE, Marking
-from avatarforge.diffusion.worker import GenerationWorker
+from avatarforge.background import Backoff
+from avatarforge.diffusion.engines.batching import BatchingEngine
+from avatarforge.diffusion.models.loader import LoadedModel
+from avatarforge.diffusion.replica.task_worker import GenerationWorker
 from avatarforge.domain.errors import ModelUnusable, SigningFailed, StorageUnavailable
-from avatarforge.domain.generations import (
-    GenerationFailed,
-    GenerationFinished,
-    GenerationProgress,
-    GenerationTask,
-    GenerationUpdate,
-)
-from avatarforge.domain.jobs import Crop, GenerationParameters, ImageFormat, JobError
+from avatarforge.domain.generations import GenerationFailed, GenerationFinished, GenerationProgress
+from avatarforge.domain.jobs import Crop, ImageFormat, JobError
+from avatarforge.imaging.provenance import SOURCE_TYPE, ContentCredentials
 from avatarforge.settings import StorageSettings
 from avatarforge.storage.folder import FolderStorage
 from avatarforge.storage.s3 import S3Storage
-from tests.checkpoints import avatar_mini
-from tests.factories import a_job
+from tests.checkpoints import img2img, img2img_manifest
+from tests.generations import a_task, all_of, avatars, portrait_file, serving
 from tests.waiting import wait_until
 
 
 class Impatient(GenerationWorker):
-    FIRST_PAUSE = 0.01
+    STORAGE_BACKOFF = Backoff(0.01, 15.0, has_jitter=True)
 
 
 class Flickering(FolderStorage):
@@ -62,9 +54,8 @@ class Flickering(FolderStorage):
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[LoadedModel]:
-    manifest = Catalogue().manifest("avatar-mini")
-    with BatchingEngine(avatar_mini(), "avatar-mini", threads=1) as engine:
-        yield LoadedModel(manifest=manifest, engine=engine, dtype="float32", seconds={})
+    with BatchingEngine(img2img(), "img2img", threads=1) as engine:
+        yield LoadedModel(manifest=img2img_manifest(), engine=engine, dtype="float32", seconds={})
 
 
 @pytest.fixture
@@ -74,45 +65,7 @@ def storage(tmp_path: Path) -> Flickering:
 
 @pytest.fixture
 def worker(storage: Flickering, model: LoadedModel) -> GenerationWorker:
-    return Impatient(storage, serving(model), storage_patience=5)
-
-
-def serving(model: LoadedModel) -> Any:
-    @asynccontextmanager
-    async def models() -> AsyncIterator[LoadedModel]:
-        yield model
-
-    return models
-
-
-def portrait_file() -> bytes:
-    """The sample portrait lying on its side, as a camera stores it, with an EXIF block that says so."""
-    data = files("avatarforge").joinpath("samples/portrait.png").read_bytes()
-    photo = Image.open(BytesIO(data)).convert("RGB").transpose(Image.Transpose.ROTATE_90)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    exif[0x010F] = "a camera's maker"
-    buffer = BytesIO()
-    photo.save(buffer, "JPEG", quality=95, exif=exif)
-    return buffer.getvalue()
-
-
-def a_task(storage: FolderStorage, **parameters: Any) -> GenerationTask:
-    job = a_job()
-    original = replace(job.original, key=f"customers/ana/{job.job_id}/original.jpg")
-    storage.put(original.key, BytesIO(portrait_file()), "image/jpeg")
-    wanted = GenerationParameters(**{"seed": 1, "steps": 6, "strength": 0.5} | parameters)
-    return GenerationTask(
-        job_id=job.job_id, customer_id="ana", attempt=3, original=original, parameters=wanted
-    )
-
-
-async def all_of(worker: GenerationWorker, task: GenerationTask) -> list[GenerationUpdate]:
-    return [update async for update in worker.generate(task)]
-
-
-def avatars(storage: FolderStorage) -> list[str]:
-    return [entry.key for entry in storage.list("customers/") if "avatar" in entry.key]
+    return Impatient(storage, serving(model), storage_retry_seconds=5)
 
 
 @pytest.mark.parametrize("image_format", list(ImageFormat))
@@ -125,7 +78,7 @@ async def test_a_photo_becomes_an_avatar_in_storage(
     outcome = finished.outcome
     extension = "jpg" if image_format is ImageFormat.JPEG else image_format.value
     assert outcome.avatar.key == f"customers/ana/{task.job_id}/avatar-3.{extension}"
-    assert (outcome.model, outcome.backend, outcome.crop) == ("avatar-mini", "local", Crop.FACE)
+    assert (outcome.model, outcome.backend, outcome.crop) == ("img2img", "local", Crop.FACE)
     assert list(outcome.timings) == ["fetch", "encode", "steps", "decode", "upload"]
     assert all(seconds > 0 for seconds in outcome.timings.values())
     content = storage.get(outcome.avatar.key)
@@ -145,7 +98,7 @@ async def test_a_photo_becomes_an_avatar_in_storage(
 async def test_progress_rises_and_ends_with_the_last_step(
     worker: GenerationWorker, storage: Flickering
 ) -> None:
-    worker.PROGRESS = 0.01
+    worker.PROGRESS_INTERVAL_SECONDS = 0.01
     *progress, _ = await all_of(worker, a_task(storage, steps=10))
     steps = [update.step for update in progress if isinstance(update, GenerationProgress)]
     assert steps == [0, *sorted(set(steps))]  # 0 of 0 while it waits, then 0 of 5
@@ -155,7 +108,7 @@ async def test_progress_rises_and_ends_with_the_last_step(
 async def test_a_fast_engine_is_told_at_most_as_often_as_said_but_for_the_last_step(
     worker: GenerationWorker, storage: Flickering
 ) -> None:
-    worker.PROGRESS = 60
+    worker.PROGRESS_INTERVAL_SECONDS = 60
     *progress, finished = await all_of(worker, a_task(storage, steps=10))
     assert progress == [GenerationProgress(), GenerationProgress(step=5, total_steps=5)]
     assert isinstance(finished, GenerationFinished)
@@ -169,8 +122,8 @@ async def test_a_task_that_waits_sends_heartbeats(storage: Flickering, model: Lo
         await gate.wait()
         yield model
 
-    worker = GenerationWorker(storage, models, storage_patience=5)
-    worker.PROGRESS, worker.HEARTBEAT = 0.01, 0.02
+    worker = GenerationWorker(storage, models, storage_retry_seconds=5)
+    worker.PROGRESS_INTERVAL_SECONDS, worker.HEARTBEAT_SECONDS = 0.01, 0.02
     async with aclosing(worker.generate(a_task(storage))) as updates:
         waiting = [await anext(updates) for _ in range(4)]
         gate.set()
@@ -189,7 +142,7 @@ async def test_tasks_side_by_side_all_finish(worker: GenerationWorker, storage: 
 async def test_closing_leaves_nothing_in_storage(
     worker: GenerationWorker, storage: Flickering, model: LoadedModel
 ) -> None:
-    worker.PROGRESS = 0.01
+    worker.PROGRESS_INTERVAL_SECONDS = 0.01
     async with aclosing(worker.generate(a_task(storage, steps=800, strength=1.0))) as updates:
         async for update in updates:
             assert isinstance(update, GenerationProgress)
@@ -218,7 +171,7 @@ async def test_an_avatar_that_is_being_written_when_the_task_is_closed_goes_agai
             super().delete(key)
             deleted.set()
 
-    worker = GenerationWorker(Slow(storage.folder), serving(model), storage_patience=5)
+    worker = GenerationWorker(Slow(storage.folder), serving(model), storage_retry_seconds=5)
     reading = asyncio.create_task(all_of(worker, a_task(storage, steps=2)))
     await wait_until(begun.is_set)
     reading.cancel()
@@ -239,7 +192,7 @@ async def test_storage_that_comes_back_is_asked_again(worker: GenerationWorker, 
 async def test_storage_that_stays_away_gives_the_task_back(model: LoadedModel, storage: Flickering) -> None:
     # Nothing listens on port 9 of this machine.
     nowhere = S3Storage(StorageSettings(bucket="photos", endpoint_url="http://127.0.0.1:9", timeout=0.5))
-    worker = Impatient(nowhere, serving(model), storage_patience=0.05)
+    worker = Impatient(nowhere, serving(model), storage_retry_seconds=0.05)
     updates = await all_of(worker, a_task(storage))
     assert isinstance(updates[-1], GenerationFailed)
     assert (updates[-1].error.code, updates[-1].retryable) == ("storage_unavailable", True)
@@ -266,16 +219,25 @@ async def test_a_damaged_original_fails_for_good(worker: GenerationWorker, stora
     [
         ({"style": "oil"}, "invalid_request"),
         ({"steps": 2, "strength": 0.1}, "invalid_request"),
-        ({"guidance": 1e38}, "image_not_finite"),
+        ({"guidance": float("inf")}, "image_not_finite"),
         ({"steps": 5000}, "generation_failed"),
     ],
 )
-async def test_wishes_that_make_no_picture_fail_for_good(
+async def test_parameters_that_make_no_image_fail_for_good(
     worker: GenerationWorker, storage: Flickering, parameters: dict[str, Any], code: str
 ) -> None:
     updates = await all_of(worker, a_task(storage, **parameters))
     assert isinstance(updates[-1], GenerationFailed)
     assert (updates[-1].error.code, updates[-1].retryable) == (code, False)
+
+
+async def test_one_step_asked_for_at_a_model_without_strength_is_run_by_one_that_has_it(
+    worker: GenerationWorker, storage: Flickering
+) -> None:
+    """Its default strength would leave none of the steps, and the job was promised an avatar."""
+    *_, progress, finished = await all_of(worker, a_task(storage, steps=1, strength=None))
+    assert isinstance(finished, GenerationFinished)
+    assert (progress.step, progress.total_steps) == (1, 1)
 
 
 async def test_an_avatar_that_cannot_be_signed_is_not_stored_and_the_task_given_back(
@@ -284,7 +246,7 @@ async def test_an_avatar_that_cannot_be_signed_is_not_stored_and_the_task_given_
     def sign(content: bytes, image_format: ImageFormat) -> bytes:
         raise SigningFailed("no time stamp")
 
-    worker = Impatient(storage, serving(model), 5, Marking(sign))
+    worker = Impatient(storage, serving(model), 5, ContentCredentials(sign))
     updates = await all_of(worker, a_task(storage, steps=2))
     assert isinstance(updates[-1], GenerationFailed)
     assert (updates[-1].error.code, updates[-1].retryable) == ("signing_failed", True)
@@ -297,7 +259,7 @@ async def test_no_model_fails_the_task_for_good(storage: Flickering) -> None:
         raise ModelUnusable("m", "it is broken")
         yield
 
-    updates = await all_of(GenerationWorker(storage, models, storage_patience=5), a_task(storage))
+    updates = await all_of(GenerationWorker(storage, models, storage_retry_seconds=5), a_task(storage))
     message = "The model 'm' cannot be used: it is broken."
     assert updates[-1] == GenerationFailed(error=JobError(code="model_unusable", message=message))
 
@@ -308,6 +270,6 @@ async def test_a_fault_of_ours_gives_the_task_back(storage: Flickering) -> None:
         raise ZeroDivisionError
         yield
 
-    updates = await all_of(GenerationWorker(storage, models, storage_patience=5), a_task(storage))
+    updates = await all_of(GenerationWorker(storage, models, storage_retry_seconds=5), a_task(storage))
     assert isinstance(updates[-1], GenerationFailed)
     assert (updates[-1].error.code, updates[-1].retryable) == ("internal_error", True)

@@ -12,6 +12,14 @@ from typing import Self
 import pymysql
 
 USER, PASSWORD = "avatarforge", "only-for-tests"
+OUTAGE_ERRORS = (
+    3, 28, 126, 144, 1005, 1006, 1016, 1020, 1021, 1023, 1024, 1026, 1030, 1034, 1036, 1037, 1038,
+    1040, 1041, 1043, 1044, 1045, 1047, 1049, 1053, 1054, 1064, 1077, 1078, 1079, 1080, 1105, 1114,
+    1129, 1130, 1135, 1142, 1143, 1146, 1152, 1153, 1156, 1158, 1159, 1160, 1161, 1180, 1184, 1189,
+    1190, 1194, 1195, 1203, 1205, 1206, 1213, 1223, 1226, 1227, 1290, 1305, 1317, 1364, 1412, 1615,
+    1637, 1644, 1698, 1792, 1815, 1836, 1927, 1969, 1979, 3024, 4031, 8001, 9001,
+)  # fmt: skip
+"""Errors of MariaDB, of MySQL and of proxies before them that say nothing about the data."""
 
 
 class MariaDbServer:
@@ -48,8 +56,7 @@ class MariaDbServer:
         self._await_answer(time.monotonic() + seconds)
         if fresh:
             self._run(
-                f"CREATE USER '{USER}'@'%' IDENTIFIED BY '{PASSWORD}'",
-                f"GRANT ALL ON *.* TO '{USER}'@'%'",
+                f"CREATE USER '{USER}'@'%' IDENTIFIED BY '{PASSWORD}'", f"GRANT ALL ON *.* TO '{USER}'@'%'"
             )
 
     def stop(self, seconds: float = 30) -> None:

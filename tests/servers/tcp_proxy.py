@@ -17,6 +17,12 @@ class TcpProxy:
         self._links: set[_Link] = set()
         self._lock = threading.Lock()
         self._trap: bytes | None = None
+        self._silence: tuple[bytes, float] | None = None
+        self.silenced = threading.Event()
+        """Set once a connection has fallen silent."""
+        self._refusal: tuple[bytes, int] | None = None
+        self.refusals = 0
+        """Statements that were answered with an error of MariaDB's."""
         self.cuts = 0
         """Connections that were cut by a trap."""
         self._thread = threading.Thread(target=self._accept_forever, name="tcp proxy", daemon=True)
@@ -40,6 +46,20 @@ class TcpProxy:
         with self._lock:
             self._trap = words
 
+    def refuse_at(self, words: bytes, code: int) -> None:
+        """Answer the next client that sends `words` with this error of MariaDB's: the server hears nothing.
+
+        They must come in one packet.
+        """
+        with self._lock:
+            self._refusal = (words, code)
+
+    def fall_silent_at(self, words: bytes, heard: float) -> None:
+        """Let the next connection whose client sends `words` pass nothing on any more and stay open, as to a
+        machine that died. The server hears this share of them."""
+        with self._lock:
+            self._silence = (words, heard)
+
     def _accept_forever(self) -> None:
         while True:
             try:
@@ -61,20 +81,46 @@ class TcpProxy:
     def _ask(self, link: "_Link") -> None:
         with suppress(OSError):
             while chunk := link.client.recv(65536):
+                if (code := self._take_refusal(chunk)) is not None:
+                    error = b"\xff" + code.to_bytes(2, "little") + b"#HY000by the proxy"
+                    link.client.sendall(len(error).to_bytes(3, "little") + b"\x01" + error)
+                    continue
                 link.muted = link.muted or self._springs(chunk)
+                if (heard := self._take_silence(chunk)) is not None:
+                    link.is_silent = True
+                    link.server.sendall(chunk[: int(len(chunk) * heard)])
+                    self.silenced.set()
+                    return
                 link.server.sendall(chunk)
         self._end(link)
 
     def _answer(self, link: "_Link") -> None:
         with suppress(OSError):
             while (chunk := link.server.recv(65536)) and not link.muted:
-                link.client.sendall(chunk)
-        self._end(link)
+                if not link.is_silent:
+                    link.client.sendall(chunk)
+        if not link.is_silent:
+            self._end(link)
 
     def _end(self, link: "_Link") -> None:
         link.cut()
         with self._lock:
             self._links.discard(link)
+
+    def _take_refusal(self, chunk: bytes) -> int | None:
+        with self._lock:
+            if self._refusal is None or self._refusal[0] not in chunk:
+                return None
+            code, self._refusal = self._refusal[1], None
+            self.refusals += 1
+            return code
+
+    def _take_silence(self, chunk: bytes) -> float | None:
+        with self._lock:
+            if self._silence is None or self._silence[0] not in chunk:
+                return None
+            heard, self._silence = self._silence[1], None
+            return heard
 
     def _springs(self, chunk: bytes) -> bool:
         with self._lock:
@@ -96,6 +142,8 @@ class _Link:
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client = client
         self.server = server
+        self.is_silent = False
+        """Whether nothing is passed on any more."""
         self.muted = False
         """Whether the server's next answer is swallowed, and the connection cut with it."""
 

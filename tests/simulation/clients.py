@@ -13,14 +13,16 @@ from avatarforge.domain.changes import LogBounds, LoggedChange
 from avatarforge.domain.customers import shard_of
 from avatarforge.domain.errors import AvatarForgeError, BacklogFull, JobNotFound, Unavailable
 from avatarforge.domain.jobs import GenerationParameters, StoredImage
-from avatarforge.ingress.acceptance import Acceptance
-from avatarforge.ingress.news import Changed, Erased, LiveJob
-from avatarforge.ingress.streams import JobStreams, Snapshot
-from avatarforge.ingress.submissions import Submission
-from avatarforge.ingress.view import LiveJobs
+from avatarforge.ingress.live.events import Changed, Erased
+from avatarforge.ingress.live.job_cache import JobCache
+from avatarforge.ingress.live.streams import JobStreams, Snapshot
+from avatarforge.ingress.upload.form import Submission
+from avatarforge.ingress.upload.submit import UploadSubmitter
+from avatarforge.messages import LiveJob
 from avatarforge.settings import IngressSettings, UploadSettings
 from avatarforge.storage.keys import original_key
-from avatarforge.tracker.client import JobTrackers
+from avatarforge.tracker.actor import JobTrackerActor
+from avatarforge.tracker.client import TrackerClient
 from avatarforge.tracker.feed import FeedBatch, FeedCursor
 from tests.factories import an_image
 from tests.simulation.cluster import Cluster
@@ -33,23 +35,23 @@ from tests.simulation.witness import Witness
 T = TypeVar("T")
 
 
-class _WatchedTrackers(JobTrackers):
+class _WatchedTrackers(TrackerClient):
     """The real client; what it is told is checked."""
 
     witness: Witness
 
-    async def feed(self, shard: int, cursor: FeedCursor, wait: float) -> FeedBatch:
-        batch = await super().feed(shard, cursor, wait)
+    async def read_feed(self, shard: int, cursor: FeedCursor, wait: float) -> FeedBatch:
+        batch = await super().read_feed(shard, cursor, wait)
         self.witness.told(shard, cursor, batch)
         return batch
 
 
-class _QuickAcceptance(Acceptance):
+class _QuickSubmitter(UploadSubmitter):
     """The real one, but for the photo: it is not looked at."""
 
-    def _keep(self, customer_id: str, job_id: str, photo: BinaryIO, filename: str) -> StoredImage:
+    async def _store(self, customer_id: str, job_id: str, photo: BinaryIO, filename: str) -> StoredImage:
         key = original_key(customer_id, job_id, "image/png")
-        self._put(key, photo, "image/png")
+        await self._pool.run(self._put, key, photo, "image/png")
         return an_image(key=key, media_type="image/png")
 
 
@@ -61,19 +63,19 @@ class _Events:
         self._shards = shards
 
     async def job(self, customer_id: str, job_id: str) -> LiveJob:
-        job = await asyncio.to_thread(self._records.job, customer_id, job_id)
+        job = await asyncio.to_thread(self._records.find_job, customer_id, job_id)
         if job is None:
             raise JobNotFound(customer_id, job_id)
         return LiveJob(job=job)
 
     async def bounds(self, customer_id: str) -> LogBounds:
         shard = shard_of(customer_id, self._shards)
-        bounds: LogBounds = await asyncio.to_thread(self._records.log_bounds, shard)
+        bounds: LogBounds = await asyncio.to_thread(self._records.get_log_bounds, shard)
         return bounds
 
     async def page(self, customer_id: str, job_id: str | None, after: int, limit: int) -> list[LoggedChange]:
         page: list[LoggedChange] = await asyncio.to_thread(
-            self._records.events_of, customer_id, job_id, after, limit
+            self._records.list_customer_events, customer_id, job_id, after, limit
         )
         return page
 
@@ -94,10 +96,10 @@ class Ingress:
         now: Callable[[], datetime],
     ) -> None:
         self.process = Process(name)
-        self.trackers = _WatchedTrackers(cluster.handles(), patience=weather.patience)
+        self.trackers = _WatchedTrackers(cluster.handles(), retry_timeout=weather.patience)
         self.trackers.witness = witness
-        self.acceptance = _QuickAcceptance(storage, self.trackers, UploadSettings(), now)
-        self.live = LiveJobs(self.trackers, IngressSettings(), loop.time)
+        self.submitter = _QuickSubmitter(storage, self.trackers, UploadSettings(), now)
+        self.live = JobCache(self.trackers, IngressSettings(), loop.time)
         settings = IngressSettings(
             max_stream_seconds=chance.choice((3, 10, 300)), stream_buffer=chance.choice((1, 4, 256))
         )
@@ -164,11 +166,11 @@ class Clients:
         if named is not None and chance.random() < 0.4:
             await asyncio.sleep(chance.expovariate(0.3))
             await self._sends(customer_id, submission, named)
-        wish = chance.random()
-        if wish < 0.3:
+        roll = chance.random()
+        if roll < 0.3:
             await asyncio.sleep(chance.expovariate(0.5))
             await self._cancels(customer_id, job_id)
-        if wish > 0.8 or 0.1 < wish < 0.15:
+        if roll > 0.8 or 0.1 < roll < 0.15:
             await asyncio.sleep(chance.expovariate(0.5))
             await self._erases(customer_id, job_id)
 
@@ -213,21 +215,24 @@ class Clients:
         photo = BytesIO(b"photo")
         _IDS.set(ids)
         if key is None:
-            return (await ingress.acceptance.accept(customer_id, submission, photo, "me.png")).job_id
-        answer = await ingress.acceptance.accept_once(customer_id, submission, photo, "me.png", {}, key)
+            return (await ingress.submitter.submit(customer_id, submission, photo, "me.png")).job_id
+        answer = await ingress.submitter.submit_once(customer_id, submission, photo, "me.png", {}, key)
         return answer.job_id
 
     async def _cancels(self, customer_id: str, job_id: str) -> None:
         ingress = self._ingress()
         with self._patiently(f"cancelling {job_id}"):
-            await self._through(ingress, ingress.trackers.cancel(customer_id, job_id))
+            await self._through(
+                ingress, ingress.trackers.execute(JobTrackerActor.cancel, customer_id, job_id)
+            )
             self._note(f"{job_id} is cancelled")
             self._witness.was_cancelled(customer_id, job_id)
 
     async def _erases(self, customer_id: str, job_id: str) -> None:
         ingress = self._ingress()
+        self._witness.unwanted.add(job_id)
         with self._patiently(f"erasing {job_id}"):
-            await self._through(ingress, ingress.trackers.erase(customer_id, job_id))
+            await self._through(ingress, ingress.trackers.execute(JobTrackerActor.erase, customer_id, job_id))
             self._note(f"{job_id} is erased")
             self._witness.was_erased(customer_id, job_id)
 
@@ -271,7 +276,7 @@ class Follower:
         self.seen = 0
 
     async def listen(self, streams: JobStreams) -> None:
-        async with aclosing(streams.follow(self.customer_id, None, self.seen, quiet_seconds=15)) as items:
+        async with aclosing(streams.follow(self.customer_id, None, self.seen, heartbeat_seconds=15)) as items:
             async for item in items:
                 match item:
                     case Snapshot(seq=seq):

@@ -10,13 +10,13 @@ from typing import Any
 from ray.exceptions import RayActorError, RayTaskError
 
 from avatarforge.domain.errors import AvatarForgeError
-from avatarforge.tracker.actor import PAUSE_BEFORE_RESTART, JobTrackerActor
+from avatarforge.tracker.actor import RESTART_DELAY_SECONDS, JobTrackerActor
 from avatarforge.tracker.tracker import JobTracker
 from tests.simulation.loop import Process, SimulatedLoop
 from tests.simulation.trace import Trace
 
-MakeTracker = Callable[[int, Process, Callable[[Exception], None]], JobTracker]
-"""Shard, process and whoever hears that the tracker is broken. Called in the process."""
+MakeTracker = Callable[[int, Process, Callable[[Exception], None], str], JobTracker]
+"""Shard, process, whoever hears that the tracker is broken, and its cluster. Called in the process."""
 
 
 @dataclass(eq=False, slots=True)
@@ -48,8 +48,11 @@ class Cluster:
         trace: Trace,
         on_death: Callable[[Process], None],
         on_fault: Callable[[str], None],
+        cluster_id: str = "first",
     ) -> None:
         """`on_fault` hears of errors that a tracker must not raise."""
+        self.cluster_id = cluster_id
+        self.is_over = False
         self.loop = loop
         self.chance = chance
         self._shards = shards
@@ -75,7 +78,7 @@ class Cluster:
 
     def start(self, shard: int) -> Life:
         number = next(self._numbers)
-        life = Life(number, shard, Process(f"tracker {number}"))
+        life = Life(number, shard, Process(f"{self.cluster_id} tracker {number}"))
         self.lives.append(life)
         self._starting.discard(shard)
         self._trace.note("cluster", f"{life.process.name} starts for shard {shard}")
@@ -90,12 +93,24 @@ class Cluster:
         self._on_death(life.process)
         for future in list(life.calls):
             self.loop.call_outside(self.chance.uniform(0, 0.5), _fail, future)
-        if self.current(life.shard) is None and life.shard not in self._starting:
+        if self.current(life.shard) is None and life.shard not in self._starting and not self.is_over:
             self._starting.add(life.shard)
-            self.loop.call_outside(self.chance.uniform(0.1, 6), self.start, life.shard)
+            self.loop.call_outside(self.chance.uniform(0.1, 6), self._start_again, life.shard)
+
+    def _start_again(self, shard: int) -> None:
+        if not self.is_over:
+            self.start(shard)
+
+    def end(self) -> None:
+        """Nothing of the cluster is left, nor comes back."""
+        self.is_over = True
+        for life in self.alive:
+            self.kill(life)
 
     async def _lived(self, life: Life) -> None:
-        life.tracker = self._make_tracker(life.shard, life.process, lambda error: self._give_up(life, error))
+        life.tracker = self._make_tracker(
+            life.shard, life.process, lambda error: self._give_up(life, error), self.cluster_id
+        )
         # The real one's answers, without its constructor: that connects to the real world.
         life.actor = object.__new__(JobTrackerActor)
         life.actor._tracker = life.tracker
@@ -111,7 +126,7 @@ class Cluster:
         self._trace.note("cluster", f"{life.process.name} gives up: {error!r}")
         if not isinstance(error, AvatarForgeError):
             self._on_fault(f"{life.process.name} broke: {error!r}")
-        self.loop.call_outside(PAUSE_BEFORE_RESTART, self.kill, life)
+        self.loop.call_outside(RESTART_DELAY_SECONDS, self.kill, life)
 
     # --- calls ----------------------------------------------------------------------------------------
 

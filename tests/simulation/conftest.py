@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-SEEDS = 2000
+SEEDS = 500
 """Seeds of one run of the tests; `make chaos` takes many more."""
 
 

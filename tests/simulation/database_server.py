@@ -7,15 +7,22 @@ from functools import partial
 from random import Random
 from typing import Any
 
+import pymysql
+from sqlalchemy.exc import OperationalError
+
 from avatarforge.domain.customers import shard_of
 from avatarforge.domain.errors import DatabaseUnavailable
+from avatarforge.persistence.database import translate_errors
+from tests.servers.mariadb import OUTAGE_ERRORS
 from tests.simulation.loop import Process, SimulatedLoop, block
 from tests.simulation.trace import Trace
 from tests.simulation.weather import Weather
 
-_OF_A_SHARD = frozenset({"claim_shard", "commit", "committed", "forget_customer", "prune", "keep_model"})
+_OF_A_SHARD = frozenset(
+    {"claim_shard", "check", "commit", "read_back", "forget_customer", "prune", "keep_model", "keep_lease"}
+)
 """Calls that wait for the shard's row, or for the rows of a transaction that holds it."""
-_WRITES = _OF_A_SHARD | {"record", "again", "done", "postpone"}
+_WRITES = _OF_A_SHARD | {"record", "reschedule", "complete", "postpone"}
 LOCK_WAIT = 9.0
 """Seconds after which a lock is given up, as our sessions of MariaDB do."""
 
@@ -153,6 +160,10 @@ class DatabaseServer:
             self._answer(call, _Failed(DatabaseUnavailable("connection cut")), self._moment())
             self._cut(call)
             return
+        if call.fate == "error":
+            self._answer(call, _Failed(_met(self._chance.choice(OUTAGE_ERRORS))), self._moment())
+            self._cut(call)
+            return
         answer: Any
         try:
             answer = getattr(self._inner, call.name)(*call.arguments)
@@ -203,8 +214,8 @@ class DatabaseServer:
         if self.is_calm or self._chance.random() >= self._weather.bad_calls:
             return "good"
         if name in _WRITES:
-            return self._chance.choice(("refused", "cut", "lost", "late"))
-        return self._chance.choice(("refused", "lost"))
+            return self._chance.choice(("refused", "cut", "lost", "late", "error"))
+        return self._chance.choice(("refused", "lost", "error"))
 
     def _moment(self) -> float:
         if not self.is_calm and self._chance.random() < self._weather.slow_calls:
@@ -214,11 +225,20 @@ class DatabaseServer:
     def _shard_of(self, name: str, arguments: tuple[Any, ...]) -> int | None:
         if name not in _OF_A_SHARD:
             return None
-        if name == "committed":
+        if name == "read_back":
             changes = arguments[0]
             return shard_of(changes[0].job.customer_id, self._weather.shards) if changes else None
         shard: int = arguments[0]
         return shard
+
+
+def _met(code: int) -> Exception:
+    """What becomes of an error with which the server answers a statement."""
+    try:
+        with translate_errors():
+            raise OperationalError("", None, pymysql.err.OperationalError(code, "an error"))
+    except Exception as error:
+        return error
 
 
 class _Client:

@@ -273,11 +273,7 @@ class SimulatedThread(greenlet):
     """A call in a thread of an executor."""
 
     def __init__(
-        self,
-        loop: SimulatedLoop,
-        call: Callable[[], Any],
-        future: "asyncio.Future[Any]",
-        workers: "_Workers",
+        self, loop: SimulatedLoop, call: Callable[[], Any], future: "asyncio.Future[Any]", workers: "_Workers"
     ) -> None:
         super().__init__()
         self.loop = loop

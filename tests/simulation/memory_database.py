@@ -1,4 +1,4 @@
-"""The record in plain Python: what `JobRecords`, `DeliveryRecords` and `DeletionRecords` promise, in memory.
+"""The record in plain Python, in memory: the promises of `JobRepository`, `DeliveryRepository` and others.
 
 The contract's own cases hold it to that (`test_memory_database.py`). It takes microseconds where SQL takes
 milliseconds, so that thousands of simulations are affordable.
@@ -6,28 +6,33 @@ milliseconds, so that thousands of simulations are affordable.
 
 import threading
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 
 from sqlalchemy.exc import IntegrityError
 
-from avatarforge.domain.changes import Fence, JobChange, KeptObjects, LogBounds, LoggedChange, ObjectDeletion
-from avatarforge.domain.customers import CustomerSummary
-from avatarforge.domain.deliveries import (
-    DeliveryAttempt,
-    DeliveryReport,
-    DeliveryState,
-    WebhookDelivery,
-    delivery_id_of,
+from avatarforge.domain.changes import (
+    LIFETIME,
+    Fence,
+    IdempotencyKey,
+    JobChange,
+    KeptObjects,
+    KnownKey,
+    LogBounds,
+    LoggedChange,
+    ObjectDeletion,
 )
-from avatarforge.domain.errors import JobNotFound, Overtaken
-from avatarforge.domain.events import JobEvent
-from avatarforge.domain.idempotency import LIFETIME, KnownKey
+from avatarforge.domain.customers import CustomerSummary
+from avatarforge.domain.deliveries import DeliveryAttempt, DeliveryReport, DeliveryState, WebhookDelivery
+from avatarforge.domain.errors import JobNotFound, ShardCountChanged, ShardLeased, StaleEpoch
 from avatarforge.domain.jobs import ProfilePhotoJob
+from avatarforge.domain.leases import KnownCluster, find_rival
+from avatarforge.domain.status import TERMINAL_EVENTS, JobEvent
 from avatarforge.persistence.erasure import STRAGGLER_PAUSE
-from avatarforge.persistence.rows import TERMINAL_EVENTS
 from avatarforge.storage.keys import job_prefix
+
+_FAR_AHEAD = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(slots=True)
@@ -36,7 +41,7 @@ class _Entry:
     event: JobEvent
     job: ProfilePhotoJob | None
 
-    def logged(self) -> LoggedChange:
+    def to_logged_change(self) -> LoggedChange:
         return LoggedChange(event=self.event, job=self.job)
 
 
@@ -56,7 +61,11 @@ class _Deletion:
 class MemoryDatabase:
     """All tables as dictionaries."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], datetime] = lambda: _FAR_AHEAD) -> None:
+        self.now = now
+        self._shards: int | None = None
+        self._holders: dict[int, str | None] = {}
+        self._clusters: dict[str, KnownCluster] = {}
         self.jobs: dict[str, ProfilePhotoJob] = {}
         self.log: list[_Entry] = []
         self.epochs: dict[int, int] = {}
@@ -77,10 +86,36 @@ class MemoryDatabase:
 
     # --- writing jobs -------------------------------------------------------------------------------
 
-    def claim_shard(self, shard: int) -> int:
+    def read_clock(self) -> datetime:
+        return self.now()
+
+    def claim_shard(self, shard: int, shards: int | None = None, cluster_id: str = "") -> int:
         with self._lock:
+            if shards is not None and (recorded := self._shards or shards) != shards:
+                raise ShardCountChanged(f"{recorded} shards are on record, and not {shards}")
+            if cluster_id:
+                self._announce(cluster_id)
+                holder = self._holders.get(shard)
+                if (rival := find_rival(cluster_id, holder, self._clusters.values(), self.now())) is not None:
+                    raise ShardLeased(f"shard {shard} is {rival}'s")
+            self._shards, self._holders[shard] = shards or self._shards, cluster_id or None
             self.epochs[shard] = self.epochs.get(shard, 0) + 1
             return self.epochs[shard]
+
+    def keep_lease(self, shard: int, epoch: int, cluster_id: str) -> str | None:
+        with self._lock:
+            self._hold(shard, epoch)
+            self._announce(cluster_id)
+            rival = find_rival(cluster_id, None, self._clusters.values(), self.now())
+            if rival is not None:
+                self._holders[shard] = None
+            return rival
+
+    def _announce(self, cluster_id: str) -> None:
+        now = self.now()
+        known = self._clusters.get(cluster_id)
+        first = now if known is None else known.first_seen_at
+        self._clusters[cluster_id] = KnownCluster(cluster_id=cluster_id, first_seen_at=first, seen_at=now)
 
     def commit(self, shard: int, epoch: int, changes: Sequence[JobChange]) -> list[int]:
         with self._lock:
@@ -88,7 +123,10 @@ class MemoryDatabase:
             self._check(changes)
             return [self._write(shard, change) for change in changes]
 
-    def committed(self, changes: Sequence[JobChange]) -> list[int] | None:
+    def check(self, shard: int, epoch: int) -> None:
+        self._hold(shard, epoch)
+
+    def read_back(self, changes: Sequence[JobChange]) -> list[int] | None:
         seqs = [self._seq_of(change.event) for change in changes]
         return None if None in seqs else [seq for seq in seqs if seq is not None]
 
@@ -128,7 +166,7 @@ class MemoryDatabase:
         self._hold(shard, epoch)
         self._models[shard] = model
 
-    def last_model(self, shard: int) -> str | None:
+    def get_last_model(self, shard: int) -> str | None:
         return self._models.get(shard)
 
     def _show(self, fence: Fence) -> None:
@@ -136,7 +174,7 @@ class MemoryDatabase:
 
     def _hold(self, shard: int, epoch: int) -> None:
         if (current := self.epochs.get(shard, 0)) != epoch or not current:
-            raise Overtaken(shard, epoch, current)
+            raise StaleEpoch(shard, epoch, current)
 
     def _check(self, changes: Sequence[JobChange]) -> None:
         """Raise what the constraints raise, before anything is written."""
@@ -157,7 +195,8 @@ class MemoryDatabase:
             if (key := change.idempotency_key) is not None:
                 name = (event.customer_id, key.key)
                 known = self.keys.get(name)
-                if name in named or (known is not None and known.created_at >= event.at - LIFETIME):
+                expired = min(event.at, self.now()) - LIFETIME
+                if name in named or (known is not None and known.created_at >= expired):
                     raise _refused("idempotency_keys.customer_id, idempotency_keys.key")
                 named.add(name)
             if event.job_id not in self.jobs and event.job_id not in submitted | erased:
@@ -165,7 +204,7 @@ class MemoryDatabase:
 
     def _write(self, shard: int, change: JobChange) -> int:
         self._seq += 1
-        change = change.numbered(self._seq)
+        change = change.with_seq(self._seq)
         event, job = change.event, change.job
         entry = _Entry(shard, event, None if change.is_erasure else job)
         self.log.append(entry)
@@ -178,8 +217,7 @@ class MemoryDatabase:
             self.keys[event.customer_id, change.idempotency_key.key] = _Key(known, event.at)
         if event.kind in TERMINAL_EVENTS:
             self._ended.add(event.job_id)
-            if job.callback_url is not None:
-                delivery = _announced(change, job.callback_url)
+            if (delivery := WebhookDelivery.for_change(change)) is not None:
                 self.deliveries[delivery.delivery_id] = (shard, delivery)
         if change.is_erasure:
             self._erase(shard, change)
@@ -216,7 +254,7 @@ class MemoryDatabase:
 
     # --- reading jobs -------------------------------------------------------------------------------
 
-    def unfinished(self, shard: int) -> list[ProfilePhotoJob]:
+    def list_unfinished(self, shard: int) -> list[ProfilePhotoJob]:
         mine = (
             job
             for job in self.jobs.values()
@@ -224,59 +262,61 @@ class MemoryDatabase:
         )
         return sorted(mine, key=lambda job: job.job_id)
 
-    def job(self, customer_id: str, job_id: str) -> ProfilePhotoJob | None:
+    def find_job(self, customer_id: str, job_id: str) -> ProfilePhotoJob | None:
         job = self.jobs.get(job_id)
         return job if job is not None and job.customer_id == customer_id else None
 
-    def jobs_of(self, customer_id: str, before: str | None, limit: int) -> list[ProfilePhotoJob]:
+    def list_jobs(self, customer_id: str, before: str | None, limit: int) -> list[ProfilePhotoJob]:
         mine = (job for job in self.jobs.values() if job.customer_id == customer_id)
         older = [job for job in mine if before is None or job.job_id < before]
         return sorted(older, key=lambda job: job.job_id, reverse=True)[:limit]
 
-    def objects_of(self, job_ids: Collection[str]) -> dict[str, KeptObjects]:
+    def list_objects(self, job_ids: Collection[str]) -> dict[str, KeptObjects]:
         return {
             job_id: KeptObjects(is_terminal=job.status.is_terminal, keys=_keys_of(job))
             for job_id, job in self.jobs.items()
             if job_id in job_ids
         }
 
-    def customers(self, after: str | None, limit: int) -> list[CustomerSummary]:
+    def list_customers(self, after: str | None, limit: int) -> list[CustomerSummary]:
         ids = sorted(known for known in self._customers if after is None or known > after)
         return [self._summary(customer_id) for customer_id in ids[:limit]]
 
-    def customer(self, customer_id: str) -> CustomerSummary | None:
+    def find_customer(self, customer_id: str) -> CustomerSummary | None:
         return self._summary(customer_id) if customer_id in self._customers else None
 
-    def events_after(self, shard: int, seq: int, limit: int) -> list[LoggedChange]:
+    def list_shard_events(self, shard: int, seq: int, limit: int) -> list[LoggedChange]:
         newer = self.log[bisect_right(self.log, seq, key=lambda entry: entry.event.seq) :]
-        return [entry.logged() for entry in newer if entry.shard == shard][:limit]
+        return [entry.to_logged_change() for entry in newer if entry.shard == shard][:limit]
 
-    def events_of(self, customer_id: str, job_id: str | None, after: int, limit: int) -> list[LoggedChange]:
+    def list_customer_events(
+        self, customer_id: str, job_id: str | None, after: int, limit: int
+    ) -> list[LoggedChange]:
         newer = self.log[bisect_right(self.log, after, key=lambda entry: entry.event.seq) :]
         mine = (
             entry
             for entry in newer
             if entry.event.customer_id == customer_id and job_id in (None, entry.event.job_id)
         )
-        return [entry.logged() for entry in mine][:limit]
+        return [entry.to_logged_change() for entry in mine][:limit]
 
-    def log_bounds(self, shard: int) -> LogBounds:
+    def get_log_bounds(self, shard: int) -> LogBounds:
         pruned = self._pruned.get(shard, 0)
         latest = next((entry.event.seq for entry in reversed(self.log) if entry.shard == shard), 0)
         return LogBounds(pruned_seq=pruned, latest_seq=max(latest, pruned))
 
-    def latest_seq(self, shard: int) -> int:
-        return self.log_bounds(shard).latest_seq
+    def get_latest_seq(self, shard: int) -> int:
+        return self.get_log_bounds(shard).latest_seq
 
-    def known_key(self, customer_id: str, key: str, now: datetime) -> KnownKey | None:
+    def find_key(self, customer_id: str, key: str, now: datetime) -> KnownKey | None:
         found = self.keys.get((customer_id, key))
-        return None if found is None or found.created_at < now - LIFETIME else found.known
+        return None if found is None or found.created_at < min(now, self.now()) - LIFETIME else found.known
 
     def ping(self) -> None:
         """It always answers."""
 
     def _summary(self, customer_id: str) -> CustomerSummary:
-        jobs = self.jobs_of(customer_id, None, len(self.jobs))
+        jobs = self.list_jobs(customer_id, None, len(self.jobs))
         return CustomerSummary(
             customer_id=customer_id,
             created_at=self._customers[customer_id][1],
@@ -297,8 +337,14 @@ class MemoryDatabase:
             self._attempts.setdefault(delivery.delivery_id, []).append(attempt)
             return True
 
-    def again(
-        self, customer_id: str, job_id: str, delivery_id: str, at: datetime, fence: Fence
+    def reschedule(
+        self,
+        customer_id: str,
+        job_id: str,
+        delivery_id: str,
+        at: datetime,
+        fence: Fence,
+        key: IdempotencyKey | None = None,
     ) -> WebhookDelivery | None:
         self._show(fence)
         shard, known = self.deliveries.get(delivery_id, (0, None))
@@ -308,7 +354,7 @@ class MemoryDatabase:
         self.deliveries[delivery_id] = (shard, waiting)
         return waiting
 
-    def pending(self, shard: int) -> list[WebhookDelivery]:
+    def list_pending(self, shard: int) -> list[WebhookDelivery]:
         mine = (
             known
             for at, known in self.deliveries.values()
@@ -316,10 +362,10 @@ class MemoryDatabase:
         )
         return sorted(mine, key=lambda known: (known.next_at or known.created_at, known.seq))
 
-    def delivery(self, delivery_id: str) -> WebhookDelivery | None:
+    def find_delivery(self, delivery_id: str) -> WebhookDelivery | None:
         return self.deliveries.get(delivery_id, (0, None))[1]
 
-    def of_job(self, customer_id: str, job_id: str) -> list[DeliveryReport]:
+    def list_reports(self, customer_id: str, job_id: str) -> list[DeliveryReport]:
         mine = (known for _, known in self.deliveries.values() if known.job_id == job_id)
         return [
             DeliveryReport(delivery=known, attempts=tuple(self._attempts.get(known.delivery_id, ())))
@@ -329,7 +375,7 @@ class MemoryDatabase:
 
     # --- deletions ----------------------------------------------------------------------------------
 
-    def due(self, shard: int, now: datetime, limit: int) -> list[ObjectDeletion]:
+    def list_due(self, shard: int, now: datetime, limit: int) -> list[ObjectDeletion]:
         due = [
             (deletion.due_at, deletion_id, deletion.prefix)
             for deletion_id, deletion in self.deletions.items()
@@ -339,7 +385,7 @@ class MemoryDatabase:
             ObjectDeletion(deletion_id=number, prefix=prefix) for _, number, prefix in sorted(due)[:limit]
         ]
 
-    def done(self, deletion_ids: Collection[int], fence: Fence) -> None:
+    def complete(self, deletion_ids: Collection[int], fence: Fence) -> None:
         if not deletion_ids:
             return
         self._show(fence)
@@ -354,27 +400,10 @@ class MemoryDatabase:
             if (known := self.deletions.get(deletion_id)) is not None:
                 self.deletions[deletion_id] = replace(known, due_at=due_at)
 
-    def next_due(self, shard: int) -> datetime | None:
-        mine = (deletion.due_at for deletion in self.deletions.values() if deletion.shard == shard)
-        return min(mine, default=None)
-
 
 def _keys_of(job: ProfilePhotoJob) -> frozenset[str]:
     images = [job.original, *([job.outcome.avatar] if job.outcome else [])]
     return frozenset(image.key for image in images)
-
-
-def _announced(change: JobChange, url: str) -> WebhookDelivery:
-    event = change.event
-    return WebhookDelivery(
-        delivery_id=delivery_id_of(event.job_id, event.seq),
-        job_id=event.job_id,
-        customer_id=event.customer_id,
-        seq=event.seq,
-        url=url,
-        created_at=event.at,
-        next_at=event.at,
-    )
 
 
 def _refused(constraint: str) -> IntegrityError:

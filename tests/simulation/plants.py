@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -12,53 +13,58 @@ from avatarforge.domain.changes import JobChange
 from avatarforge.domain.errors import DatabaseUnavailable
 from avatarforge.domain.generations import GenerationTask
 from avatarforge.domain.jobs import ProfilePhotoJob
-from avatarforge.ingress import view
-from avatarforge.tracker import attempts
-from avatarforge.tracker.backends import Backend
-from avatarforge.tracker.client import JobTrackers
-from avatarforge.tracker.commands import Commands
-from avatarforge.tracker.committer import Committer
-from avatarforge.tracker.dispatcher import Dispatcher
+from avatarforge.ingress.live import job_cache
+from avatarforge.tracker.cleanup.retention import ConfirmedClock
+from avatarforge.tracker.client import TrackerClient
+from avatarforge.tracker.commands import JobCommands
 from avatarforge.tracker.feed import Feed
-from avatarforge.tracker.line import WaitingLine
+from avatarforge.tracker.jobs.committer import Committer
+from avatarforge.tracker.queue import attempts
+from avatarforge.tracker.queue.backends import Backend
+from avatarforge.tracker.queue.dispatcher import Dispatcher
+from avatarforge.tracker.queue.fair_queue import FairQueue
 from avatarforge.tracker.tracker import JobTracker
+from tests.simulation import memory_database
 from tests.simulation.memory_database import MemoryDatabase
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
 def a_stale_attempt_is_published(patch: pytest.MonkeyPatch) -> None:
-    task_of = attempts.task_of
+    build_task = attempts.build_task
 
     def first_attempts_task(job: ProfilePhotoJob) -> GenerationTask:
-        return replace(task_of(job), attempt=1)
+        return replace(build_task(job), attempt=1)
 
-    patch.setattr(attempts, "task_of", first_attempts_task)
+    patch.setattr(attempts, "build_task", first_attempts_task)
 
 
 def changes_are_told_before_the_commit(patch: pytest.MonkeyPatch) -> None:
-    written, confirm = Committer._written, Committer._confirm
+    write = Committer._write
     last: dict[Committer, int] = {}
 
-    async def told_first(self: Committer, group: list[Any]) -> list[Any]:
+    async def told_first(self: Committer, group: list[Any], tries: int, *, is_new: bool) -> None:
         for place, pending in enumerate(group, 1):
-            self._on_committed(pending.change.numbered(last.get(self, 0) + place))
-        return await written(self, group)
+            for listener in self._listeners:
+                listener(pending.change.with_seq(last.get(self, 0) + place))
+        await write(self, group, tries, is_new=is_new)
 
-    def remembered(self: Committer, pending: Any, seq: int) -> None:
-        last[self] = seq
-        pending.disowned or pending.future.done() or pending.future.set_result(pending.change.numbered(seq))
+    def remembered(self: Committer, written: list[Any]) -> None:
+        self._note_success()
+        for pending, seq in written:
+            last[self] = seq
+            if not pending.is_rejected and not pending.future.done():
+                pending.future.set_result(pending.change.with_seq(seq))
 
-    patch.setattr(Committer, "_written", told_first)
+    patch.setattr(Committer, "_write", told_first)
     patch.setattr(Committer, "_confirm", remembered)
-    assert confirm is not remembered
 
 
 def a_lost_answer_is_not_read_back(patch: pytest.MonkeyPatch) -> None:
-    async def written(self: Committer, group: list[Any]) -> list[Any]:
-        return await self._persistently(lambda: self._try(group))
+    def retries(self: Committer, group: list[Any], *, is_new: bool) -> Callable[[], Any]:
+        return lambda: self._try([pending for pending in group if not pending.is_rejected])
 
-    patch.setattr(Committer, "_written", written)
+    patch.setattr(Committer, "_retries", retries)
 
 
 def epochs_are_ignored(patch: pytest.MonkeyPatch) -> None:
@@ -69,46 +75,46 @@ def a_requeued_job_is_lost(patch: pytest.MonkeyPatch) -> None:
     enqueue = Dispatcher.enqueue
 
     def forgetful(self: Dispatcher, job: ProfilePhotoJob) -> None:
-        if not job.losses:
+        if not job.worker_losses:
             enqueue(self, job)
 
     patch.setattr(Dispatcher, "enqueue", forgetful)
 
 
 def priorities_and_turns_are_ignored(patch: pytest.MonkeyPatch) -> None:
-    def oldest(self: WaitingLine, fits: Callable[[ProfilePhotoJob], bool]) -> ProfilePhotoJob | None:
+    def oldest(self: FairQueue, fits: Callable[[ProfilePhotoJob], bool]) -> ProfilePhotoJob | None:
         fitting = [job for job in self._jobs.values() if fits(job)]
         return self._jobs.pop(min(job.job_id for job in fitting)) if fitting else None
 
-    patch.setattr(WaitingLine, "pop", oldest)
+    patch.setattr(FairQueue, "pop", oldest)
 
 
 def one_customer_is_served_first(patch: pytest.MonkeyPatch) -> None:
-    def by_customer(self: WaitingLine, fits: Callable[[ProfilePhotoJob], bool]) -> ProfilePhotoJob | None:
+    def by_customer(self: FairQueue, fits: Callable[[ProfilePhotoJob], bool]) -> ProfilePhotoJob | None:
         fitting = [job for job in self._jobs.values() if fits(job)]
         fitting.sort(key=lambda job: (-job.priority, job.customer_id, job.job_id))
         return self._jobs.pop(fitting[0].job_id) if fitting else None
 
-    patch.setattr(WaitingLine, "pop", by_customer)
+    patch.setattr(FairQueue, "pop", by_customer)
 
 
 def a_202_comes_before_its_commit(patch: pytest.MonkeyPatch) -> None:
     async def hasty(self: Committer, change: JobChange) -> JobChange:
-        self._enqueued(change)
+        self._enqueue(change)
         return change
 
     patch.setattr(Committer, "accept", hasty)
 
 
 def what_was_refused_stays(patch: pytest.MonkeyPatch) -> None:
-    async def kept(self: Commands, job: ProfilePhotoJob) -> None: ...
+    async def kept(self: JobCommands, job: ProfilePhotoJob) -> None: ...
 
-    patch.setattr(Commands, "write_off", kept)
-    patch.setattr(JobTrackers, "disown", lambda self, customer_id, job_id: None)
+    patch.setattr(JobCommands, "_erase_rejected", kept)
+    patch.setattr(TrackerClient, "retract", lambda self, customer_id, job_id: None)
 
 
 def what_a_dead_tracker_had_refused_stays(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(JobTrackers, "disown", lambda self, customer_id, job_id: None)
+    patch.setattr(TrackerClient, "retract", lambda self, customer_id, job_id: None)
 
 
 def a_slot_is_kept(patch: pytest.MonkeyPatch) -> None:
@@ -125,45 +131,56 @@ _KEPT: list[Any] = []
 
 
 def the_feed_forgets_what_it_has_dropped(patch: pytest.MonkeyPatch) -> None:
-    changed = Feed.changed
+    on_change = Feed.on_change
 
     def forgetful(self: Feed, change: JobChange) -> None:
         complete_after = self._complete_after
-        changed(self, change)
+        on_change(self, change)
         self._complete_after = complete_after
 
-    patch.setattr(Feed, "changed", forgetful)
+    patch.setattr(Feed, "on_change", forgetful)
 
 
 def a_view_thinks_that_it_knows_everything(patch: pytest.MonkeyPatch) -> None:
-    recent = view._Shard.recent
+    recent_changes = job_cache._Shard.recent_changes
 
     def credulous(self: Any, customer_id: str, after: int) -> Any:
         self._complete_after = min(after, self._complete_after)
-        return recent(self, customer_id, after)
+        return recent_changes(self, customer_id, after)
 
-    patch.setattr(view._Shard, "recent", credulous)
+    patch.setattr(job_cache._Shard, "recent_changes", credulous)
 
 
 def interrupted_generations_are_not_taken_back(patch: pytest.MonkeyPatch) -> None:
     async def left_alone(self: JobTracker, job: ProfilePhotoJob) -> None: ...
 
-    patch.setattr(JobTracker, "_take_back", left_alone)
+    patch.setattr(JobTracker, "_requeue", left_alone)
 
 
 def leases_never_end(patch: pytest.MonkeyPatch) -> None:
-    last_of = attempts._last_of
-    patch.setattr(attempts, "_last_of", lambda updates, seconds, tell: last_of(updates, 1e9, tell))
+    read_end = attempts._read_end
+    patch.setattr(attempts, "_read_end", lambda updates, seconds, tell: read_end(updates, 1e9, tell))
 
 
 def an_outage_of_the_database_ends_the_writer(patch: pytest.MonkeyPatch) -> None:
-    async def persistently(self: Committer, call: Callable[[], Any]) -> Any:
+    async def write(self: Committer, group: list[Any], tries: int, *, is_new: bool) -> None:
         try:
-            return await self._in_thread(call)
+            self._confirm(await self._pool.run(self._retries(group, is_new=is_new)))
         except DatabaseUnavailable:
             await asyncio.Event().wait()
 
-    patch.setattr(Committer, "_persistently", persistently)
+    patch.setattr(Committer, "_write", write)
+
+
+def another_cluster_is_not_looked_for(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(memory_database, "find_rival", lambda *_: None)
+
+
+def one_clock_is_enough_to_erase(patch: pytest.MonkeyPatch) -> None:
+    async def now(self: ConfirmedClock) -> datetime:
+        return self._now()
+
+    patch.setattr(ConfirmedClock, "confirm", now)
 
 
 PLANTS: tuple[Plant, ...] = (
@@ -183,4 +200,6 @@ PLANTS: tuple[Plant, ...] = (
     interrupted_generations_are_not_taken_back,
     leases_never_end,
     an_outage_of_the_database_ends_the_writer,
+    another_cluster_is_not_looked_for,
+    one_clock_is_enough_to_erase,
 )

@@ -12,13 +12,14 @@ from typing import Any
 
 import structlog
 
-from avatarforge.domain.errors import Overtaken
+from avatarforge.domain.errors import StaleEpoch
 from avatarforge.domain.status import ProcessingStatus
-from avatarforge.ingress import acceptance
+from avatarforge.ingress.upload import submit
+from avatarforge.persistence import group, jobs, shards
 from avatarforge.settings import RemoteSettings, TrackerSettings
 from avatarforge.storage.keys import job_prefix
-from avatarforge.tracker import dispatcher
-from avatarforge.tracker.backends import Remote
+from avatarforge.tracker.ports import Ports, RemoteFallback
+from avatarforge.tracker.queue import dispatcher
 from avatarforge.tracker.tracker import JobTracker
 from tests.simulation.clients import Clients, Ingress, JobIds
 from tests.simulation.cluster import Cluster
@@ -33,6 +34,8 @@ from tests.simulation.webhooks import QuickWebhooks
 from tests.simulation.witness import Witness, watched_line
 
 NOON = datetime(2026, 5, 17, 12, tzinfo=UTC)
+_NEVER = datetime.max.replace(tzinfo=UTC)
+FAR_JUMP = 40 * 86400.0
 LONGEST_JUMP = 3 * 3600
 """Seconds that the wall clock is put forward or back at most."""
 PATIENCE = 900.0
@@ -52,10 +55,17 @@ class Simulation:
         self._called: dict[str, int] = {}
         self._is_calm = False
         self._processes: list[Process] = []
+        self._rivals: list[Cluster] = []
         self.storage = SimulatedStorage(self.weather, self.chance, self.trace, self._server_time)
         self.database = make_database()
+        self.database.now = self._server_time
         self.witness = Witness(
-            self.database, self.storage.objects, self.storage.undeleted, self.trace, self._complain
+            self.database,
+            self.storage.objects,
+            self.storage.undeleted,
+            self.trace,
+            self._complain,
+            self.loop.time,
         )
         self._server = DatabaseServer(
             self.loop, self.database, self.weather, self.chance, self.trace, self.witness.written
@@ -112,6 +122,8 @@ class Simulation:
             return "clients have no answer"
         if kept := self.witness.refused_and_kept():
             return f"{kept} were refused with 503 and are on record"
+        if any(rival.alive for rival in self._rivals):
+            return "another cluster is there"
         for life in self.cluster.alive:
             if life.tracker is not None and (figures := life.tracker.describe())["unfinished"]:
                 return f"{life.process.name} has {figures}"
@@ -130,7 +142,7 @@ class Simulation:
         for follower in self.clients.followers:
             self.witness.followed(follower.customer_id, follower.seqs, follower.excused_up_to)
         for job_id, customer_id in self.witness.promised.items():
-            job = self.database.job(customer_id, job_id)
+            job = self.database.find_job(customer_id, job_id)
             if job is None:
                 self._check_erased(customer_id, job_id)
                 continue
@@ -144,9 +156,7 @@ class Simulation:
             self.witness.violated(f"{job_id} was promised and is not on record")
         prefix = job_prefix(customer_id, job_id)
         left = [key for key in self.storage.objects if key.startswith(prefix)]
-        if left and not any(
-            self.database.next_due(shard) is not None for shard in range(self.weather.shards)
-        ):
+        if left and not any(self.database.list_due(shard, _NEVER, 1) for shard in range(self.weather.shards)):
             self.witness.violated(f"{left} stay for ever")
 
     # --- faults -------------------------------------------------------------------------------------
@@ -158,10 +168,12 @@ class Simulation:
             (weather.storage_outages, self._storage_outage),
             (weather.kills, self._kill_tracker),
             (weather.twins, self._start_twin),
+            (weather.rivals, self._start_rival),
             (weather.ingress_kills, self._kill_ingress),
             (weather.replica_kills, lambda: self.chance.choice(self._pools).kill_one()),
             (weather.drains, lambda: self.chance.choice(self._pools).drain_one()),
             (weather.clock_jumps, self._jump),
+            (weather.far_jumps, self._jump_far),
         ]
         for count, fault in plans:
             for _ in range(count):
@@ -198,6 +210,21 @@ class Simulation:
             self.cluster.start(old.shard)
             self.loop.call_outside(self.chance.uniform(0, 25), self.cluster.kill, old)
 
+    def _start_rival(self) -> None:
+        """Another cluster starts on the same database, as an upgrade may do it. Nobody sends it requests."""
+        rival = Cluster(
+            self.loop,
+            self.weather.shards,
+            self._make_tracker,
+            self.chance,
+            self.trace,
+            self._died,
+            self.witness.violated,
+            f"rival {len(self._rivals) + 1}",
+        )
+        self._rivals.append(rival)
+        self.loop.call_outside(self.chance.uniform(1, 40), rival.end)
+
     def _kill_ingress(self) -> None:
         number = self.chance.randrange(len(self.ingresses))
         old = self.ingresses[number]
@@ -209,6 +236,11 @@ class Simulation:
     def _jump(self) -> None:
         self._jumped = self.chance.uniform(-LONGEST_JUMP, LONGEST_JUMP)
         self.trace.note("world", f"the clock shows {self.now():%H:%M:%S}")
+
+    def _jump_far(self) -> None:
+        before, self._jumped = self._jumped, FAR_JUMP
+        self.trace.note("world", f"the clock shows {self.now():%d %B}")
+        self.loop.call_outside(60, setattr, self, "_jumped", before)
 
     def _died(self, process: Process) -> None:
         self._server.died(process)
@@ -226,7 +258,7 @@ class Simulation:
         return NOON + timedelta(seconds=self.loop.time() - START)
 
     def _make_tracker(
-        self, shard: int, process: Process, on_broken: Callable[[Exception], None]
+        self, shard: int, process: Process, on_broken: Callable[[Exception], None], cluster_id: str
     ) -> JobTracker:
         self._processes.append(process)
         records = self._server.client()
@@ -235,22 +267,28 @@ class Simulation:
         settings = TrackerSettings(
             shards=weather.shards,
             lease_seconds=weather.lease_seconds,
-            commit_batch=weather.commit_batch,
-            accept_timeout=weather.accept_timeout,
+            max_commit_batch=weather.max_commit_batch,
+            commit_timeout_seconds=weather.commit_timeout_seconds,
             recent_events=weather.recent_events,
+            job_retention_days=30,
         )
-        policy = RemoteSettings(url="https://remote.example", policy="local-then-remote", backlog_seconds=5)
+        policy = RemoteSettings(
+            url="https://remote.example", policy="local-then-remote", overflow_after_seconds=5
+        )
         return JobTracker(
             shard,
-            records,
-            local,
             settings,
-            storage=self.storage,
-            deletions=records,
-            deliveries=records,
-            webhooks=QuickWebhooks(records, shard, self._called),
-            remote=Remote(replicas=others[0], settings=policy) if others else None,
+            Ports(
+                store=records,
+                deletions=records,
+                deliveries=records,
+                storage=self.storage,
+                webhooks=QuickWebhooks(records, shard, self._called),
+                replicas=local,
+                remote=RemoteFallback(replicas=others[0], settings=policy) if others else None,
+            ),
             on_broken=on_broken,
+            cluster_id=cluster_id,
             now=self.now,
         )
 
@@ -287,14 +325,16 @@ class Simulation:
     def _surroundings(self) -> Iterator[None]:
         """What the code under test takes from its surroundings, from here instead; put back in the end."""
         log, state, line, ids = (
-            structlog.get_config(), random.getstate(), dispatcher.WaitingLine, acceptance.new_job_id,
+            structlog.get_config(), random.getstate(), dispatcher.FairQueue, submit.new_job_id,
         )  # fmt: skip
+        clock = shards.read_clock
         structlog.configure(
             processors=[self._note_log], logger_factory=structlog.ReturnLoggerFactory(), wrapper_class=None
         )
         random.seed(self.chance.random())
-        dispatcher.WaitingLine = watched_line(self.witness, fits_vary=self.weather.remote)
-        acceptance.new_job_id = JobIds(self.now)
+        dispatcher.FairQueue = watched_line(self.witness, fits_vary=self.weather.remote)
+        submit.new_job_id = JobIds(self.now)
+        group.read_clock = shards.read_clock = jobs.read_clock = lambda _: self._server_time()
         was_collecting = gc.isenabled()
         # When garbage is collected must not depend on what ran before.
         gc.disable()
@@ -303,8 +343,9 @@ class Simulation:
         finally:
             structlog.configure(**log)
             random.setstate(state)
-            dispatcher.WaitingLine = line
-            acceptance.new_job_id = ids
+            dispatcher.FairQueue = line
+            submit.new_job_id = ids
+            group.read_clock = shards.read_clock = jobs.read_clock = clock
             if was_collecting:
                 gc.enable()
 
@@ -325,4 +366,4 @@ FAULTS_OF_OURS = frozenset({"feed broke", "task broke", "submission broke", "com
 
 def _is_expected(error: object) -> bool:
     """Whether a tracker was overtaken, or lost its race for an idempotency key: its client is told 503."""
-    return isinstance(error, Overtaken) or "idempotency_keys" in str(error)
+    return isinstance(error, StaleEpoch) or "idempotency_keys" in str(error)

@@ -57,7 +57,7 @@ class SimulatedStorage:
         found = sorted(key for key in self.objects if key.startswith(prefix))
         return iter([StoredObject(key=key, size=5, modified_at=self.objects[key]) for key in found])
 
-    def signed_url(self, key: str, expires_in: int) -> str | None:
+    def sign_url(self, key: str, expires_in: int) -> str | None:
         return None
 
     def check(self) -> None:

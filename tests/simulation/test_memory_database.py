@@ -20,8 +20,9 @@ _CONTRACTS = (test_deliveries, test_erasure, test_idempotency_keys, test_job_rec
 _OF_SQL = {
     "test_times_come_back_aware_and_to_the_microsecond",
     "test_a_naive_time_is_refused_and_nothing_is_kept",
+    "test_a_clock_of_ours_that_runs_ahead_lets_no_key_expire",
 }
-"""What becomes of a value in a column; here it stays what it is."""
+"""What becomes of a value in a column; here it stays what it is. And whose clock the database has."""
 
 
 @pytest.fixture

@@ -47,14 +47,18 @@ class Weather:
     """Trackers that are killed and started again."""
     twins: int
     """Trackers that are started while the old one goes on."""
+    rivals: int
+    """Clusters that are started beside the first, on the same database, and end after a while."""
     ingress_kills: int
     replica_kills: int
     drains: int
     clock_jumps: int
-    accept_timeout: float
+    far_jumps: int
+    """Forty days ahead, for a minute."""
+    commit_timeout_seconds: float
     lease_seconds: float
     patience: float
-    commit_batch: int
+    max_commit_batch: int
     recent_events: int
 
     @classmethod
@@ -86,13 +90,15 @@ class Weather:
             storage_outages=some(2),
             kills=some(3),
             twins=some(2),
+            rivals=some(2),
             ingress_kills=some(2),
             replica_kills=some(4),
             drains=some(2),
             clock_jumps=some(4),
-            accept_timeout=chance.choice((0.5, 2.0, 5.0)),
+            far_jumps=some(2),
+            commit_timeout_seconds=chance.choice((0.5, 2.0, 5.0)),
             lease_seconds=chance.choice((5.0, 30.0)),
             patience=chance.choice((3.0, 15.0)),
-            commit_batch=chance.choice((1, 3, 256)),
+            max_commit_batch=chance.choice((1, 3, 256)),
             recent_events=chance.choice((2, 8, 10_000)),
         )

@@ -20,7 +20,7 @@ class QuickWebhooks:
     async def start(self, fence: Fence) -> None:
         while True:
             try:
-                pending = await asyncio.to_thread(self._records.pending, self._shard)
+                pending = await asyncio.to_thread(self._records.list_pending, self._shard)
             except DatabaseUnavailable:
                 await asyncio.sleep(0.1)
             else:

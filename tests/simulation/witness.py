@@ -6,14 +6,13 @@ from typing import Any, Protocol
 from sqlalchemy.exc import IntegrityError
 
 from avatarforge.domain.changes import JobChange
-from avatarforge.domain.errors import JobNotFound, Overtaken
-from avatarforge.domain.events import EventKind, JobEvent
+from avatarforge.domain.errors import JobNotFound, StaleEpoch
 from avatarforge.domain.jobs import ProfilePhotoJob
-from avatarforge.domain.status import NEXT, ProcessingStatus
-from avatarforge.persistence.rows import TERMINAL_EVENTS
+from avatarforge.domain.leases import LEASE
+from avatarforge.domain.status import NEXT, TERMINAL_EVENTS, EventKind, JobEvent, ProcessingStatus
 from avatarforge.storage.keys import avatar_key
 from avatarforge.tracker.feed import FeedBatch, FeedCursor
-from avatarforge.tracker.line import Fits, WaitingLine
+from avatarforge.tracker.queue.fair_queue import FairQueue, Predicate
 from tests.simulation.loop import Process
 from tests.simulation.trace import Trace
 
@@ -25,9 +24,9 @@ class Violation(AssertionError):
 class Truth(Protocol):
     """The record as it is at this moment, without a network before it."""
 
-    def job(self, customer_id: str, job_id: str) -> ProfilePhotoJob | None: ...
+    def find_job(self, customer_id: str, job_id: str) -> ProfilePhotoJob | None: ...
 
-    def events_after(self, shard: int, seq: int, limit: int) -> list[Any]: ...
+    def list_shard_events(self, shard: int, seq: int, limit: int) -> list[Any]: ...
 
 
 class Witness:
@@ -40,6 +39,7 @@ class Witness:
         undeleted: Collection[str],
         trace: Trace,
         complain: Callable[[Exception], None],
+        now: Callable[[], float],
     ) -> None:
         """`undeleted` are the keys of objects whose deletion storage refused."""
         self._truth = truth
@@ -47,6 +47,9 @@ class Witness:
         self._undeleted = undeleted
         self._trace = trace
         self._complain = complain
+        self._now = now
+        self._seen: dict[int, tuple[str, float]] = {}
+        """By shard: which cluster has it, and when that last said so."""
         self._log: dict[int, list[JobEvent]] = {}
         """Events by shard, as committed."""
         self._last: dict[str, JobEvent] = {}
@@ -55,6 +58,8 @@ class Witness:
         self._erased: set[str] = set()
         self.promised: dict[str, str] = {}
         """Jobs that were answered 202, with their customers."""
+        self.unwanted: set[str] = set()
+        """Jobs that clients have asked to erase."""
         self.refused: dict[str, tuple[str, Process]] = {}
         """Jobs whose submission was answered 503, with their customers and who answered."""
         self._named: dict[tuple[str, str], str] = {}
@@ -68,8 +73,12 @@ class Witness:
 
     def written(self, name: str, arguments: Sequence[Any], result: Any) -> None:
         """A write came about, or was refused with an error."""
-        if name == "claim_shard":
+        if name == "claim_shard" and not isinstance(result, Exception):
             self._trace.note("database", f"shard {arguments[0]} has epoch {result}")
+            self._check_claim(arguments[0], arguments[2])
+        if name == "keep_lease" and not isinstance(result, Exception):
+            # What was handed over may be taken at once.
+            self._seen[arguments[0]] = (arguments[2], float("-inf") if result else self._now())
         if name != "commit":
             return
         shard, epoch, changes = arguments
@@ -77,7 +86,7 @@ class Witness:
             self._refused(changes, result)
             return
         for change, seq in zip(changes, result, strict=True):
-            numbered = change.numbered(seq)
+            numbered = change.with_seq(seq)
             self._trace.note(
                 "database",
                 f"epoch {epoch} commits {seq}: {change.event.kind} of {change.job.job_id} "
@@ -85,10 +94,16 @@ class Witness:
             )
             self._check_change(shard, numbered)
 
+    def _check_claim(self, shard: int, cluster_id: str) -> None:
+        holder, at = self._seen.get(shard, (cluster_id, 0.0))
+        if holder != cluster_id and self._now() - at < LEASE.total_seconds():
+            self.violated(f"{cluster_id} takes shard {shard} from {holder}, which lives")
+        self._seen[shard] = (cluster_id, self._now())
+
     def _refused(self, changes: Sequence[JobChange], error: Exception) -> None:
         refused = ", ".join(f"{change.event.kind} of {change.job.job_id}" for change in changes)
         self._trace.note("database", f"refuses {refused}: {error!r}")
-        if isinstance(error, Overtaken):
+        if isinstance(error, StaleEpoch):
             return
         if isinstance(error, IntegrityError) and "idempotency_keys" in str(error):
             return
@@ -110,6 +125,9 @@ class Witness:
             self.violated(f"{event.job_id} goes from revision {last.revision} to {event.revision}")
         if event.kind is EventKind.ERASED:
             self._erased.add(event.job_id)
+            wanted = event.job_id in self.promised and event.job_id not in self.refused
+            if wanted and event.job_id not in self.unwanted:
+                self.violated(f"{event.job_id} is erased, and nobody wanted that")
             return
         if event.job_id in self._erased:
             self.violated(f"{event.job_id} has {event.kind} after its erasure")
@@ -185,7 +203,7 @@ class Witness:
         self.promised[job_id] = customer_id
         if job_id in self._erased:
             return
-        if self._truth.job(customer_id, job_id) is None:
+        if self._truth.find_job(customer_id, job_id) is None:
             self.violated(f"{job_id} was answered 202 and is not on record")
         if key is None:
             return
@@ -200,13 +218,13 @@ class Witness:
 
     def was_cancelled(self, customer_id: str, job_id: str) -> None:
         """A client was told that the job is cancelled."""
-        job = self._truth.job(customer_id, job_id)
+        job = self._truth.find_job(customer_id, job_id)
         if job is not None and job.status is not ProcessingStatus.CANCELLED:
             self.violated(f"{job_id} was told to be cancelled and is {job.status}")
 
     def was_erased(self, customer_id: str, job_id: str) -> None:
         """A client was told that the job is gone."""
-        if self._truth.job(customer_id, job_id) is not None:
+        if self._truth.find_job(customer_id, job_id) is not None:
             self.violated(f"{job_id} was told to be erased and is on record")
 
     def is_erased(self, job_id: str) -> bool:
@@ -221,7 +239,7 @@ class Witness:
         """
         kept = []
         for job_id, (customer_id, process) in self.refused.items():
-            job = self._truth.job(customer_id, job_id)
+            job = self._truth.find_job(customer_id, job_id)
             if job is None or job_id in self.promised:
                 continue
             is_whole = job.status is ProcessingStatus.DONE and job.original.key not in self._undeleted
@@ -234,10 +252,10 @@ class Witness:
         return [job_id for job_id in self.promised if job_id not in self._ended | self._erased]
 
 
-def watched_line(witness: Witness, *, fits_vary: bool) -> type[WaitingLine]:
+def watched_line(witness: Witness, *, fits_vary: bool) -> type[FairQueue]:
     """A waiting line that is checked at every turn. Fairness is, where all jobs fit at all times."""
 
-    class WatchedLine(WaitingLine):
+    class WatchedLine(FairQueue):
         def __init__(self) -> None:
             super().__init__()
             self._picks = 0
@@ -247,17 +265,17 @@ def watched_line(witness: Witness, *, fits_vary: bool) -> type[WaitingLine]:
             self._picked: dict[tuple[int, str], int] = {}
             """When each customer had its last turn in each priority."""
 
-        def add(self, job: ProfilePhotoJob) -> None:
-            super().add(job)
+        def add(self, job: ProfilePhotoJob) -> bool:
             self._came.setdefault(job.job_id, self._picks)
             self._here.setdefault(job.job_id, job)
+            return super().add(job)
 
         def remove(self, job_id: str) -> ProfilePhotoJob | None:
             self._came.pop(job_id, None)
             self._here.pop(job_id, None)
             return super().remove(job_id)
 
-        def pop(self, fits: Fits = lambda job: True) -> ProfilePhotoJob | None:
+        def pop(self, fits: Predicate = lambda job: True) -> ProfilePhotoJob | None:
             fitting = [job for job in self._here.values() if fits(job)]
             picked = super().pop(fits)
             if picked is None:

@@ -26,9 +26,7 @@ async def grave_findings(page: Page) -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "size"),
-    [("light", (1280, 800)), ("dark", (390, 844))],
-    ids=["light, desktop", "dark, phone"],
+    ("scheme", "size"), [("light", (1280, 800)), ("dark", (390, 844))], ids=["light, desktop", "dark, phone"]
 )
 async def test_axe_finds_nothing_grave_in_any_view(
     service: Service, browser: Browser, scheme: str, size: tuple[int, int]

@@ -44,8 +44,8 @@ async def test_every_string_that_the_page_asks_for_is_there_and_none_is_left_ove
 NAMED_BY_DATA = {
     *("studio", "gallery", "queue", "models"),
     *("asked", "model", "seed", "cropped", "backend", "attempts", "took"),
-    *("size", "stepsDefault", "strength", "guidance", "family", "licence"),
-    *("since", "perStep", "atWork", "waitingCount", "pictures", "loading", "device", "circuit"),
+    *("size", "stepsDefault", "strength", "guidance", "imageGuidance", "family", "licence"),
+    *("since", "perStep", "atWork", "waitingCount", "imagesGenerated", "loading", "device", "circuit"),
 }
 """Views, and names of facts: their keys stand in tables."""
 
@@ -56,7 +56,7 @@ async def test_a_portuguese_browser_gets_portuguese(
     async with opened(browser, service.url, locale="pt-BR") as page:
         await expect(page.locator("html")).to_have_attribute("lang", "pt")
         await expect(page.locator("#forge")).to_have_text("Criar o avatar")
-        await expect(page.locator("#strength-value")).to_have_text("0,65")
+        await expect(page.locator("#dial-value")).to_have_text(re.compile(r"^\d,\d+$"))
         await send(page)
         await expect(page.locator(".facts .badge")).to_have_text("Pronto")
         await expect(page.locator("#said")).to_have_text("O avatar está pronto.")

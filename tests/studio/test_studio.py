@@ -1,18 +1,20 @@
 """The studio in a real Chromium, from a photo to its avatar and what becomes of it."""
 
 import io
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from playwright.async_api import Browser, Page, expect
 
+from avatarforge.diffusion.models.catalogue import Manifest
 from avatarforge.domain.replicas import ModelFailure
 from avatarforge.domain.status import ProcessingStatus
-from tests.factories import NOON
-from tests.integration.service import Service, a_preview
+from tests.factories import NOON, a_manifest, a_model, a_report, write_model
+from tests.integration.service import Service, a_preview, running_service
 from tests.studio.browser import PORTRAIT, is_painted, job_shown, opened, send, tab_to
-from tests.unit.test_replica_reports import a_model, a_report
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
@@ -35,17 +37,72 @@ async def test_a_photo_becomes_an_avatar_before_ones_eyes(service: Service, page
         await wait_until(lambda picture=picture: is_painted(page, picture))
     await expect(page.locator("#said")).to_have_text("The avatar is done.")
     asked = service.recorded(job_id).parameters
-    assert (asked.style, asked.prompt, asked.cut_face) == ("neon", "red hair", True)
+    assert (asked.style, asked.prompt, asked.crop_to_face) == ("neon", "red hair", True)
     assert asked.strength is None, "what nobody has chosen is the model's to choose"
 
 
-async def test_the_strength_is_the_models_until_it_is_chosen(service: Service, page: Page) -> None:
-    await expect(page.locator("#strength-value")).to_have_text("0.65")
-    await page.set_input_files("#photo", PORTRAIT)
-    await page.fill("#strength", "0.4")
-    await page.click("#forge")
+async def test_below_a_proxys_path_the_studio_works_the_same(tmp_path: Path, browser: Browser) -> None:
+    http = {"root_path": "/avatars"}
+    asked: list[str] = []
+    async with (
+        running_service(tmp_path, http=http) as service,
+        opened(browser, service.url, "/avatars/") as page,
+    ):
+        page.on("request", lambda request: asked.append(request.url.removeprefix(service.url)))
+        puppet = service.puppet()
+        await send(page)
+        await job_shown(page)
+        puppet.step(1, 25, a_preview())
+        await expect(page.locator("#situation")).to_have_text("Step 1 of 25")
+        puppet.finish()
+        await expect(page.locator(".compare")).to_be_visible()
 
-    assert service.recorded(await job_shown(page)).parameters.strength == 0.4
+    assert [path for path in asked if not path.startswith(("/avatars/", "blob:", "data:"))] == []
+
+
+@asynccontextmanager
+async def studio_of(
+    manifest: Manifest, folder: Path, browser: Browser
+) -> AsyncIterator[tuple[Service, Page]]:
+    """A service of this model, and its studio, just opened."""
+    settings = write_model(manifest, folder)
+    async with running_service(folder, diffusion=settings) as service, opened(browser, service.url) as page:
+        yield service, page
+
+
+async def test_the_strength_is_the_models_until_it_is_chosen(tmp_path: Path, browser: Browser) -> None:
+    async with studio_of(a_manifest(defaults={"strength": 0.65}), tmp_path, browser) as (service, page):
+        await expect(page.locator("#dial-label")).to_have_text("Strength")
+        await expect(page.locator("#dial-value")).to_have_text("0.65")
+        await page.set_input_files("#photo", PORTRAIT)
+        await page.fill("#dial", "0.4")
+        await page.click("#forge")
+        asked = service.recorded(await job_shown(page)).parameters
+    assert (asked.strength, asked.image_guidance, asked.guidance) == (0.4, None, None)
+
+
+@pytest.mark.parametrize(("default", "sent"), [(1, 1.5), (7.5, None)])
+async def test_the_slider_turns_the_image_guidance_of_a_model_that_edits(
+    tmp_path: Path, browser: Browser, default: float, sent: float | None
+) -> None:
+    """It needs a guidance above 1, and sends one where the model's own is not."""
+    manifest = a_manifest(family="instruct-pix2pix", defaults={"guidance": default})
+    async with studio_of(manifest, tmp_path, browser) as (service, page):
+        await expect(page.locator("#dial-label")).to_have_text("Image guidance")
+        await expect(page.locator("#dial-value")).to_have_text("1.5")
+        await page.set_input_files("#photo", PORTRAIT)
+        # More is closer to the photo, which is to the left with either dial.
+        await expect(page.locator("#dial")).to_have_attribute("dir", "rtl")
+        await page.fill("#dial", "1.6")
+        await page.click("#forge")
+        asked = service.recorded(await job_shown(page)).parameters
+    assert (asked.strength, asked.image_guidance, asked.guidance) == (None, 1.6, sent)
+
+
+async def test_a_model_without_a_dial_has_no_slider(tmp_path: Path, browser: Browser) -> None:
+    async with studio_of(a_manifest(capabilities={"strength": False}), tmp_path, browser) as (_, page):
+        await expect(page.locator("[name=style][value=neon]")).to_have_count(1)
+        await expect(page.locator("#dial")).to_be_hidden()
 
 
 async def test_a_square_that_was_cut_by_hand_is_taken_as_it_is(service: Service, page: Page) -> None:
@@ -61,7 +118,7 @@ async def test_a_square_that_was_cut_by_hand_is_taken_as_it_is(service: Service,
     job = service.recorded(await job_shown(page))
     with Image.open(PORTRAIT) as portrait:
         zoomed = round(min(portrait.size) / 1.1**4)
-    assert not job.parameters.cut_face
+    assert not job.parameters.crop_to_face
     assert (job.original.width, job.original.height) == (zoomed, zoomed)
     content = io.BytesIO(service.storage.get(job.original.key))
     assert Image.open(content).convert("L").getextrema()[1] > 100, "there is a picture on the canvas"
@@ -110,7 +167,7 @@ async def test_a_text_is_refused_at_the_photo_in_the_servers_words(
     assert await page.get_attribute("#photo-error", "role") == "alert"
 
 
-async def test_a_wrong_wish_is_told_at_its_field(page: Page) -> None:
+async def test_a_wrong_value_is_told_at_its_field(page: Page) -> None:
     await page.set_input_files("#photo", PORTRAIT)
     await page.click("text=More")
     await page.fill("#steps", "900")
@@ -135,14 +192,16 @@ async def test_the_keyboard_is_enough(service: Service, page: Page) -> None:
     await page.keyboard.press("ArrowRight")
     await tab_to(page, "#prompt")
     await page.keyboard.type("smiling")
-    await tab_to(page, "#strength")
+    await tab_to(page, "#dial")
     await page.keyboard.press("ArrowRight")
     await tab_to(page, "#forge")
     await page.keyboard.press("Enter")
     job_id = await job_shown(page)
 
     asked = service.recorded(job_id).parameters
-    assert (asked.style, asked.prompt, asked.strength) == ("flat-illustration", "smiling", 0.7)
+    assert (asked.style, asked.prompt) == ("flat-illustration", "smiling")
+    # One step to the right: freer.
+    assert (asked.strength, asked.image_guidance) in ((0.7, None), (None, 1.4))
     await expect(page.locator(".compare")).to_be_visible()
     await tab_to(page, ".divider")
     await page.keyboard.press("Home")
@@ -157,7 +216,7 @@ async def test_the_keyboard_is_enough(service: Service, page: Page) -> None:
     await page.keyboard.press("Enter")
     await page.keyboard.press("Tab")
     await page.keyboard.press("Enter")
-    await wait_until(lambda: service.records.job("ana", job_id) is None)
+    await wait_until(lambda: service.records.find_job("ana", job_id) is None)
 
 
 async def test_jobs_are_cancelled_repeated_and_erased_in_the_gallery(service: Service, page: Page) -> None:
@@ -180,7 +239,7 @@ async def test_jobs_are_cancelled_repeated_and_erased_in_the_gallery(service: Se
     await page.click(f".card [data-key='Erase {job_id}']")
     await page.click("dialog button.danger")
     await expect(card).to_have_count(1)
-    assert service.records.job("ana", job_id) is None
+    assert service.records.find_job("ana", job_id) is None
 
 
 async def test_the_queue_shows_who_runs_and_who_waits(service: Service, page: Page) -> None:
@@ -210,9 +269,11 @@ async def test_the_models_tell_what_serves_and_how_the_service_is(page: Page) ->
 
 async def test_a_swap_that_failed_is_told_beside_what_still_serves(service: Service, page: Page) -> None:
     failure = ModelFailure(model="broken", reason="The model 'broken' cannot be used: why.", at=NOON)
-    report = a_report(wish="broken", model=a_model("avatar-mini"), failure=failure, step_seconds={1: 0.25})
+    report = a_report(
+        desired_model="broken", model=a_model("avatar-mini"), failure=failure, step_seconds={1: 0.25}
+    )
     [tracker] = service.running_trackers
-    await tracker.report_replica(report)
+    await tracker.record_replica_report(report)
     await wait_until(lambda: service.live.replicas)
     await page.click(".tabs [data-view=models]")
     replica = page.locator(".replicas li")

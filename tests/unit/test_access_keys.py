@@ -4,10 +4,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from avatarforge.access.keys import hash_of, key_id_of, matches, new_key
-from avatarforge.access.links import LinkSigner
-from avatarforge.access.rates import RateLimits
-from avatarforge.domain.access import checked_name, checked_pattern
+from avatarforge.access.key_cache import hash_of, key_id_of, matches, new_key
+from avatarforge.access.rate_limit import RateLimits
+from avatarforge.access.signed_links import LinkSigner
+from avatarforge.domain.access import validate_name, validate_pattern
 from avatarforge.domain.errors import InvalidRequest, LinkInvalid, LinksUnavailable, RateLimited
 from tests.keys import an_api_key
 
@@ -47,21 +47,21 @@ def test_a_key_reaches_the_customers_of_its_scope(
 ) -> None:
     key, _ = an_api_key(*customers)
 
-    assert [customer for customer in [*reached, *beyond] if key.reaches(customer)] == reached
-    assert key.reaches_everybody is (customers == ("*",))
+    assert [customer for customer in [*reached, *beyond] if key.can_access(customer)] == reached
+    assert key.can_access_everybody is (customers == ("*",))
 
 
 @pytest.mark.parametrize("pattern", ["", "**", "*a", "a*b", "a b", "x" * 65, "ana/bob", "ana\n"])
 def test_a_scope_that_could_match_nobody_is_refused_with_its_text(pattern: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        checked_pattern(pattern)
+        validate_pattern(pattern)
     assert refused.value.value == pattern
 
 
 @pytest.mark.parametrize("name", ["", "  ", "a\nb", "x" * 129])
 def test_a_name_that_cannot_be_shown_on_one_line_is_refused(name: str) -> None:
     with pytest.raises(InvalidRequest):
-        checked_name(name)
+        validate_name(name)
 
 
 def test_a_key_is_valid_until_it_expires_or_is_revoked() -> None:
@@ -105,7 +105,7 @@ def test_a_slow_rate_tells_how_long_to_wait() -> None:
 def test_full_buckets_are_forgotten() -> None:
     now = 0.0
     limits = RateLimits(1, 1, lambda: now)
-    for number in range(RateLimits.SWEEP_AT):
+    for number in range(RateLimits.SWEEP_THRESHOLD):
         limits.take(str(number))
     now = 10.0
     limits.take("one more")
@@ -121,7 +121,7 @@ def test_a_rate_of_nought_is_no_limit() -> None:
 
 def test_a_link_works_for_its_path_until_its_end() -> None:
     signer = LinkSigner([SECRET])
-    query = _query(signer.signed(PATH, 1000))
+    query = _query(signer.sign(PATH, 1000))
 
     signer.check(PATH, query, 999.9)
     for path, now in ((PATH, 1000.0), (PATH.replace("generated", "original"), 1.0), (PATH + "x", 1.0)):
@@ -145,11 +145,11 @@ def test_a_link_works_for_its_path_until_its_end() -> None:
 def test_a_link_that_was_changed_is_refused(changed: dict[str, str]) -> None:
     signer = LinkSigner([SECRET])
     with pytest.raises(LinkInvalid):
-        signer.check(PATH, {**_query(signer.signed(PATH, 1000)), **changed}, 1.0)
+        signer.check(PATH, {**_query(signer.sign(PATH, 1000)), **changed}, 1.0)
 
 
 def test_links_of_an_older_secret_work_while_it_is_rotated() -> None:
-    link = LinkSigner([OLDER]).signed(PATH, 1000)
+    link = LinkSigner([OLDER]).sign(PATH, 1000)
 
     LinkSigner([SECRET, OLDER]).check(PATH, _query(link), 1.0)
     with pytest.raises(LinkInvalid):
@@ -158,9 +158,9 @@ def test_links_of_an_older_secret_work_while_it_is_rotated() -> None:
 
 def test_without_a_secret_nothing_is_signed_nor_accepted() -> None:
     with pytest.raises(LinksUnavailable):
-        LinkSigner([]).signed(PATH, 1000)
+        LinkSigner([]).sign(PATH, 1000)
     with pytest.raises(LinkInvalid):
-        LinkSigner([]).check(PATH, _query(LinkSigner([SECRET]).signed(PATH, 1000)), 1.0)
+        LinkSigner([]).check(PATH, _query(LinkSigner([SECRET]).sign(PATH, 1000)), 1.0)
 
 
 def _query(link: str) -> dict[str, str]:

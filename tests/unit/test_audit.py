@@ -52,11 +52,7 @@ def reporting(*dependencies: dict[str, Any], status: int = 0) -> tuple[str, ...]
     ],
 )
 def test_what_pip_audit_finds_decides_and_its_silence_is_told(
-    audit: ModuleType,
-    capsys: pytest.CaptureFixture[str],
-    command: tuple[str, ...],
-    status: int,
-    told: str,
+    audit: ModuleType, capsys: pytest.CaptureFixture[str], command: tuple[str, ...], status: int, told: str
 ) -> None:
     assert audit.main(Path("constraints.txt"), command) == status
     assert told in capsys.readouterr().out

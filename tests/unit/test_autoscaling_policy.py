@@ -12,9 +12,9 @@ from ray.serve.autoscaling_policy import _apply_autoscaling_config
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 from structlog.testing import capture_logs
 
-from avatarforge.autoscaling.gauge import Gauge
+from avatarforge.autoscaling.backlog_poller import BacklogPoller
 from avatarforge.autoscaling.policy import PATH, BacklogPolicy
-from tests.unit.test_autoscaling_rule import TOLD_TARGETS, told
+from tests.autoscaling import TOLD_TARGETS, told
 from tests.waiting import wait_until
 
 
@@ -45,8 +45,8 @@ class Watched(BacklogPolicy):
 
     def __init__(self, answer: Any, clock: Clock) -> None:
         self.trackers = Trackers(answer)
-        self.gauge = Gauge(self.trackers, clock)
-        super().__init__(newest=self.gauge.newest, clock=clock)
+        self.poller = BacklogPoller(self.trackers, clock)
+        super().__init__(newest=self.poller.newest, clock=clock)
 
 
 def context(running: int, target: int | None = None, requests: float = 0.0) -> AutoscalingContext:
@@ -76,7 +76,7 @@ def context(running: int, target: int | None = None, requests: float = 0.0) -> A
 
 def read(policy: Watched) -> None:
     """Have it ask now, instead of in its thread."""
-    policy.gauge.refresh()
+    policy.poller.refresh()
 
 
 def learn(policy: Watched, clock: Clock, job_seconds: float) -> None:
@@ -89,7 +89,7 @@ def learn(policy: Watched, clock: Clock, job_seconds: float) -> None:
         policy(context(running=1, target=0))
         clock.now += job_seconds
     trackers.answer = after
-    clock.now += TOLD_TARGETS["scaleDownSeconds"] + 1
+    clock.now += TOLD_TARGETS["scale_down_seconds"] + 1
     read(policy)
 
 
@@ -104,7 +104,7 @@ Made = Callable[[Any], Watched]
 @pytest.fixture
 def policy(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Made:
     """Makes policies whose thread never asks: the test does."""
-    monkeypatch.setattr("avatarforge.autoscaling.gauge._refresh", lambda *_: None)
+    monkeypatch.setattr("avatarforge.autoscaling.backlog_poller._refresh", lambda *_: None)
     return lambda answer: Watched(answer, clock)
 
 
@@ -142,7 +142,7 @@ def test_without_trackers_serves_own_rule_holds(policy: Made, answer: Any) -> No
 def test_a_reading_grows_stale(policy: Made, clock: Clock) -> None:
     made = policy([told(30)])
     read(made)
-    clock.now += Gauge.STALE + 1
+    clock.now += BacklogPoller.MAX_AGE_SECONDS + 1
     assert made(context(running=1, requests=4.0))[0] == 2
 
 
@@ -150,15 +150,15 @@ def test_the_last_targets_bound_serves_own_rule_too(policy: Made, clock: Clock) 
     made = policy([told(0)])
     read(made)
     made(context(running=1))
-    clock.now += Gauge.STALE + 1
-    assert made(context(running=2, requests=1000.0))[0] == TOLD_TARGETS["maxReplicas"]
+    clock.now += BacklogPoller.MAX_AGE_SECONDS + 1
+    assert made(context(running=2, requests=1000.0))[0] == TOLD_TARGETS["max_replicas"]
 
 
 def test_targets_follow_the_trackers_without_a_new_policy(policy: Made, clock: Clock) -> None:
     made = policy([told(23, finished=2)])
     learn(made, clock, 8.0)
     made(context(running=0, target=0))
-    tighter = {**TOLD_TARGETS, "maxReplicas": 20, "targetWaitSeconds": 15}
+    tighter = {**TOLD_TARGETS, "max_replicas": 20, "target_wait_seconds": 15}
     made.trackers.answer = [{**told(23, finished=2), "scaling": tighter}]
     clock.now += 1
     read(made)
@@ -182,7 +182,7 @@ def test_a_call_does_not_wait_for_trackers_that_hang() -> None:
         released.wait(30)
         return []
 
-    made = BacklogPolicy(newest=Gauge(hang).newest)
+    made = BacklogPolicy(newest=BacklogPoller(hang).newest)
     began = time.perf_counter()
     for _ in range(100):
         made(context(running=1, requests=2.0))
@@ -193,23 +193,23 @@ def test_a_call_does_not_wait_for_trackers_that_hang() -> None:
 
 async def test_the_thread_keeps_the_reading_fresh() -> None:
     trackers = Trackers([told(30)])
-    gauge = Gauge(trackers, interval=0.01)
-    counts = await wait_until(gauge.newest)
+    poller = BacklogPoller(trackers, interval=0.01)
+    counts = await wait_until(poller.newest)
     assert counts.waiting == 30
     trackers.answer = [told(1)]
-    await wait_until(lambda: (newest := gauge.newest()) and newest.waiting == 1)
+    await wait_until(lambda: (newest := poller.newest()) and newest.waiting == 1)
 
 
 async def test_the_thread_outlives_a_fault_and_ends_with_its_gauge() -> None:
     trackers = Trackers(RuntimeError("away"))
-    gauge = Gauge(trackers, interval=0.01)
-    gauge.newest()
+    poller = BacklogPoller(trackers, interval=0.01)
+    poller.newest()
     await wait_until(lambda: trackers.asked > 3)
     trackers.answer = [told(1)]
-    await wait_until(gauge.newest)
-    thread = gauge._thread
+    await wait_until(poller.newest)
+    thread = poller._thread
     assert thread is not None
-    del gauge
+    del poller
     await wait_until(lambda: not thread.is_alive())
 
 

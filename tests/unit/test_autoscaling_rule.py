@@ -4,20 +4,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avatarforge.autoscaling.counts import Counting, Counts
-from avatarforge.autoscaling.rule import Hold, Load, Targets, wanted
-from avatarforge.autoscaling.work import Work
+from avatarforge.autoscaling.backlog_poller import BacklogAggregator, Counts
+from avatarforge.autoscaling.desired_replicas import Load, StabilizationWindow, compute_replicas
+from avatarforge.autoscaling.load_estimator import LoadEstimator
+from avatarforge.settings import ScalingSettings
+from tests.autoscaling import told
 
 
-def targets(**changes: float) -> Targets:
+def targets(**changes: float) -> ScalingSettings:
     values = {
-        "wait_seconds": 30.0,
+        "target_wait_seconds": 30.0,
         "min_replicas": 1,
         "max_replicas": 64,
         "cold_start_seconds": 60.0,
         "scale_down_seconds": 300.0,
     }
-    return Targets(**{**values, **changes})  # type: ignore[arg-type]
+    return ScalingSettings(**{**values, **changes})
 
 
 def load(seconds: float | None, demand: float = 0.0, unfinished: int | None = None) -> Load:
@@ -27,34 +29,34 @@ def load(seconds: float | None, demand: float = 0.0, unfinished: int | None = No
 
 class TestWanted:
     def test_a_backlog_is_shared_so_that_it_is_done_within_the_target_wait(self) -> None:
-        assert wanted(load(600), running=0, targets=targets()) == 20
+        assert compute_replicas(load(600), running=0, targets=targets()) == 20
 
     def test_what_the_running_replicas_will_have_done_before_another_begins_needs_no_other(self) -> None:
-        assert wanted(load(600), running=10, targets=targets()) == 1
-        assert wanted(load(900), running=10, targets=targets()) == 10
+        assert compute_replicas(load(600), running=10, targets=targets()) == 1
+        assert compute_replicas(load(900), running=10, targets=targets()) == 10
 
     def test_what_arrives_during_the_cold_start_counts(self) -> None:
         # Ten seconds of work arrive in a second; in a minute the two running replicas leave 480 of them.
-        assert wanted(load(120, demand=10), running=2, targets=targets()) == 20
+        assert compute_replicas(load(120, demand=10), running=2, targets=targets()) == 20
 
     def test_there_are_never_fewer_than_the_demand(self) -> None:
-        assert wanted(load(5, demand=7.2), running=30, targets=targets()) == 8
+        assert compute_replicas(load(5, demand=7.2), running=30, targets=targets()) == 8
 
     def test_one_replica_is_started_for_the_first_job_of_all(self) -> None:
         unknown = load(None, unfinished=50)
-        assert wanted(unknown, running=0, targets=targets(min_replicas=0)) == 1
+        assert compute_replicas(unknown, running=0, targets=targets(min_replicas=0)) == 1
 
     def test_a_single_job_gets_a_replica_however_little_work_it_is(self) -> None:
-        assert wanted(load(0.01), running=0, targets=targets(min_replicas=0)) == 1
+        assert compute_replicas(load(0.01), running=0, targets=targets(min_replicas=0)) == 1
 
     def test_a_running_job_keeps_its_replica(self) -> None:
-        assert wanted(load(0.01), running=5, targets=targets(min_replicas=0)) == 1
+        assert compute_replicas(load(0.01), running=5, targets=targets(min_replicas=0)) == 1
 
     def test_nothing_to_do_wants_the_least(self) -> None:
-        assert wanted(load(0), running=3, targets=targets(min_replicas=2)) == 2
+        assert compute_replicas(load(0), running=3, targets=targets(min_replicas=2)) == 2
 
     def test_with_a_least_of_zero_the_last_replica_goes(self) -> None:
-        assert wanted(load(0, demand=0.001), running=1, targets=targets(min_replicas=0)) == 0
+        assert compute_replicas(load(0, demand=0.001), running=1, targets=targets(min_replicas=0)) == 0
 
     @given(
         seconds=st.none() | st.floats(0, 1e9),
@@ -66,93 +68,74 @@ class TestWanted:
         self, seconds: float | None, demand: float, running: int, least: int
     ) -> None:
         held = targets(min_replicas=least, max_replicas=8)
-        assert least <= wanted(load(seconds, demand), running, held) <= 8
+        assert least <= compute_replicas(load(seconds, demand), running, held) <= 8
 
     @given(seconds=st.floats(0, 1e6), more=st.floats(0, 1e6), running=st.integers(0, 64))
     def test_more_work_never_wants_fewer_replicas(self, seconds: float, more: float, running: int) -> None:
         few, many = load(seconds), load(seconds + more)
-        assert wanted(few, running, targets()) <= wanted(many, running, targets())
+        assert compute_replicas(few, running, targets()) <= compute_replicas(many, running, targets())
 
 
 class TestHold:
     def test_more_is_wanted_at_once(self) -> None:
-        hold = Hold()
-        hold.most(1, 0, 300)
-        assert hold.most(5, 1, 300) == 5
+        window = StabilizationWindow()
+        window.add(1, 0, 300)
+        assert window.add(5, 1, 300) == 5
 
     def test_less_is_wanted_only_after_the_delay(self) -> None:
-        hold = Hold()
-        hold.most(5, 0, 300)
-        assert hold.most(1, 300, 300) == 5
-        assert hold.most(1, 301, 300) == 1
+        window = StabilizationWindow()
+        window.add(5, 0, 300)
+        assert window.add(1, 300, 300) == 5
+        assert window.add(1, 301, 300) == 1
 
-    def test_a_lower_wish_in_between_counts_once_the_higher_is_old(self) -> None:
-        hold = Hold()
-        hold.most(5, 0, 300)
-        hold.most(3, 200, 300)
-        hold.most(1, 290, 300)
-        assert hold.most(1, 301, 300) == 3
+    def test_a_lower_number_in_between_counts_once_the_higher_is_old(self) -> None:
+        window = StabilizationWindow()
+        window.add(5, 0, 300)
+        window.add(3, 200, 300)
+        window.add(1, 290, 300)
+        assert window.add(1, 301, 300) == 3
 
     @given(st.lists(st.integers(0, 9), min_size=1, max_size=60))
-    def test_it_is_the_most_of_the_last_seconds(self, wishes: list[int]) -> None:
-        hold = Hold()
-        held = [hold.most(wish, at, 5) for at, wish in enumerate(wishes)]
-        assert held == [max(wishes[max(0, at - 5) : at + 1]) for at in range(len(wishes))]
-
-
-TOLD_TARGETS = {
-    "targetWaitSeconds": 30,
-    "minReplicas": 0,
-    "maxReplicas": 8,
-    "coldStartSeconds": 60,
-    "scaleDownSeconds": 120,
-}
-
-
-def told(
-    waiting: int, running: int = 0, accepted: int = 0, finished: int = 0, backlog: float | None = None
-) -> dict[str, object]:
-    """A tracker's answer."""
-    return {
-        "waiting": waiting,
-        "localRunning": running,
-        "backlogSeconds": backlog,
-        "accepted": accepted,
-        "localFinished": finished,
-        "scaling": TOLD_TARGETS,
-    }
+    def test_it_is_the_most_of_the_last_seconds(self, numbers: list[int]) -> None:
+        window = StabilizationWindow()
+        held = [window.add(number, at, 5) for at, number in enumerate(numbers)]
+        assert held == [max(numbers[max(0, at - 5) : at + 1]) for at in range(len(numbers))]
 
 
 class TestCounting:
     def test_shards_are_added_up(self) -> None:
-        counts = Counting().of([told(3, running=1), told(2, running=2)], at=1.0)
+        counts = BacklogAggregator().add([told(3, running=1), told(2, running=2)], at=1.0)
         assert (counts.waiting, counts.running) == (5, 3)
 
     def test_targets_are_the_trackers(self) -> None:
-        assert Counting().of([told(0)], at=1.0).targets == Targets(
-            wait_seconds=30, min_replicas=0, max_replicas=8, cold_start_seconds=60, scale_down_seconds=120
+        assert BacklogAggregator().add([told(0)], at=1.0).targets == ScalingSettings(
+            target_wait_seconds=30,
+            min_replicas=0,
+            max_replicas=8,
+            cold_start_seconds=60,
+            scale_down_seconds=120,
         )
 
     def test_a_tracker_without_jobs_need_not_tell_their_seconds(self) -> None:
-        counting = Counting()
-        assert counting.of([told(2, backlog=9.0), told(0)], at=1.0).backlog_seconds == 9
-        assert counting.of([told(2, backlog=9.0), told(1)], at=2.0).backlog_seconds is None
+        aggregator = BacklogAggregator()
+        assert aggregator.add([told(2, backlog=9.0), told(0)], at=1.0).backlog_seconds == 9
+        assert aggregator.add([told(2, backlog=9.0), told(1)], at=2.0).backlog_seconds is None
 
     def test_a_tracker_that_started_again_counts_from_zero_and_the_total_goes_on(self) -> None:
-        counting = Counting()
-        counting.of([told(0, accepted=100), told(0, accepted=7)], at=0)
-        counting.of([told(0, accepted=110), told(0, accepted=7)], at=1)
-        assert counting.of([told(0, accepted=4), told(0, accepted=9)], at=2).accepted == 16
+        aggregator = BacklogAggregator()
+        aggregator.add([told(0, accepted=100), told(0, accepted=7)], at=0)
+        aggregator.add([told(0, accepted=110), told(0, accepted=7)], at=1)
+        assert aggregator.add([told(0, accepted=4), told(0, accepted=9)], at=2).accepted == 16
 
     def test_what_was_before_the_first_look_says_nothing(self) -> None:
-        assert Counting().of([told(0, accepted=5000, finished=5000)], at=0).accepted == 0
+        assert BacklogAggregator().add([told(0, accepted=5000, finished=5000)], at=0).accepted == 0
 
 
 class Shop:
     """Counts as they would be told, one second after the other."""
 
     def __init__(self) -> None:
-        self.work = Work()
+        self.work = LoadEstimator()
         self.waiting = self.running = self.accepted = self.finished = 0
         self.at = 0.0
         self.told: float | None = None

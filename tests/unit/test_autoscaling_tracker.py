@@ -6,14 +6,14 @@ import pytest
 from ray.serve.config import AutoscalingConfig
 
 from avatarforge.app import build
-from avatarforge.autoscaling.counts import Counting
+from avatarforge.autoscaling.backlog_poller import BacklogAggregator
 from avatarforge.autoscaling.policy import PATH
 from avatarforge.domain.changes import NewJob
 from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.settings import ScalingSettings, SettingsError, load_settings
 from tests.factories import a_job
+from tests.tracker_bench import Bench, silent
 from tests.twins import ScriptedReplicas
-from tests.unit.test_tracker import Bench, silent
 from tests.waiting import wait_until
 
 
@@ -21,10 +21,10 @@ async def test_accepted_and_finished_jobs_are_counted_once(tmp_path: Path) -> No
     bench = Bench(tmp_path)
     tracker = await bench.start()
     jobs = [a_job() for _ in range(3)]
-    for job in await tracker.submit([NewJob(job=job) for job in jobs]):
+    for job in await tracker.submissions.submit([NewJob(job=job) for job in jobs]):
         assert isinstance(job, ProfilePhotoJob)
         await bench.ended(job)
-    await tracker.submit([NewJob(job=jobs[0])])
+    await tracker.submissions.submit([NewJob(job=jobs[0])])
     told = tracker.describe()
     assert (told["accepted"], told["localFinished"], told["localRunning"]) == (3, 3, 0)
     await tracker.stop()
@@ -34,10 +34,10 @@ async def test_the_policy_reads_what_a_tracker_with_waiting_jobs_tells(tmp_path:
     bench = Bench(tmp_path)
     bench.replicas = ScriptedReplicas(slots=1, script=silent)
     tracker = await bench.start()
-    await tracker.submit([NewJob(job=a_job()) for _ in range(4)])
+    await tracker.submissions.submit([NewJob(job=a_job()) for _ in range(4)])
     await wait_until(lambda: tracker.describe()["localRunning"] == 1)
-    told = {**tracker.describe(), "scaling": ScalingSettings(max_replicas=7).told()}
-    counts = Counting().of([told], at=0)
+    told = {**tracker.describe(), "scaling": ScalingSettings(max_replicas=7).model_dump()}
+    counts = BacklogAggregator().add([told], at=0)
     assert (counts.waiting, counts.running, counts.backlog_seconds) == (3, 1, None)
     assert counts.targets.max_replicas == 7
     await tracker.stop()

@@ -20,8 +20,9 @@ from avatarforge.domain.jobs import GenerationParameters, JobError, ProfilePhoto
 from avatarforge.domain.status import ProcessingStatus
 from avatarforge.settings import RemoteSettings, TrackerSettings
 from avatarforge.storage.folder import FolderStorage
-from avatarforge.tracker.backends import Backend, Remote
-from avatarforge.tracker.dispatcher import Dispatcher
+from avatarforge.tracker.ports import Ports, RemoteFallback
+from avatarforge.tracker.queue.backends import Backend, Throughput
+from avatarforge.tracker.queue.dispatcher import Dispatcher
 from avatarforge.tracker.tracker import JobTracker
 from tests.factories import a_job, an_outcome
 from tests.twins import MemoryDeletions, MemoryRecords, MemoryWebhooks, Script, ScriptedReplicas
@@ -63,19 +64,21 @@ class Bench:
 
     async def start(self, policy: str, **settings: Any) -> JobTracker:
         """`settings` of the remote backend; nothing overflows unless they say so."""
-        given = {"wait_seconds": 60, "backlog_seconds": 1000} | settings
+        given = {"fallback_after_seconds": 60, "overflow_after_seconds": 1000} | settings
         remote = RemoteSettings(url="http://remote", policy=policy, **given)
         webhooks = MemoryWebhooks()
         tracker = JobTracker(
             0,
-            self.records,
-            self.local,
             TrackerSettings(lease_seconds=5),
-            remote=Remote(replicas=self.remote, settings=remote),
-            storage=self._storage,
-            deletions=MemoryDeletions(self.records),
-            deliveries=webhooks,
-            webhooks=webhooks,
+            Ports(
+                store=self.records,
+                deletions=MemoryDeletions(self.records),
+                deliveries=webhooks,
+                storage=self._storage,
+                webhooks=webhooks,
+                replicas=self.local,
+                remote=RemoteFallback(replicas=self.remote, settings=remote),
+            ),
             on_broken=self.broken.append,
         )
         self.trackers.append(tracker)
@@ -107,7 +110,7 @@ def staying() -> ProfilePhotoJob:
 
 
 async def submitted(tracker: JobTracker, *jobs: ProfilePhotoJob) -> list[ProfilePhotoJob]:
-    answers = await tracker.submit([NewJob(job=job) for job in jobs])
+    answers = await tracker.submissions.submit([NewJob(job=job) for job in jobs])
     return [job for job in answers if isinstance(job, ProfilePhotoJob)]
 
 
@@ -126,7 +129,7 @@ async def test_while_local_replicas_answer_nothing_goes_to_the_remote_server(ben
 
 async def test_without_a_local_replica_jobs_go_to_the_remote_server_after_a_while(bench: Bench) -> None:
     bench.local = ScriptedReplicas(slots=0)
-    tracker = await bench.start("local-then-remote", wait_seconds=0.1)
+    tracker = await bench.start("local-then-remote", fallback_after_seconds=0.1)
     jobs = await submitted(tracker, a_job(), a_job(), staying())
     assert [await bench.backend_of(job) for job in jobs[:2]] == ["remote", "remote"]
     assert bench.records.jobs[jobs[2].job_id].status is ProcessingStatus.PENDING
@@ -136,7 +139,7 @@ async def test_a_job_that_may_not_leave_blocks_nobody_and_is_made_when_a_replica
     bench: Bench,
 ) -> None:
     bench.local = ScriptedReplicas(slots=0, script=made_by("local"))
-    tracker = await bench.start("local-then-remote", wait_seconds=0)
+    tracker = await bench.start("local-then-remote", fallback_after_seconds=0)
     first, second = await submitted(tracker, staying(), a_job())
     assert await bench.backend_of(second) == "remote"
     bench.local._slots.release()
@@ -145,7 +148,7 @@ async def test_a_job_that_may_not_leave_blocks_nobody_and_is_made_when_a_replica
 
 async def test_a_long_backlog_overflows_to_the_remote_server(bench: Bench) -> None:
     bench.local = ScriptedReplicas(slots=1, script=endless)
-    tracker = await bench.start("local-then-remote", backlog_seconds=0.5)
+    tracker = await bench.start("local-then-remote", overflow_after_seconds=0.5)
     running, *waiting = await submitted(tracker, a_job(), a_job(), a_job(), staying())
     assert [await bench.backend_of(job) for job in waiting[:2]] == ["remote", "remote"]
     assert bench.records.jobs[running.job_id].status is ProcessingStatus.PROCESSING
@@ -171,9 +174,9 @@ async def test_what_local_replicas_cannot_do_the_remote_server_does(bench: Bench
 async def test_what_the_remote_server_refuses_waits_for_a_local_replica(bench: Bench) -> None:
     bench.local = ScriptedReplicas(slots=0, script=made_by("local"))
     bench.remote.script = failing("remote_refused", retryable=False)
-    tracker = await bench.start("local-then-remote", wait_seconds=0)
+    tracker = await bench.start("local-then-remote", fallback_after_seconds=0)
     [job] = await submitted(tracker, a_job())
-    await wait_until(lambda: bench.records.jobs[job.job_id].losses)
+    await wait_until(lambda: bench.records.jobs[job.job_id].worker_losses)
     bench.local._slots.release()
     assert await bench.backend_of(job) == "local"
     assert len(bench.remote.tasks) == 1
@@ -192,10 +195,10 @@ async def test_what_neither_backend_can_do_fails(bench: Bench) -> None:
 async def test_what_breaks_at_the_remote_server_is_made_by_a_local_replica(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Dispatcher, "RETRY_PAUSE", 0.2)
+    monkeypatch.setattr(Dispatcher, "RETRY_DELAY_SECONDS", 0.2)
     bench.local = ScriptedReplicas(slots=0, script=made_by("local"))
     bench.remote.script = failing("remote_failed")
-    tracker = await bench.start("local-then-remote", wait_seconds=0.1)
+    tracker = await bench.start("local-then-remote", fallback_after_seconds=0.1)
     [job] = await submitted(tracker, a_job())
     await wait_until(lambda: bench.remote.tasks)
     bench.local._slots.release()
@@ -204,7 +207,7 @@ async def test_what_breaks_at_the_remote_server_is_made_by_a_local_replica(
 
 async def test_a_photo_that_may_not_leave_fails_where_its_only_backend_cannot(bench: Bench) -> None:
     bench.local.script = failing("model_unusable", retryable=False)
-    tracker = await bench.start("local-then-remote", wait_seconds=0)
+    tracker = await bench.start("local-then-remote", fallback_after_seconds=0)
     [job] = await submitted(tracker, staying())
     failed = await bench.ended(job)
     assert failed.error == JobError(code="model_unusable", message="It went wrong.")
@@ -220,14 +223,14 @@ async def test_a_server_that_is_away_costs_no_attempt_and_is_left_alone(bench: B
     [job] = await submitted(tracker, a_job())
     assert await bench.backend_of(job) == "remote"
     done = await bench.ended(job)
-    assert (done.attempt, done.losses) == (5, 0)
+    assert (done.attempt, done.worker_losses) == (5, 0)
     assert loop.time() - begun > 4 * 0.4
 
 
 async def test_while_the_server_is_away_local_replicas_go_on(bench: Bench) -> None:
     bench.local = ScriptedReplicas(slots=0, script=made_by("local"))
     bench.remote.script = failing("remote_unavailable", away_seconds=60)
-    tracker = await bench.start("local-then-remote", wait_seconds=0.1)
+    tracker = await bench.start("local-then-remote", fallback_after_seconds=0.1)
     [job] = await submitted(tracker, a_job())
     await wait_until(lambda: bench.remote.tasks)
     bench.local._slots.release()
@@ -238,7 +241,7 @@ async def test_while_the_server_is_away_local_replicas_go_on(bench: Bench) -> No
 async def test_a_remote_worker_that_breaks_loses_attempts_until_the_job_fails(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Dispatcher, "RETRY_PAUSE", 0.01)
+    monkeypatch.setattr(Dispatcher, "RETRY_DELAY_SECONDS", 0.01)
     bench.remote.script = failing("remote_failed")
     tracker = await bench.start("remote")
     [job] = await submitted(tracker, a_job())
@@ -253,7 +256,7 @@ async def test_cancelling_a_job_stops_it_at_the_remote_server(bench: Bench) -> N
     tracker = await bench.start("remote")
     [job] = await submitted(tracker, a_job())
     await wait_until(lambda: bench.remote.tasks)
-    await tracker.cancel(job.customer_id, job.job_id)
+    await tracker.commands.cancel(job.customer_id, job.job_id)
     await wait_until(lambda: bench.remote.closed == [job.job_id])
 
 
@@ -285,21 +288,21 @@ class OneSlotEver:
 async def test_a_backend_that_gives_no_second_slot_is_missed_from_the_end_of_its_first_job() -> None:
     now = 100.0
     replicas = OneSlotEver()
-    backend = Backend("local", replicas, lambda: now)
+    backend = Backend("local", replicas, Throughput(), lambda: now)
 
     async def ask() -> None:
         async with backend.slot():
             raise AssertionError("there is only one")
 
     async with backend.slot():
-        backend.started()
+        backend.record_start()
         asking = asyncio.create_task(ask())
         await wait_until(lambda: replicas.asked == 2)
         now = 150.0
-        assert backend.seconds_without_slot == 0
-        backend.ended(finished=False)
+        assert backend.starved_seconds == 0
+        backend.record_end(has_avatar=False)
     now = 157.0
-    assert backend.seconds_without_slot == 7
+    assert backend.starved_seconds == 7
     asking.cancel()
     await asyncio.wait({asking})
-    assert backend.seconds_without_slot == 0
+    assert backend.starved_seconds == 0

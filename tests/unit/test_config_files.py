@@ -10,9 +10,9 @@ from ray.serve.schema import ServeDeploySchema
 
 import avatarforge
 from avatarforge import app
-from avatarforge.diffusion.catalogue import Catalogue
+from avatarforge.diffusion.models.catalogue import Catalogue
 from avatarforge.embedded import arguments_of, read_config
-from avatarforge.settings import load_settings
+from avatarforge.settings import SettingsError, load_settings
 
 TREE = Path(avatarforge.__file__).parents[1]
 SERVE_CONFIG = TREE / "serve_config.yaml"
@@ -31,6 +31,12 @@ def test_the_serve_config_names_our_builder() -> None:
     assert callable(app.build)
 
 
+def test_a_file_without_certificates_is_found_by_the_builder(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").touch()
+    with pytest.raises(SettingsError, match=r"webhook.ca_file is '.*ca.pem'"):
+        app.build({"webhook": {"ca_file": str(tmp_path / "ca.pem")}})
+
+
 def test_the_serve_configs_arguments_are_settings() -> None:
     settings = load_settings(arguments_of(read_config(SERVE_CONFIG)), environ={})
     assert settings.diffusion.num_gpus == 1
@@ -47,7 +53,7 @@ def test_the_serve_config_names_the_deployments_that_the_application_has(
 ) -> None:
     assert set(deployments) == {"Ingress", "StableDiffusion"}
     assert deployments["StableDiffusion"]["ray_actor_options"]["num_gpus"] == 1
-    assert deployments["StableDiffusion"]["user_config"]["model"] in Catalogue(None).names()
+    assert deployments["StableDiffusion"]["user_config"]["model"] in Catalogue(None).list_names()
 
 
 def test_the_cluster_file_is_one_that_ray_up_takes() -> None:

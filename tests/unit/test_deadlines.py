@@ -8,22 +8,21 @@ from pathlib import Path
 import pytest
 
 from avatarforge.domain.changes import NewJob
-from avatarforge.domain.events import EventKind
 from avatarforge.domain.jobs import GenerationParameters, JobError, ProfilePhotoJob
-from avatarforge.domain.status import ProcessingStatus
+from avatarforge.domain.status import EventKind, ProcessingStatus
 from avatarforge.settings import TrackerSettings
 from avatarforge.tracker.tracker import JobTracker
 from tests.factories import a_job
 from tests.holding import HeldCommits
+from tests.tracker_bench import Bench, silent
 from tests.twins import ScriptedReplicas, three_steps
-from tests.unit.test_tracker import Bench, silent
 from tests.waiting import wait_until
 
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     bench = Bench(tmp_path)
-    bench.settings = TrackerSettings(lease_seconds=60, accept_timeout=0.3)
+    bench.settings = TrackerSettings(lease_seconds=60, commit_timeout_seconds=0.3)
     bench.replicas = ScriptedReplicas(slots=1)
     yield bench
     for tracker in bench.trackers:
@@ -38,7 +37,7 @@ def a_hurried_job(
 
 
 async def submitted(tracker: JobTracker, job: ProfilePhotoJob) -> ProfilePhotoJob:
-    [answer] = await tracker.submit([NewJob(job=job)])
+    [answer] = await tracker.submissions.submit([NewJob(job=job)])
     assert isinstance(answer, ProfilePhotoJob), answer
     return answer
 
@@ -46,7 +45,7 @@ async def submitted(tracker: JobTracker, job: ProfilePhotoJob) -> ProfilePhotoJo
 async def test_deadlines_of_jobs_that_have_ended_are_not_kept_till_they_come(bench: Bench) -> None:
     tracker = await bench.start()
     deadlines = tracker._deadlines
-    deadlines.FEW = deadlines._tidied_at = 10
+    deadlines.MAX_FINISHED_ENTRIES = deadlines._compact_at = 10
     for _ in range(5):
         jobs = [await submitted(tracker, a_hurried_job(timeout=604_800)) for _ in range(5)]
         for job in jobs:

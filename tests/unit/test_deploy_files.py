@@ -88,8 +88,30 @@ def test_nothing_runs_as_root_or_may_become_it(manifests: dict[str, dict[str, An
     for container in containers(manifests):
         assert container["securityContext"] == {
             "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         }
+        written = {mount["mountPath"] for mount in container["volumeMounts"]}
+        assert written == {"/tmp", "/home/avatarforge"}
+    assert [[volume["name"] for volume in pod["volumes"]] for pod in pods] == [["scratch"]] * len(pods)
+    assert all("sizeLimit" in pod["volumes"][0]["emptyDir"] for pod in pods)
+
+
+def test_a_drain_leaves_a_pod_that_takes_uploads(
+    manifests: dict[str, dict[str, Any]], cluster: dict[str, Any]
+) -> None:
+    budget = manifests["PodDisruptionBudget"]["spec"]
+    [group] = budget["selector"]["matchLabels"].values()
+    assert 0 < budget["minAvailable"] < groups(cluster)[group]["minReplicas"]
+
+
+def test_the_job_of_the_tables_can_be_applied_with_every_image(manifests: dict[str, dict[str, Any]]) -> None:
+    tag = next(containers(manifests))["image"].rpartition(":")[2]
+    assert manifests["Job"]["metadata"]["name"].endswith(f"-{tag}")
+
+
+def test_no_second_cluster_is_made_beside_the_first(manifests: dict[str, dict[str, Any]]) -> None:
+    assert manifests["RayService"]["spec"]["upgradeStrategy"] == {"type": "None"}
 
 
 def test_every_pod_uses_the_same_image_and_has_bounds(manifests: dict[str, dict[str, Any]]) -> None:
@@ -141,6 +163,7 @@ def test_the_image_is_pinned_runs_as_nobody_special_and_holds_no_secret() -> Non
     lines = [line for line in DOCKERFILE.splitlines() if line and not line.startswith("#")]
     assert "USER 1000:1000" in lines
     assert re.search(r"^ARG BASE=python:3\.11-", DOCKERFILE, re.MULTILINE)
+    assert "@sha256:" in DOCKERFILE, "it says how the base is pinned"
     assert "-c /tmp/constraints.txt" in DOCKERFILE
     assert not re.search(r"AVATARFORGE_[A-Z_]*(SECRET|PASSWORD|URL|KEY)", DOCKERFILE)
 

@@ -47,3 +47,8 @@ def test_a_long_value_is_cut_in_a_message() -> None:
     message = str(errors.InvalidRequest("prompt", "x" * 10_000, "at most 1000 characters"))
     assert len(message) < 200
     assert "at most 1000 characters" in message
+
+
+def test_an_error_made_with_named_fields_survives_the_way_too() -> None:
+    received = pickle.loads(pickle.dumps(errors.DatabaseUnavailable(retry_after=9, reason="gone")))
+    assert (received.reason, received.retry_after, received.args) == ("gone", 9, ("gone", 9, 0))

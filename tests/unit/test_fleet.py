@@ -69,5 +69,5 @@ def test_serve_is_asked_with_its_delays_in_simulated_time() -> None:
     fleet = Fleet(WORLD, ScalingSettings())
     config = AutoscalingConfig(min_replicas=1, max_replicas=9, upscale_delay_s=30)
     day = played(fleet, [50] + [0] * 120, config, default_autoscaling_policy, first=1)
-    # A minute until the first one runs, and thirty seconds of wishing for more.
+    # A minute until the first one runs, and thirty seconds of asking for more.
     assert day.replicas.index(9) == pytest.approx(91, abs=2)

@@ -8,20 +8,19 @@ from typing import Any
 import pytest
 from google.protobuf.json_format import MessageToDict
 
-from avatarforge.diffusion.catalogue import Catalogue
 from avatarforge.domain.errors import InvalidRequest
 from avatarforge.domain.generations import GenerationProgress
 from avatarforge.domain.jobs import JobError, ProfilePhotoJob
 from avatarforge.grpc_generated import profile_photo_job_pb2 as pb
 from avatarforge.ingress.grpc import messages
-from avatarforge.ingress.news import Changed, Erased, LiveJob, Progressed
-from avatarforge.ingress.schemas import status_message
-from avatarforge.ingress.streams import Snapshot
-from avatarforge.ingress.submissions import FIELDS, read_submission
-from avatarforge.messages import ProfilePhotoJobStatus
-from tests.factories import NOON, a_job, an_outcome
+from avatarforge.ingress.live.events import Changed, Erased, Progressed
+from avatarforge.ingress.live.streams import Snapshot
+from avatarforge.ingress.upload.form import FORM_NAMES, read_submission
+from avatarforge.messages import LiveJob, ProfilePhotoJobStatus
+from tests.factories import NOON, a_job, a_manifest, an_outcome
 
-MANIFEST = Catalogue().manifest("avatar-mini")
+MANIFEST = a_manifest()
+BOTH_DIALS = a_manifest(capabilities={"strength": True, "image_guidance": True})
 
 
 def numbered(seq: int, **changes: Any) -> ProfilePhotoJob:
@@ -29,7 +28,7 @@ def numbered(seq: int, **changes: Any) -> ProfilePhotoJob:
 
 
 def started(job: ProfilePhotoJob) -> ProfilePhotoJob:
-    return job.started(NOON + timedelta(seconds=2))
+    return job.start(NOON + timedelta(seconds=2))
 
 
 LIVES = {
@@ -39,9 +38,9 @@ LIVES = {
         progress=GenerationProgress(step=3, total_steps=20),
         eta_seconds=0.0,
     ),
-    "done": LiveJob(job=started(numbered(2**40)).done(an_outcome(), NOON + timedelta(seconds=5))),
+    "done": LiveJob(job=started(numbered(2**40)).complete(an_outcome(), NOON + timedelta(seconds=5))),
     "failed": LiveJob(
-        job=started(numbered(15)).failed(
+        job=started(numbered(15)).fail(
             JobError(code="device_failed", message="The device failed: out of memory"), NOON
         )
     ),
@@ -68,12 +67,15 @@ def comparable(value: Any) -> Any:
 
 @pytest.mark.parametrize("live", LIVES.values(), ids=LIVES)
 def test_a_job_is_told_as_rest_tells_it(live: LiveJob) -> None:
-    rest = json.loads(status_message(live).json_bytes())
+    rest = json.loads(live.to_message().json_bytes())
     assert comparable(as_rest_tells_it(messages.job_status(live))) == comparable(rest)
 
 
 def test_both_have_the_same_fields() -> None:
-    assert set(pb.ProfilePhotoJobStatus.DESCRIPTOR.fields_by_name) == set(ProfilePhotoJobStatus.model_fields)
+    fields = set(pb.ProfilePhotoJobStatus.DESCRIPTOR.fields_by_name)
+    assert fields - {"reset"} == set(ProfilePhotoJobStatus.model_fields), (
+        "REST has an event of its own for it"
+    )
 
 
 def test_a_request_becomes_the_form_that_rest_reads() -> None:
@@ -85,23 +87,25 @@ def test_a_request_becomes_the_form_that_rest_reads() -> None:
         strength=0.1 + 0.2,
         steps=20,
         guidance=7,
+        image_guidance=1.5,
         seed=2**63 - 1,
         format="webp",
         priority=-3,
         allow_remote=False,
-        cut_face=False,
+        crop_to_face=False,
         timeout_seconds=90.5,
         start_timeout_seconds=30,
     )
     fields = messages.form_fields(request)
-    assert set(fields) == set(FIELDS)
-    submission = read_submission(fields, MANIFEST)
+    assert set(fields) == set(FORM_NAMES.values())
+    submission = read_submission(fields, BOTH_DIALS)
     parameters = submission.parameters
     assert (submission.callback_url, submission.priority) == ("https://example.org/hook", -3)
-    assert (parameters.allow_remote, parameters.cut_face) == (False, False)
+    assert (parameters.allow_remote, parameters.crop_to_face) == (False, False)
     assert (parameters.timeout_seconds, parameters.start_timeout_seconds) == (90.5, 30)
     assert (parameters.prompt, parameters.negative_prompt) == ("smiling, 50 % {brighter}", "hat")
     assert (parameters.strength, parameters.guidance, parameters.steps) == (0.1 + 0.2, 7, 20)
+    assert parameters.image_guidance == 1.5
     assert (parameters.seed, parameters.style, parameters.format) == (2**63 - 1, "neon", "webp")
 
 
@@ -131,7 +135,7 @@ def test_a_value_out_of_bounds_is_named_with_what_would_be_right(field: str, val
 @pytest.mark.parametrize("seconds", [-1, 61, -(2**31)])
 def test_a_wait_out_of_bounds_is_refused(seconds: int) -> None:
     with pytest.raises(InvalidRequest, match=f"wait_seconds is {seconds}, but .* from 0 to 60"):
-        messages.wait_seconds_of(pb.JobStatusRequest(wait_seconds=seconds), 60)
+        messages.parse_wait_seconds(pb.JobStatusRequest(wait_seconds=seconds), 60)
 
 
 def test_a_stream_tells_each_thing_in_its_message() -> None:
@@ -140,8 +144,9 @@ def test_a_stream_tells_each_thing_in_its_message() -> None:
     told = [
         list(messages.stream_messages("ana", item))
         for item in (
-            Snapshot(seq=9, jobs=(LiveJob(job=job), LiveJob(job=other)), reset=True),
+            Snapshot(seq=9, jobs=(LiveJob(job=other), LiveJob(job=job))),
             Snapshot(seq=9, jobs=()),
+            Snapshot(seq=9, jobs=(LiveJob(job=job),), reset=True),
             Changed(seq=7, live=LiveJob(job=job)),
             Progressed(live=running, preview=b"picture"),
             Erased(seq=11, customer_id="ana", job_id=job.job_id),
@@ -150,11 +155,16 @@ def test_a_stream_tells_each_thing_in_its_message() -> None:
     assert told == [
         [messages.job_status(LiveJob(job=job)), messages.job_status(LiveJob(job=other))],
         [pb.ProfilePhotoJobStatus(customer_id="ana", seq=9)],
+        [
+            pb.ProfilePhotoJobStatus(customer_id="ana", reset=True),
+            messages.job_status(LiveJob(job=job)),
+            pb.ProfilePhotoJobStatus(customer_id="ana", seq=9),
+        ],
         [messages.job_status(LiveJob(job=job))],
         [messages.job_status(running)],
         [pb.ProfilePhotoJobStatus(customer_id="ana", job_id=job.job_id, seq=11)],
     ]
-    assert told[4][0].status == pb.PROCESSING_STATUS_UNSPECIFIED
+    assert told[5][0].status == pb.PROCESSING_STATUS_UNSPECIFIED
 
 
 def test_all_who_follow_a_customer_share_a_changes_message() -> None:

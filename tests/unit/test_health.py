@@ -4,7 +4,7 @@ import asyncio
 import threading
 
 from avatarforge.domain.errors import DatabaseUnavailable
-from avatarforge.ingress.health import HealthChecks, PartHealth
+from avatarforge.ingress.health import HealthChecks, PartMessage
 from tests.waiting import wait_until
 
 
@@ -56,7 +56,7 @@ async def test_a_check_that_breaks_is_not_ready_either() -> None:
 async def test_a_part_that_hangs_is_given_up_and_not_asked_again_before_it_has_answered() -> None:
     part = Part()
     part.answers.clear()
-    checks = HealthChecks({"storage": part.ask}, no_lag, time_limit=0.05, max_age=0)
+    checks = HealthChecks({"storage": part.ask}, no_lag, timeout_seconds=0.05, max_age_seconds=0)
 
     given_up = [(await checks.readiness()).parts["storage"].detail for _ in range(3)]
     questions = part.questions
@@ -73,7 +73,7 @@ async def answers(checks: HealthChecks) -> bool:
 
 async def test_many_who_ask_at_once_share_one_round_of_questions() -> None:
     part = Part()
-    checks = HealthChecks({"database": part.ask}, no_lag, max_age=60)
+    checks = HealthChecks({"database": part.ask}, no_lag, max_age_seconds=60)
 
     await asyncio.gather(*(checks.readiness() for _ in range(50)))
     await checks.readiness()
@@ -83,7 +83,7 @@ async def test_many_who_ask_at_once_share_one_round_of_questions() -> None:
 
 async def test_an_old_answer_is_not_repeated() -> None:
     part = Part()
-    checks = HealthChecks({"database": part.ask}, no_lag, max_age=0)
+    checks = HealthChecks({"database": part.ask}, no_lag, max_age_seconds=0)
 
     await checks.readiness()
     await checks.readiness()
@@ -93,10 +93,19 @@ async def test_an_old_answer_is_not_repeated() -> None:
 
 async def test_a_silent_tracker_makes_a_replica_unready() -> None:
     def tracker(lag: float) -> HealthChecks:
-        return HealthChecks({}, lambda: lag, most_lag=6)
+        return HealthChecks({}, lambda: lag, max_lag_seconds=6)
 
     assert (await tracker(5.9).readiness()).ready
     assert not (await tracker(6.1).readiness()).ready
-    assert (await tracker(float("inf")).readiness()).parts["tracker"] == PartHealth(
+    assert (await tracker(float("inf")).readiness()).parts["tracker"] == PartMessage(
         ok=False, detail="has not answered yet", ms=0
     )
+
+
+async def test_a_tracker_that_answers_and_cannot_accept_is_not_ready() -> None:
+    checks = HealthChecks({}, no_lag, tracker_outage=lambda: "the database answers with its error 1146")
+
+    tracker = (await checks.readiness()).parts["tracker"]
+
+    assert not tracker.ok
+    assert tracker.detail == "last answered 0.0 s ago: the database answers with its error 1146"

@@ -5,9 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from avatarforge.domain.errors import IllegalTransition
-from avatarforge.domain.events import EventKind
 from avatarforge.domain.jobs import JobError, ProfilePhotoJob
-from avatarforge.domain.status import NEXT, ProcessingStatus
+from avatarforge.domain.status import NEXT, EventKind, ProcessingStatus
 from tests.factories import NOON, a_job, an_outcome
 
 LATER = NOON + timedelta(seconds=3)
@@ -26,12 +25,12 @@ class JobMachine(RuleBasedStateMachine):
     def move(self, move: str) -> None:
         job = self.job
         moves = {
-            "started": (ProcessingStatus.PROCESSING, lambda: job.started(LATER)),
-            "requeued": (ProcessingStatus.PENDING, lambda: job.requeued(lost=True)),
-            "taken back": (ProcessingStatus.PENDING, lambda: job.requeued(lost=False)),
-            "done": (ProcessingStatus.DONE, lambda: job.done(an_outcome(), LATER)),
-            "failed": (ProcessingStatus.FAILED, lambda: job.failed(ERROR, LATER)),
-            "cancelled": (ProcessingStatus.CANCELLED, lambda: job.cancelled(LATER)),
+            "started": (ProcessingStatus.PROCESSING, lambda: job.start(LATER)),
+            "requeued": (ProcessingStatus.PENDING, lambda: job.requeue(lost=True)),
+            "taken back": (ProcessingStatus.PENDING, lambda: job.requeue(lost=False)),
+            "done": (ProcessingStatus.DONE, lambda: job.complete(an_outcome(), LATER)),
+            "failed": (ProcessingStatus.FAILED, lambda: job.fail(ERROR, LATER)),
+            "cancelled": (ProcessingStatus.CANCELLED, lambda: job.cancel(LATER)),
         }
         wanted, attempted = moves[move]
         if wanted in NEXT[job.status]:
@@ -68,22 +67,22 @@ TestJobMachine = JobMachine.TestCase
 
 
 def test_a_finished_job_tells_its_times_and_what_made_it() -> None:
-    done = a_job().started(LATER).done(an_outcome(), LATER + timedelta(seconds=2))
+    done = a_job().start(LATER).complete(an_outcome(), LATER + timedelta(seconds=2))
     assert done.timings == {"queued": 3.0, **an_outcome().timings}
     assert done.outcome == an_outcome()
 
 
 def test_the_time_in_the_line_ends_with_the_first_start() -> None:
-    again = a_job().started(LATER).requeued(lost=True).started(LATER + timedelta(hours=1))
+    again = a_job().start(LATER).requeue(lost=True).start(LATER + timedelta(hours=1))
     assert again.started_at == LATER
 
 
 def test_an_event_says_what_its_job_has_become() -> None:
-    started = a_job().started(LATER)
+    started = a_job().start(LATER)
     event = started.event(EventKind.STARTED, LATER)
     assert (event.status, event.attempt, event.revision, event.seq) == (ProcessingStatus.PROCESSING, 1, 2, 0)
 
 
 def test_a_cancelled_job_cannot_be_done() -> None:
     with pytest.raises(IllegalTransition, match="CANCELLED cannot become DONE"):
-        a_job().cancelled(LATER).done(an_outcome(), LATER)
+        a_job().cancel(LATER).complete(an_outcome(), LATER)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from avatarforge.access.keys import hash_of, key_id_of
+from avatarforge.access.key_cache import hash_of, key_id_of
 from avatarforge.cli import app
 from avatarforge.settings import load_settings, variables
 from tests.keys import records_of
@@ -37,11 +37,11 @@ def listed() -> list[dict[str, Any]]:
 def test_a_key_is_shown_once_and_its_hash_is_kept() -> None:
     made = run("create", "shop", "--customer", "ana", "--customer", "shop-*", "--expires-days", "1")
     text = made.stdout.strip()
-    [key] = records_of(load_settings()).all()
+    [key] = records_of(load_settings()).list_all()
 
     assert made.exit_code == 0, made.output
     assert key_id_of(text) == key.key_id
-    assert (key.name, key.customers, key.administers) == ("shop", ("ana", "shop-*"), False)
+    assert (key.name, key.customers, key.is_admin) == ("shop", ("ana", "shop-*"), False)
     assert key.secret_hash == hash_of(text)
     assert key.expires_at is not None
     assert 86_000 < (key.expires_at - datetime.now(UTC)).total_seconds() <= 86_400
@@ -76,7 +76,7 @@ def test_the_list_tells_what_each_key_is_for_and_whether_it_is_valid() -> None:
         (("revoke", "nobody"), "'nobody'"),
     ],
 )
-def test_a_wrong_wish_is_one_sentence_and_makes_nothing(arguments: tuple[str, ...], told: str) -> None:
+def test_a_wrong_option_is_one_sentence_and_makes_nothing(arguments: tuple[str, ...], told: str) -> None:
     refused = run(*arguments)
 
     assert refused.exit_code != 0

@@ -12,8 +12,8 @@ import structlog
 from ray.serve._private.logging_utils import StreamToLogger
 
 from avatarforge.settings import LogSettings, load_settings
-from avatarforge.telemetry.logs import about, configure
-from avatarforge.telemetry.masking import secrets_of
+from avatarforge.telemetry.logs import configure, set_up_process
+from avatarforge.telemetry.redaction import secrets_of
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def test_lines_about_a_job_carry_its_identity_also_from_its_tasks_and_from_libra
     configure(LogSettings())
 
     async def work() -> None:
-        with about(job_id="j1", customer_id="ana", attempt=2):
+        with structlog.contextvars.bound_contextvars(job_id="j1", customer_id="ana", attempt=2):
             await asyncio.create_task(part())
         structlog.get_logger().info("idle")
 
@@ -78,6 +78,20 @@ def test_lines_about_a_job_carry_its_identity_also_from_its_tasks_and_from_libra
         (line["event"], line.get("job_id"), line.get("customer_id"), line.get("attempt")) for line in lines
     ]
     assert told == [("fetched", "j1", "ana", 2), ("slow", "j1", "ana", 2), ("idle", None, None, None)]
+
+
+def test_a_process_has_the_settings_it_was_handed_and_tells_where_its_nodes_differ(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed = {"http": {"port": 8123}, "tracker": {"shards": 2}}
+    monkeypatch.setenv("AVATARFORGE_HTTP_PORT", "8124")
+    monkeypatch.setenv("AVATARFORGE_TRACKER_SHARDS", "2")
+
+    settings = set_up_process(handed, "ingress")
+
+    assert settings == load_settings(handed, environ={})
+    [line] = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert (line["level"], line["variables"]) == ("warning", ["AVATARFORGE_HTTP_PORT"])
 
 
 @pytest.mark.parametrize("log_format", ["json", "text"])
@@ -108,6 +122,22 @@ def test_no_secret_of_the_settings_is_written(log_format: str, capsys: pytest.Ca
         assert secret not in written
     assert "forge:***@db" in written
     assert "ValueError: key *** is unknown" in written
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_tracebacks_have_no_local_variables(log_format: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configure(load_settings({"log": {"format": log_format}}, environ={}).log)
+
+    def fails(prompt: str) -> None:
+        raise ValueError("no step is left")
+
+    try:
+        fails("-".join(["of", "Ana"]))
+    except ValueError:
+        structlog.get_logger("ours").exception("broke")
+    written = capsys.readouterr().err
+    assert "ValueError: no step is left" in written
+    assert "of-Ana" not in written
 
 
 def test_lines_of_a_replica_do_not_pass_through_serves_logger(

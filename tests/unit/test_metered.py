@@ -8,18 +8,18 @@ import pytest
 from sqlalchemy import text
 
 from avatarforge.domain.errors import DatabaseUnavailable, ObjectNotFound, StorageUnavailable
-from avatarforge.persistence.database import meter_engine, open_engine, reading, writing
+from avatarforge.persistence.database import begin_read, begin_write, meter_engine, open_engine
 from avatarforge.settings import DatabaseSettings
 from avatarforge.storage.folder import FolderStorage
 from avatarforge.storage.interface import StoredObject
 from avatarforge.storage.metered import MeteredStorage
 from avatarforge.telemetry import metrics
-from avatarforge.telemetry.figures import Figures, Metric
+from avatarforge.telemetry.registry import Metric, MetricsRegistry
 
 
-def counted(figures: Figures, metric: Metric) -> dict[tuple[str, ...], float]:
+def counted(registry: MetricsRegistry, metric: Metric) -> dict[tuple[str, ...], float]:
     """How many calls, by labels."""
-    histograms = figures.all().histograms
+    histograms = registry.snapshot().histograms
     return {labels: sum(values[:-1]) for (name, labels), values in histograms.items() if name == metric.name}
 
 
@@ -32,8 +32,8 @@ class Silent(FolderStorage):
 
 
 def test_calls_of_storage_are_counted_by_operation_and_outcome_and_answered_as_ever(tmp_path: Path) -> None:
-    figures = Figures()
-    storage = MeteredStorage(FolderStorage(tmp_path), figures, "ingress")
+    registry = MetricsRegistry()
+    storage = MeteredStorage(FolderStorage(tmp_path), registry, "ingress")
     for key in ("customers/a", "customers/b"):
         storage.put(key, BytesIO(key.encode()), "image/png")
     assert storage.get("customers/a") == b"customers/a"
@@ -44,7 +44,7 @@ def test_calls_of_storage_are_counted_by_operation_and_outcome_and_answered_as_e
         storage.get("customers/c")
     storage.delete("customers/a")
     storage.check()
-    assert counted(figures, metrics.STORAGE_CALLS) == {
+    assert counted(registry, metrics.STORAGE_CALLS) == {
         ("ingress", "put", "ok"): 2,
         ("ingress", "get", "ok"): 1,
         ("ingress", "stream", "ok"): 1,
@@ -56,34 +56,34 @@ def test_calls_of_storage_are_counted_by_operation_and_outcome_and_answered_as_e
 
 
 def test_storage_that_does_not_answer_is_told_from_one_that_breaks(tmp_path: Path) -> None:
-    figures = Figures()
-    storage = MeteredStorage(Silent(tmp_path), figures, "tracker")
+    registry = MetricsRegistry()
+    storage = MeteredStorage(Silent(tmp_path), registry, "tracker")
     with pytest.raises(StorageUnavailable):
         storage.delete("customers/a")
     with pytest.raises(OSError, match="a fault of ours"):
         list(storage.list("customers/"))
-    assert counted(figures, metrics.STORAGE_CALLS) == {
+    assert counted(registry, metrics.STORAGE_CALLS) == {
         ("tracker", "delete", "unavailable"): 1,
         ("tracker", "list", "error"): 1,
     }
 
 
 def test_transactions_are_counted_by_kind_and_outcome(tmp_path: Path) -> None:
-    figures = Figures()
+    registry = MetricsRegistry()
     engine = open_engine(DatabaseSettings(), f"sqlite:///{tmp_path / 'a.db'}")
-    meter_engine(engine, figures, "tracker")
-    with writing(engine) as connection:
+    meter_engine(engine, registry, "tracker")
+    with begin_write(engine) as connection:
         connection.execute(text("CREATE TABLE things (name TEXT)"))
-    with reading(engine) as connection:
+    with begin_read(engine) as connection:
         connection.execute(text("SELECT * FROM things"))
-    with pytest.raises(ZeroDivisionError), writing(engine):
+    with pytest.raises(ZeroDivisionError), begin_write(engine):
         raise ZeroDivisionError
     engine.dispose()
     away = open_engine(DatabaseSettings(), f"sqlite:///{tmp_path / 'no' / 'such' / 'folder.db'}")
-    meter_engine(away, figures, "ingress")
-    with pytest.raises(DatabaseUnavailable), reading(away) as connection:
+    meter_engine(away, registry, "ingress")
+    with pytest.raises(DatabaseUnavailable), begin_read(away) as connection:
         connection.execute(text("SELECT 1"))
-    assert counted(figures, metrics.DATABASE_CALLS) == {
+    assert counted(registry, metrics.DATABASE_CALLS) == {
         ("tracker", "write", "ok"): 1,
         ("tracker", "read", "ok"): 1,
         ("tracker", "write", "error"): 1,

@@ -15,10 +15,7 @@ from tests.waiting import wait_until
 
 @pytest.fixture(autouse=True)
 def kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in (
-        (default_impl, "add_grpc_address"),
-        (http_util, "socket"),
-    ):
+    for module, name in ((default_impl, "add_grpc_address"), (http_util, "socket")):
         # Set first, so that the original comes back whatever `keep` puts there.
         monkeypatch.setattr(module, name, getattr(module, name))
     monkeypatch.setenv(grpc_interface.VARIABLE, "127.0.0.1")

@@ -12,12 +12,12 @@ from fastapi import FastAPI, Query
 from avatarforge.domain import errors
 from avatarforge.domain.errors import AvatarForgeError
 from avatarforge.ingress.problems import (
-    ANSWERS,
+    PROBLEM_TYPES,
     add_problem_handlers,
-    answer_to,
     error_response,
-    misnamed_customer,
-    problem_of,
+    find_customer_id_error,
+    problem_for,
+    problem_type_of,
 )
 
 
@@ -37,7 +37,7 @@ EXAMPLES: list[tuple[AvatarForgeError, int, dict[str, Any]]] = [
     (errors.MissingPhoto(), 422, {}),
     (errors.PhotoTooLarge(20), 413, {"limit": 20}),
     (
-        errors.PhotoDimensions(8, 9, 32, 1000),
+        errors.InvalidPhotoDimensions(8, 9, 32, 1000),
         422,
         {"width": 8, "height": 9, "minSide": 32, "maxPixels": 1000},
     ),
@@ -51,30 +51,30 @@ EXAMPLES: list[tuple[AvatarForgeError, int, dict[str, Any]]] = [
 
 @pytest.mark.parametrize("kind", list(family()), ids=lambda kind: kind.__name__)
 def test_every_error_of_the_family_has_a_row_of_its_own(kind: type[AvatarForgeError]) -> None:
-    answer = ANSWERS[kind]
+    answer = PROBLEM_TYPES[kind]
 
-    assert 400 <= answer.http <= 599
-    assert hasattr(grpc.StatusCode, answer.grpc)
+    assert 400 <= answer.http_status <= 599
+    assert hasattr(grpc.StatusCode, answer.grpc_status)
 
 
 def test_every_error_that_means_come_again_is_a_503() -> None:
-    assert {answer_to(kind).http for kind in family(errors.Unavailable)} == {503}
+    assert {problem_type_of(kind).http_status for kind in family(errors.Unavailable)} == {503}
 
 
 def test_an_error_that_the_table_does_not_know_is_answered_like_its_parent() -> None:
     class NewError(errors.StorageFull):
         __module__ = "elsewhere"
 
-    assert answer_to(NewError("x")) == ANSWERS[errors.StorageFull]
+    assert problem_type_of(NewError("x")) == PROBLEM_TYPES[errors.StorageFull]
 
 
 @pytest.mark.parametrize(("error", "status", "facts"), EXAMPLES, ids=lambda value: type(value).__name__)
 def test_a_problem_carries_code_sentence_and_facts(
     error: AvatarForgeError, status: int, facts: dict[str, Any]
 ) -> None:
-    assert problem_of(error, "/customers/ana") == {
+    assert problem_for(error, "/customers/ana") == {
         "type": f"urn:avatarforge:problem:{error.code}",
-        "title": ANSWERS[type(error)].title,
+        "title": PROBLEM_TYPES[type(error)].title,
         "status": status,
         "detail": str(error),
         "instance": "/customers/ana",
@@ -86,11 +86,11 @@ def test_a_problem_carries_code_sentence_and_facts(
 def test_a_problem_does_not_tell_why_a_part_of_ours_is_away() -> None:
     error = errors.DatabaseUnavailable("can't connect to db-7.internal:3306")
 
-    assert "db-7" not in json.dumps(problem_of(error, "/"))
+    assert "db-7" not in json.dumps(problem_for(error, "/"))
 
 
 def test_what_came_from_outside_is_cut_short() -> None:
-    document = problem_of(errors.InvalidRequest("prompt", "x" * 5000, "shorter"), "/")
+    document = problem_for(errors.InvalidRequest("prompt", "x" * 5000, "shorter"), "/")
 
     assert len(json.dumps(document)) < 600
 
@@ -114,7 +114,7 @@ def test_a_503_says_when_to_come_again() -> None:
     ],
 )
 def test_a_malformed_customer_id_is_seen_in_the_path_as_it_was_sent(raw_path: bytes, named: str) -> None:
-    error = misnamed_customer({"raw_path": raw_path, "path": "/"})
+    error = find_customer_id_error({"raw_path": raw_path, "path": "/"})
 
     assert error is not None
     assert error.value == named
@@ -122,7 +122,7 @@ def test_a_malformed_customer_id_is_seen_in_the_path_as_it_was_sent(raw_path: by
 
 @pytest.mark.parametrize("raw_path", [b"/customers/ana/photos/1/2", b"/customers", b"/", b"/nowhere/a%2Fb"])
 def test_a_path_with_a_good_customer_id_or_none_is_not_blamed(raw_path: bytes) -> None:
-    assert misnamed_customer({"raw_path": raw_path, "path": "/"}) is None
+    assert find_customer_id_error({"raw_path": raw_path, "path": "/"}) is None
 
 
 @pytest.mark.parametrize(

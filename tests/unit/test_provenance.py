@@ -1,4 +1,4 @@
-"""The marking of avatars, read back with readers that are not ours: Pillow's, and C2PA's."""
+"""The credentials of avatars, read back with readers that are not ours: Pillow's, and C2PA's."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +11,10 @@ import pytest
 from PIL import Image, ImageCms
 
 import avatarforge
-from avatarforge.diffusion.deployment import StableDiffusion
-from avatarforge.diffusion.provenance import SOURCE_TYPE, Marking, open_marking
+from avatarforge.diffusion.replica.deployment import StableDiffusion
 from avatarforge.domain.errors import SigningFailed
 from avatarforge.domain.jobs import ImageFormat
+from avatarforge.imaging.provenance import SOURCE_TYPE, ContentCredentials, open_content_credentials
 from avatarforge.settings import ProvenanceSettings, SettingsError, load_settings
 from tests.certificates import Files, write_certificates
 
@@ -51,7 +51,7 @@ def manifest_of(content: bytes, image_format: ImageFormat) -> tuple[dict[str, An
 
 @pytest.mark.parametrize("image_format", list(ImageFormat))
 def test_every_format_says_that_it_is_made_by_ai_and_with_what(image_format: ImageFormat) -> None:
-    marked = xmp_of(Marking().file(a_picture(), image_format))
+    marked = xmp_of(ContentCredentials().encode(a_picture(), image_format))
     assert marked == {
         "about": "",
         "DigitalSourceType": SOURCE_TYPE,
@@ -68,12 +68,14 @@ def test_nothing_but_the_marking_goes_into_the_file(image_format: ImageFormat) -
     picture.info |= {
         "exif": exif.tobytes(), "icc_profile": profile, "xmp": b"<x/>", "comment": b"a word", "dpi": (72, 72),
     }  # fmt: skip
-    assert Marking().file(picture, image_format) == Marking().file(a_picture(), image_format)
+    assert ContentCredentials().encode(picture, image_format) == ContentCredentials().encode(
+        a_picture(), image_format
+    )
 
 
 def test_marking_changes_no_pixel_and_leaves_the_picture_as_it_was() -> None:
     picture = a_picture()
-    with Image.open(BytesIO(Marking().file(picture, ImageFormat.PNG))) as read:
+    with Image.open(BytesIO(ContentCredentials().encode(picture, ImageFormat.PNG))) as read:
         assert read.tobytes() == picture.tobytes()
     assert picture.info == {}
 
@@ -82,7 +84,7 @@ def test_marking_changes_no_pixel_and_leaves_the_picture_as_it_was() -> None:
 def test_with_a_certificate_every_format_is_signed_and_marked(
     certificates: Files, image_format: ImageFormat
 ) -> None:
-    content = open_marking(settings(certificates)).file(a_picture(), image_format)
+    content = open_content_credentials(settings(certificates)).encode(a_picture(), image_format)
     manifest, verdict = manifest_of(content, image_format)
     assert verdict == "Valid"
     (generator,) = manifest["claim_generator_info"]
@@ -98,29 +100,29 @@ def test_with_a_certificate_every_format_is_signed_and_marked(
 
 
 def test_a_signed_picture_that_was_changed_is_found_out(certificates: Files) -> None:
-    content = open_marking(settings(certificates)).file(a_picture(), ImageFormat.JPEG)
+    content = open_content_credentials(settings(certificates)).encode(a_picture(), ImageFormat.JPEG)
     changed = content[:-10] + bytes([content[-10] ^ 1]) + content[-9:]
     assert manifest_of(changed, ImageFormat.JPEG)[1] == "Invalid"
 
 
 def test_many_threads_sign_with_one_marking(certificates: Files) -> None:
-    marking = open_marking(settings(certificates))
+    credentials = open_content_credentials(settings(certificates))
     with ThreadPoolExecutor(4) as threads:
-        files = list(threads.map(lambda _: marking.file(a_picture(), ImageFormat.WEBP), range(12)))
+        files = list(threads.map(lambda _: credentials.encode(a_picture(), ImageFormat.WEBP), range(12)))
     assert {manifest_of(content, ImageFormat.WEBP)[1] for content in files} == {"Valid"}
 
 
 def test_a_picture_without_its_time_stamp_is_no_file(certificates: Files) -> None:
     # Nothing listens on port 9 of this machine.
-    marking = open_marking(settings(certificates, timestamp_url="http://127.0.0.1:9/"))
+    credentials = open_content_credentials(settings(certificates, timestamp_url="http://127.0.0.1:9/"))
     with pytest.raises(SigningFailed, match=r"http://127\.0\.0\.1:9/"):
-        marking.file(a_picture(), ImageFormat.PNG)
+        credentials.encode(a_picture(), ImageFormat.PNG)
 
 
 def test_a_certificate_that_is_not_there_is_told_with_its_variable(certificates: Files) -> None:
     certificates.chain.unlink()
     with pytest.raises(SettingsError, match=r"AVATARFORGE_PROVENANCE_CERTIFICATE\) is .*No such file"):
-        open_marking(settings(certificates))
+        open_content_credentials(settings(certificates))
 
 
 def swapped_key(files: Files) -> None:
@@ -148,7 +150,7 @@ def run_out(files: Files) -> None:
 def test_a_certificate_that_cannot_sign_is_found_at_the_start(certificates: Files, spoil: Any) -> None:
     spoil(certificates)
     with pytest.raises(SettingsError, match="Avatars cannot be signed with the certificate"):
-        open_marking(settings(certificates))
+        open_content_credentials(settings(certificates))
 
 
 async def test_a_replica_that_is_to_sign_and_cannot_does_not_start(
@@ -162,7 +164,7 @@ async def test_a_replica_that_is_to_sign_and_cannot_does_not_start(
 
 def test_an_algorithm_that_is_not_the_keys_is_found_at_the_start(certificates: Files) -> None:
     with pytest.raises(SettingsError, match="the algorithm 'ps256'"):
-        open_marking(settings(certificates, algorithm="ps256"))
+        open_content_credentials(settings(certificates, algorithm="ps256"))
 
 
 @pytest.mark.parametrize("one", ["CERTIFICATE", "PRIVATE_KEY"])

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from avatarforge.diffusion.reporting import Reporter
+from avatarforge.diffusion.replica.reporter import Reporter
 from avatarforge.domain.replicas import ReplicaReport
-from tests.unit.test_replica_reports import a_report
+from tests.factories import a_report
 from tests.waiting import wait_until
 
 
@@ -27,8 +27,8 @@ class Tracker:
 
 
 class Quick(Reporter):
-    INTERVAL = 0.02
-    PATIENCE = 0.05
+    INTERVAL_SECONDS = 0.02
+    TIMEOUT_SECONDS = 0.05
 
 
 class Bench:
@@ -52,8 +52,9 @@ async def test_every_tracker_hears_again_and_again(bench: Bench) -> None:
     assert bench.trackers[1].heard[0] == a_report()
 
 
-async def test_a_change_is_told_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Quick, "INTERVAL", 60)
+async def test_a_change_is_reported_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Quick, "INTERVAL_SECONDS", 60)
+    bench.reporter = Quick(bench.trackers, lambda: bench.report, bench.changed)
     bench.reporter.start()
     await wait_until(lambda: bench.trackers[0].heard)
     bench.report = a_report(active=3)
@@ -77,7 +78,7 @@ async def test_a_tracker_that_never_answers_is_not_waited_for(bench: Bench) -> N
     bench.reporter = Quick([silent, bench.trackers[1]], lambda: bench.report)
     bench.reporter.start()
     await wait_until(lambda: len(bench.trackers[1].heard) >= 2)
-    assert await bench.reporter.last_good(0.01) is None
+    assert await bench.reporter.wait_for_last_good(0.01) is None
 
 
 async def test_figures_that_cannot_be_had_end_nothing(bench: Bench) -> None:
@@ -97,7 +98,7 @@ async def test_figures_that_cannot_be_had_end_nothing(bench: Bench) -> None:
 async def test_the_last_good_model_is_waited_for(bench: Bench) -> None:
     bench.trackers[0].away = True
     bench.reporter.start()
-    asked = asyncio.create_task(bench.reporter.last_good(10))
+    asked = asyncio.create_task(bench.reporter.wait_for_last_good(10))
     await wait_until(lambda: bench.trackers[1].heard)
     assert not asked.done()
     bench.trackers[0].away = False

@@ -6,37 +6,42 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from avatarforge.domain.errors import Overtaken
+from avatarforge.domain.errors import StaleEpoch
 from avatarforge.domain.jobs import ProfilePhotoJob
-from avatarforge.tracker.retention import Retention
+from avatarforge.tracker.cleanup.retention import ConfirmedClock, JobRetention
 from tests.factories import a_job
 from tests.waiting import wait_until
 
 
 class OneOldJob:
-    def outlived(self, shard: int, before: datetime, limit: int) -> list[ProfilePhotoJob]:
+    def read_clock(self) -> datetime:
+        return datetime.now(UTC)
+
+    def list_ended(self, shard: int, before: datetime, limit: int) -> list[ProfilePhotoJob]:
         return [a_job()]
 
 
-def a_retention(error: Exception, tried: list[Sequence[ProfilePhotoJob]]) -> Retention:
+def a_retention(error: Exception, tried: list[Sequence[ProfilePhotoJob]]) -> JobRetention:
     async def erase(jobs: Sequence[ProfilePhotoJob]) -> None:
         tried.append(jobs)
         raise error
 
-    retention = Retention(0, OneOldJob(), age=timedelta(days=1), erase=erase, now=lambda: datetime.now(UTC))
-    retention.EVERY = 0.01
+    clock = ConfirmedClock(OneOldJob(), lambda: datetime.now(UTC))
+    clock.CONFIRMATION_DELAY_SECONDS = 0.0
+    retention = JobRetention(0, OneOldJob(), age=timedelta(days=1), erase=erase, clock=clock)
+    retention.INTERVAL_SECONDS = 0.01
     return retention
 
 
 async def test_a_job_that_cannot_be_erased_is_tried_again_and_ends_nothing() -> None:
     tried: list[Sequence[ProfilePhotoJob]] = []
-    working = asyncio.create_task(a_retention(ValueError("refused"), tried).work_forever())
+    working = asyncio.create_task(a_retention(ValueError("refused"), tried).run())
     await wait_until(lambda: len(tried) > 2)
     working.cancel()
 
 
 async def test_an_overtaken_tracker_erases_nothing_more() -> None:
     tried: list[Sequence[ProfilePhotoJob]] = []
-    with pytest.raises(Overtaken):
-        await asyncio.wait_for(a_retention(Overtaken(0, 1, 2), tried).work_forever(), 10)
+    with pytest.raises(StaleEpoch):
+        await asyncio.wait_for(a_retention(StaleEpoch(0, 1, 2), tried).run(), 10)
     assert len(tried) == 1

@@ -39,7 +39,10 @@ def test_every_setting_has_a_variable_and_says_what_it_means() -> None:
             {"AVATARFORGE_HTTP_PRT": "1"},
             "AVATARFORGE_HTTP_PRT is not a setting.*Did you mean AVATARFORGE_HTTP_PORT",
         ),
-        ({"AVATARFORGE_WEBHOOK_PAUSES": "5, soon"}, r"webhook.pauses .* is '5, soon': .*numbers of seconds"),
+        (
+            {"AVATARFORGE_WEBHOOK_RETRY_DELAYS_SECONDS": "5, soon"},
+            r"webhook.retry_delays_seconds .* is '5, soon': .*numbers of seconds",
+        ),
         ({"AVATARFORGE_REMOTE_POLICY": "remote"}, r"remote.policy .* is 'remote': .*set remote.url"),
         ({"AVATARFORGE_REMOTE_URL": "ftp://host"}, r"remote.url \(AVATARFORGE_REMOTE_URL\) is 'ftp://host'"),
         ({"AVATARFORGE_STORAGE_ENDPOINT_URL": "minio:9000"}, r"storage.endpoint_url .* is 'minio:9000'"),

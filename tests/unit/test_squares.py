@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from io import BytesIO
 
@@ -5,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from avatarforge.diffusion.squares import square
 from avatarforge.domain.jobs import Crop
+from avatarforge.imaging.crop import Square, find_square, square
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +73,89 @@ def test_a_face_at_the_edge_keeps_the_square_inside(portrait: Image.Image, edge:
         assert line.max() > 60
 
 
-def test_above_a_head_that_is_near_the_top_the_background_is_drawn_out(portrait: Image.Image) -> None:
-    picture, crop = square(portrait.crop((0, 30, 512, 512)), 128)
+def test_a_head_near_the_top_stands_where_it_belongs_and_nothing_is_added(portrait: Image.Image) -> None:
+    photo = portrait.crop((0, 30, 512, 512))
+    picture, crop = square(photo, 128)
     assert crop is Crop.FACE
-    pixels = np.asarray(picture, int)
-    assert (pixels[:6] == pixels[0]).all()
-    # So the face stands where it belongs, and not too high.
     assert skin_share(picture) > 0.6
+    found = find_square(photo)
+    frame = (found.left, found.top, found.left + found.side, found.top + found.side)
+    cut = photo.resize((128, 128), Image.Resampling.LANCZOS, box=frame, reducing_gap=3.0)
+    assert picture.tobytes() == cut.tobytes()
+
+
+def pasted(portrait: Image.Image, side: int, place: tuple[int, int], tilt: float = 0) -> Image.Image:
+    """The portrait `side` pixels wide, its middle at `place` in a photo of 1200 x 800."""
+    photo = Image.linear_gradient("L").resize((1200, 800)).convert("RGB")
+    small = portrait.resize((side, side), Image.Resampling.LANCZOS).convert("RGBA")
+    small = small.rotate(tilt, Image.Resampling.BICUBIC, expand=True)
+    photo.paste(small, (place[0] - small.width // 2, place[1] - small.height // 2), small)
+    return photo
+
+
+def holds(found: Square, left: float, top: float, side: float) -> bool:
+    return (
+        found.crop is Crop.FACE
+        and found.left <= left
+        and found.top <= top
+        and found.left + found.side >= left + side
+        and found.top + found.side >= top + side
+    )
+
+
+@pytest.mark.parametrize("place", [(1000, 620), (210, 210), (600, 400)])
+def test_a_small_face_is_found(portrait: Image.Image, place: tuple[int, int]) -> None:
+    # 56 pixels: 7 % of the shorter side.
+    side = 300
+    found = find_square(pasted(portrait, side, place))
+    left, top = (
+        middle - side / 2 + share * side for middle, share in zip(place, (0.346, 0.129), strict=True)
+    )
+    assert holds(found, left, top, 0.186 * side)
+    assert found.side < 4.5 * 0.186 * side
+
+
+@pytest.mark.parametrize("tilt", [-45, -25, 25, 45])
+def test_a_tilted_head_is_found_and_stays_tilted(portrait: Image.Image, tilt: float) -> None:
+    found = find_square(pasted(portrait, 700, (600, 400), tilt))
+    assert (found.crop, found.quarter_turns) == (Crop.FACE, 0)
+    assert found.side < 4.5 * 0.186 * 700
+
+
+def test_a_face_at_the_left_edge_of_a_wide_photo_is_in_the_square(portrait: Image.Image) -> None:
+    # Waist-up in a corner: in the middle of the photo there is nobody.
+    photo = pasted(portrait, 10, (0, 0))
+    photo.paste(portrait.crop((115, 0, 512, 512)).resize((310, 400)), (0, 300))
+    assert holds(find_square(photo), 49, 350, 74)
+
+
+@pytest.mark.parametrize(
+    "turn", [Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270]
+)
+def test_a_photo_that_lies_on_its_side_becomes_an_upright_square(
+    portrait: Image.Image, turn: Image.Transpose
+) -> None:
+    upright, _ = square(portrait, 16)
+    picture, crop = square(portrait.transpose(turn), 16)
+    assert crop is Crop.FACE
+    assert skin_share(square(portrait.transpose(turn), 128)[0]) > 0.6
+    # A pixel more or less at an edge differs by up to 25, another turn by 60 or more.
+    assert np.abs(np.asarray(picture, int) - np.asarray(upright, int)).mean() < 30
+    for other in Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270:
+        assert np.abs(np.asarray(picture, int) - np.asarray(upright.transpose(other), int)).mean() > 45
+
+
+def test_several_threads_find_the_same(portrait: Image.Image) -> None:
+    photos = [pasted(portrait, side, (600, 400)) for side in (200, 500)] * 3
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(find_square, photos)) == [find_square(photo) for photo in photos]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_noise_has_no_face(seed: int) -> None:
+    cells = np.random.default_rng(seed).integers(0, 255, (12, 16, 3), np.uint8)
+    noise = Image.fromarray(cells).resize((1200, 900), Image.Resampling.BICUBIC)
+    assert find_square(noise) == Square(150, 0, 900, Crop.CENTRE)
 
 
 @pytest.mark.parametrize("size", [(5000, 40), (32, 5000), (32, 32), (33, 47)])

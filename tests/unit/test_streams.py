@@ -8,17 +8,18 @@ import pytest
 
 from avatarforge.domain.changes import JobChange, LogBounds, LoggedChange
 from avatarforge.domain.errors import InvalidRequest, JobNotFound
-from avatarforge.domain.events import EventKind
 from avatarforge.domain.jobs import ProfilePhotoJob
-from avatarforge.ingress.news import Changed, Erased, LiveJob, Overflowed, Subscription
-from avatarforge.ingress.streams import JobStreams, Snapshot, StreamItem
+from avatarforge.domain.status import EventKind
+from avatarforge.ingress.live.events import Changed, Erased, Overflowed, Subscription
+from avatarforge.ingress.live.streams import JobStreams, Snapshot, StreamEvent
+from avatarforge.messages import LiveJob
 from avatarforge.settings import IngressSettings
 from tests.factories import NOON, a_job, an_outcome
 
 Told = tuple[str, int]
 
 
-def told(item: StreamItem | None) -> Told:
+def told(item: StreamEvent | None) -> Told:
     return (type(item).__name__, 0 if item is None else item.seq)  # type: ignore[union-attr]  # no steps here
 
 
@@ -27,12 +28,12 @@ class Log:
 
     def __init__(self) -> None:
         pending = replace(a_job(), seq=1)
-        started = replace(pending.started(NOON), seq=2)
-        done = replace(started.done(an_outcome(), NOON), seq=3)
+        started = replace(pending.start(NOON), seq=2)
+        done = replace(started.complete(an_outcome(), NOON), seq=3)
         kinds = (EventKind.SUBMITTED, EventKind.STARTED, EventKind.DONE)
         self.jobs = [pending, started, done]
         self.changes = [
-            JobChange(job=job, event=job.event(kind, NOON)).numbered(job.seq).logged()
+            JobChange(job=job, event=job.event(kind, NOON)).with_seq(job.seq).to_logged_change()
             for job, kind in zip(self.jobs, kinds, strict=True)
         ]
         self.job_id = pending.job_id
@@ -59,20 +60,20 @@ class Twin:
 
     # the view
 
-    async def heard(self, customer_id: str) -> None: ...
+    async def wait_until_ready(self, customer_id: str) -> None: ...
 
     def seq(self, customer_id: str) -> int:
         return self.view
 
-    def unfinished(self, customer_id: str) -> tuple[LiveJob, ...]:
+    def list_unfinished(self, customer_id: str) -> tuple[LiveJob, ...]:
         job = self.log.jobs[self.view - 1] if self.view else None
         return () if job is None or job.status.is_terminal else (LiveJob(job=job),)
 
-    def recent(self, customer_id: str, after: int) -> Sequence[LoggedChange] | None:
+    def recent_changes(self, customer_id: str, after: int) -> Sequence[LoggedChange] | None:
         return self.log.changes[after : self.view] if self.kept_from <= after <= self.view else None
 
     @contextmanager
-    def subscribed(self, customer_id: str, job_id: str | None, most: int) -> Iterator[Subscription]:
+    def subscribe(self, customer_id: str, job_id: str | None, most: int) -> Iterator[Subscription]:
         self.subscription = Subscription(customer_id, job_id, most)
         yield self.subscription
 
@@ -102,7 +103,7 @@ class Twin:
         settings = IngressSettings(max_stream_seconds=100)
         streams = JobStreams(self, self, settings, clock=lambda: self.time)
         items: list[Told] = []
-        async for item in streams.follow("ana", job_id, after, quiet_seconds=0.01):
+        async for item in streams.follow("ana", job_id, after, heartbeat_seconds=0.01):
             items.append(told(item))
             if len(items) == most:
                 break
@@ -116,14 +117,14 @@ async def test_what_happens_while_the_record_is_read_is_told_once_and_after_it()
 
     def feed() -> None:
         for seq in (1, 2, 3):
-            twin.subscription.tell(log.changed(seq))
+            twin.subscription.put(log.changed(seq))
 
     twin.meanwhile = feed
     assert await twin.follow(None, 0, 3) == [("Changed", 1), ("Changed", 2), ("Changed", 3)]
 
 
 async def test_the_record_is_read_in_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(JobStreams, "PAGE", 1)
+    monkeypatch.setattr(JobStreams, "PAGE_SIZE", 1)
     twin = Twin(Log(), view=3, record=3)
     twin.kept_from = 9
     assert await twin.follow(twin.log.job_id, 0, 10) == [("Changed", 1), ("Changed", 2), ("Changed", 3)]
@@ -132,7 +133,7 @@ async def test_the_record_is_read_in_pages(monkeypatch: pytest.MonkeyPatch) -> N
 
 async def test_an_end_that_the_view_has_not_heard_of_is_told_before_the_stream_ends() -> None:
     twin = Twin(Log(), view=2, record=3)
-    twin.meanwhile = lambda: twin.subscription.tell(twin.log.changed(3))
+    twin.meanwhile = lambda: twin.subscription.put(twin.log.changed(3))
     assert await twin.follow(twin.log.job_id, 2, 10) == [("NoneType", 0), ("Changed", 3)]
 
 
@@ -143,22 +144,22 @@ async def test_a_stream_of_one_who_has_heard_of_the_end_is_over() -> None:
 async def test_a_job_that_is_erased_while_the_client_comes_back_is_told_as_erased() -> None:
     twin = Twin(Log(), view=2, record=2)
     twin.is_erased = True
-    heard = twin.subscribed
+    heard = twin.subscribe
 
     @contextmanager
     def subscribed(customer_id: str, job_id: str | None, most: int) -> Iterator[Subscription]:
         with heard(customer_id, job_id, most) as subscription:
-            subscription.tell(twin.log.erased(4))
+            subscription.put(twin.log.erased(4))
             yield subscription
 
-    twin.subscribed = subscribed  # type: ignore[method-assign]  # the erasure comes right after
+    twin.subscribe = subscribed  # type: ignore[method-assign]  # the erasure comes right after
     items = await twin.follow(twin.log.job_id, 0, 10)
     assert items == [("Changed", 1), ("Changed", 2), ("Erased", 4)]
 
 
 async def test_a_job_that_ends_while_the_snapshot_is_made_is_told_after_it() -> None:
     twin = Twin(Log(), view=2, record=2)
-    twin.meanwhile = lambda: twin.subscription.tell(twin.log.changed(3))
+    twin.meanwhile = lambda: twin.subscription.put(twin.log.changed(3))
     assert await twin.follow(twin.log.job_id, None, 10) == [("Snapshot", 2), ("Changed", 3)]
 
 
@@ -180,7 +181,7 @@ async def test_where_the_log_was_pruned_it_begins_anew() -> None:
 
 
 async def test_a_replay_that_is_overtaken_by_the_pruning_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(JobStreams, "PAGE", 1)
+    monkeypatch.setattr(JobStreams, "PAGE_SIZE", 1)
     twin = Twin(Log(), view=3, record=3)
     twin.kept_from = 9
 
@@ -204,7 +205,7 @@ async def test_a_stream_ends_after_its_time_less_a_tenth_at_most() -> None:
     lives = []
     for _ in range(20):
         twin.time = 0
-        async for item in streams.follow("ana", None, None, quiet_seconds=0):
+        async for item in streams.follow("ana", None, None, heartbeat_seconds=0):
             assert item is None or isinstance(item, Snapshot)
             twin.time += 0.5
         lives.append(twin.time)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from avatarforge.domain.changes import JobChange, NewJob
+from avatarforge.background import Backoff
+from avatarforge.domain.changes import IdempotencyKey, JobChange, KnownKey, NewJob
 from avatarforge.domain.errors import (
     DatabaseUnavailable,
     IdempotencyKeyInFlight,
@@ -17,7 +18,6 @@ from avatarforge.domain.errors import (
     StorageUnavailable,
     TrackerUnavailable,
 )
-from avatarforge.domain.events import EventKind
 from avatarforge.domain.generations import (
     GenerationFailed,
     GenerationFinished,
@@ -25,63 +25,22 @@ from avatarforge.domain.generations import (
     GenerationTask,
     GenerationUpdate,
 )
-from avatarforge.domain.idempotency import IdempotencyKey, KnownKey
 from avatarforge.domain.jobs import GenerationParameters, ImageFormat, JobError, ProfilePhotoJob
-from avatarforge.domain.status import ProcessingStatus
+from avatarforge.domain.status import EventKind, ProcessingStatus
 from avatarforge.settings import TrackerSettings
 from avatarforge.storage.folder import FolderStorage
 from avatarforge.storage.interface import StoredObject
 from avatarforge.storage.keys import avatar_key, job_prefix, original_key
-from avatarforge.tracker.backends import Backend, Backends
-from avatarforge.tracker.committer import Committer
-from avatarforge.tracker.dispatcher import Dispatcher
 from avatarforge.tracker.feed import FeedCursor
-from avatarforge.tracker.keys import KeysInFlight
+from avatarforge.tracker.queue.backends import Backend, Backends
+from avatarforge.tracker.queue.dispatcher import Dispatcher
+from avatarforge.tracker.submissions import KeysInFlight
 from avatarforge.tracker.tracker import JobTracker
-from tests.factories import a_job, an_outcome
+from tests.factories import a_job, a_report, an_outcome, empty
 from tests.holding import HeldCommits
-from tests.twins import MemoryDeletions, MemoryRecords, MemoryWebhooks, ScriptedReplicas
-from tests.unit.test_replica_reports import a_report, empty
+from tests.tracker_bench import SETTINGS, Bench, silent
+from tests.twins import ScriptedReplicas
 from tests.waiting import wait_until
-
-SETTINGS = TrackerSettings(accept_timeout=0.3, lease_seconds=0.2)
-
-
-class Bench:
-    """A tracker over twins, that can be killed and started again on the same records."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.storage = FolderStorage(folder)
-        self.webhooks = MemoryWebhooks()
-        self.records = MemoryRecords()
-        self.replicas = ScriptedReplicas()
-        self.settings = SETTINGS
-        self.broken: list[Exception] = []
-        self.trackers: list[JobTracker] = []
-
-    async def start(self) -> JobTracker:
-        tracker = JobTracker(
-            0,
-            self.records,
-            self.replicas,
-            self.settings,
-            storage=self.storage,
-            deletions=MemoryDeletions(self.records),
-            deliveries=self.webhooks,
-            webhooks=self.webhooks,
-            on_broken=self.broken.append,
-        )
-        self.trackers.append(tracker)
-        await tracker.start()
-        return tracker
-
-    async def ended(self, job: ProfilePhotoJob) -> ProfilePhotoJob:
-        await wait_until(lambda: self.records.jobs[job.job_id].status.is_terminal)
-        return self.records.jobs[job.job_id]
-
-    def story(self, job: ProfilePhotoJob) -> list[EventKind]:
-        return [change.event.kind for change in self.records.log if change.job.job_id == job.job_id]
 
 
 @pytest.fixture
@@ -97,18 +56,13 @@ async def broken(task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]
     raise ConnectionError("the replica died")
 
 
-async def silent(task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
-    yield GenerationProgress(step=1, total_steps=3)
-    await asyncio.Event().wait()
-
-
 async def refused(task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
     yield GenerationFailed(error=JobError(code="no_steps", message="Nothing to do."))
 
 
 async def test_a_job_goes_from_submitted_to_done(bench: Bench) -> None:
     tracker = await bench.start()
-    [accepted] = await tracker.submit([NewJob(job=a_job())])
+    [accepted] = await tracker.submissions.submit([NewJob(job=a_job())])
     assert isinstance(accepted, ProfilePhotoJob)
     assert (accepted.status, accepted.seq) == (ProcessingStatus.PENDING, 1)
     done = await bench.ended(accepted)
@@ -120,16 +74,16 @@ async def test_a_job_goes_from_submitted_to_done(bench: Bench) -> None:
 async def test_a_lost_worker_sends_the_job_back_and_raises_the_attempt(bench: Bench) -> None:
     tracker = await bench.start()
     bench.replicas.next_scripts.append(broken)
-    [job] = await tracker.submit([NewJob(job=a_job())])
+    [job] = await tracker.submissions.submit([NewJob(job=a_job())])
     done = await bench.ended(job)
-    assert (done.status, done.attempt, done.losses) == (ProcessingStatus.DONE, 2, 1)
+    assert (done.status, done.attempt, done.worker_losses) == (ProcessingStatus.DONE, 2, 1)
     assert [task.attempt for task in bench.replicas.tasks] == [1, 2]
 
 
 async def test_a_silent_worker_loses_its_lease_and_its_stream_is_closed(bench: Bench) -> None:
     tracker = await bench.start()
     bench.replicas.next_scripts.append(silent)
-    [job] = await tracker.submit([NewJob(job=a_job())])
+    [job] = await tracker.submissions.submit([NewJob(job=a_job())])
     done = await bench.ended(job)
     assert (done.status, done.attempt) == (ProcessingStatus.DONE, 2)
     assert bench.replicas.closed == [job.job_id, job.job_id]
@@ -138,7 +92,7 @@ async def test_a_silent_worker_loses_its_lease_and_its_stream_is_closed(bench: B
 async def test_a_job_that_loses_three_workers_fails(bench: Bench) -> None:
     tracker = await bench.start()
     bench.replicas.script = broken
-    [job] = await tracker.submit([NewJob(job=a_job())])
+    [job] = await tracker.submissions.submit([NewJob(job=a_job())])
     failed = await bench.ended(job)
     assert (failed.status, failed.attempt) == (ProcessingStatus.FAILED, 3)
     assert failed.error is not None
@@ -148,7 +102,7 @@ async def test_a_job_that_loses_three_workers_fails(bench: Bench) -> None:
 async def test_a_generation_that_cannot_succeed_fails_at_once(bench: Bench) -> None:
     tracker = await bench.start()
     bench.replicas.script = refused
-    [job] = await tracker.submit([NewJob(job=a_job())])
+    [job] = await tracker.submissions.submit([NewJob(job=a_job())])
     failed = await bench.ended(job)
     assert (failed.status, failed.attempt) == (ProcessingStatus.FAILED, 1)
     assert failed.error == JobError(code="no_steps", message="Nothing to do.")
@@ -161,9 +115,9 @@ async def test_a_stream_that_the_replica_cancels_loses_the_attempt_only(bench: B
 
     tracker = await bench.start()
     bench.replicas.next_scripts.append(cancelled)
-    [job] = await tracker.submit([NewJob(job=a_job())])
+    [job] = await tracker.submissions.submit([NewJob(job=a_job())])
     done = await bench.ended(job)
-    assert (done.status, done.losses) == (ProcessingStatus.DONE, 1)
+    assert (done.status, done.worker_losses) == (ProcessingStatus.DONE, 1)
 
 
 async def test_a_job_that_a_worker_gives_back_waits_before_it_goes_again(
@@ -172,11 +126,11 @@ async def test_a_job_that_a_worker_gives_back_waits_before_it_goes_again(
     async def sick(task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
         yield GenerationFailed(error=JobError(code="device_failed", message="Hot."), retryable=True)
 
-    monkeypatch.setattr(Dispatcher, "RETRY_PAUSE", 0.2)
+    monkeypatch.setattr(Dispatcher, "RETRY_DELAY_SECONDS", 0.2)
     tracker = await bench.start()
     bench.replicas.script = sick
     began = time.monotonic()
-    [job] = await tracker.submit([NewJob(job=a_job())])
+    [job] = await tracker.submissions.submit([NewJob(job=a_job())])
     failed = await bench.ended(job)
     assert (failed.status, failed.attempt) == (ProcessingStatus.FAILED, 3)
     assert time.monotonic() - began > 0.2 + 0.4
@@ -192,7 +146,7 @@ async def test_a_job_whose_end_the_database_refuses_fails_and_does_not_hang(benc
 
     bench.records.commit = picky  # type: ignore[method-assign]  # a database that refuses one kind of change
     tracker = await bench.start()
-    [job] = await tracker.submit([NewJob(job=a_job())])
+    [job] = await tracker.submissions.submit([NewJob(job=a_job())])
     failed = await bench.ended(job)
     assert failed.error is not None
     assert (failed.status, failed.error.code) == (ProcessingStatus.FAILED, "internal_error")
@@ -202,16 +156,16 @@ async def test_a_job_whose_end_the_database_refuses_fails_and_does_not_hang(benc
 async def test_no_slot_is_held_while_the_database_is_away(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Dispatcher, "HOLD", 0.1)
+    monkeypatch.setattr(Dispatcher, "HOLD_SECONDS", 0.1)
     bench.replicas = ScriptedReplicas(slots=1)
     tracker = await bench.start()
     bench.records.hold_starts = threading.Event()
-    [job] = await tracker.submit([NewJob(job=a_job())])
+    [job] = await tracker.submissions.submit([NewJob(job=a_job())])
     await wait_until(lambda: bench.records.starts_held)
     async with asyncio.timeout(5), bench.replicas.reserve():
         bench.records.hold_starts.set()
     done = await bench.ended(job)
-    assert (done.status, done.attempt, done.losses) == (ProcessingStatus.DONE, 2, 0)
+    assert (done.status, done.attempt, done.worker_losses) == (ProcessingStatus.DONE, 2, 0)
 
 
 async def test_no_more_jobs_run_than_there_are_slots(bench: Bench) -> None:
@@ -230,7 +184,7 @@ async def test_no_more_jobs_run_than_there_are_slots(bench: Bench) -> None:
 
     tracker = await bench.start()
     bench.replicas.script = counted
-    jobs = await tracker.submit([NewJob(job=a_job()) for _ in range(20)])
+    jobs = await tracker.submissions.submit([NewJob(job=a_job()) for _ in range(20)])
     for job in jobs:
         assert isinstance(job, ProfilePhotoJob)
         await bench.ended(job)
@@ -240,7 +194,7 @@ async def test_no_more_jobs_run_than_there_are_slots(bench: Bench) -> None:
 async def test_jobs_in_flight_are_finished_by_the_next_tracker_and_published_once(bench: Bench) -> None:
     first = await bench.start()
     bench.replicas.script = silent
-    jobs = await first.submit([NewJob(job=a_job()) for _ in range(20)])
+    jobs = await first.submissions.submit([NewJob(job=a_job()) for _ in range(20)])
     await wait_until(lambda: len(bench.replicas.tasks) >= 2)
     await first.stop()
     bench.replicas = ScriptedReplicas()
@@ -254,13 +208,13 @@ async def test_jobs_in_flight_are_finished_by_the_next_tracker_and_published_onc
 async def test_an_interrupted_attempt_does_not_count_as_lost(bench: Bench) -> None:
     first = await bench.start()
     bench.replicas.script = silent
-    [job] = await first.submit([NewJob(job=a_job())])
+    [job] = await first.submissions.submit([NewJob(job=a_job())])
     await wait_until(lambda: bench.replicas.tasks)
     await first.stop()
     bench.replicas = ScriptedReplicas()
     await bench.start()
     done = await bench.ended(job)
-    assert (done.attempt, done.losses) == (2, 0)
+    assert (done.attempt, done.worker_losses) == (2, 0)
 
 
 async def test_an_overtaken_tracker_publishes_nothing_more(bench: Bench) -> None:
@@ -275,7 +229,7 @@ async def test_an_overtaken_tracker_publishes_nothing_more(bench: Bench) -> None
 
     old = await bench.start()
     bench.replicas.next_scripts.append(late)
-    [job] = await old.submit([NewJob(job=a_job())])
+    [job] = await old.submissions.submit([NewJob(job=a_job())])
     await wait_until(lambda: bench.replicas.tasks)
     await bench.start()
     done = await bench.ended(job)
@@ -290,29 +244,29 @@ async def test_a_submission_that_is_repeated_is_kept_once(bench: Bench) -> None:
     tracker = await bench.start()
     bench.replicas.script = silent
     job = a_job()
-    [first] = await tracker.submit([NewJob(job=job)])
-    [second] = await tracker.submit([NewJob(job=job)])
+    [first] = await tracker.submissions.submit([NewJob(job=job)])
+    [second] = await tracker.submissions.submit([NewJob(job=job)])
     assert isinstance(first, ProfilePhotoJob)
     assert isinstance(second, ProfilePhotoJob)
     assert bench.story(job).count(EventKind.SUBMITTED) == 1
-    assert await tracker.find("ana", job.job_id) is not None
+    assert await tracker.submissions.find("ana", job.job_id) is not None
 
 
 async def test_a_database_that_is_down_refuses_submissions(bench: Bench) -> None:
     tracker = await bench.start()
     bench.records.down = True
-    [answer] = await tracker.submit([NewJob(job=a_job())])
+    [answer] = await tracker.submissions.submit([NewJob(job=a_job())])
     assert isinstance(answer, DatabaseUnavailable)
 
 
 async def test_the_feed_tells_every_change_once_in_order(bench: Bench) -> None:
     tracker = await bench.start()
-    batch = await tracker.feed(FeedCursor(), 0)
+    batch = await tracker.feed.read(FeedCursor(), 0)
     assert batch.snapshot == ()
-    await tracker.submit([NewJob(job=a_job()) for _ in range(10)])
+    await tracker.submissions.submit([NewJob(job=a_job()) for _ in range(10)])
     seqs: list[int] = []
     while len(seqs) < 30:
-        batch = await tracker.feed(batch.cursor, 5)
+        batch = await tracker.feed.read(batch.cursor, 5)
         seqs += [change.event.seq for change in batch.changes]
         assert batch.cursor.seq == (seqs[-1] if seqs else 0)
     assert seqs == list(range(1, 31))
@@ -320,13 +274,13 @@ async def test_the_feed_tells_every_change_once_in_order(bench: Bench) -> None:
 
 async def test_a_subscriber_resumes_with_the_next_tracker_from_its_last_seq(bench: Bench) -> None:
     first = await bench.start()
-    cursor = (await first.feed(FeedCursor(), 0)).cursor
-    [job] = await first.submit([NewJob(job=a_job())])
+    cursor = (await first.feed.read(FeedCursor(), 0)).cursor
+    [job] = await first.submissions.submit([NewJob(job=a_job())])
     assert isinstance(job, ProfilePhotoJob)
     await bench.ended(job)
     await first.stop()
     second = await bench.start()
-    batch = await second.feed(cursor, 5)
+    batch = await second.feed.read(cursor, 5)
     assert [change.event.kind for change in batch.changes] == [
         EventKind.SUBMITTED,
         EventKind.STARTED,
@@ -340,14 +294,14 @@ async def test_the_feed_tells_progress_and_the_order_of_the_line(bench: Bench) -
     bench.replicas = ScriptedReplicas(slots=1, script=silent)
     bench.settings = TrackerSettings(lease_seconds=60)
     tracker = await bench.start()
-    cursor = (await tracker.feed(FeedCursor(), 0)).cursor
-    jobs = await tracker.submit([NewJob(job=a_job()) for _ in range(3)])
+    cursor = (await tracker.feed.read(FeedCursor(), 0)).cursor
+    jobs = await tracker.submissions.submit([NewJob(job=a_job()) for _ in range(3)])
     progress: dict[str, GenerationProgress] = {}
     order: tuple[str, ...] = ()
 
     async def heard() -> bool:
         nonlocal cursor, order
-        batch = await tracker.feed(cursor, 0.1)
+        batch = await tracker.feed.read(cursor, 0.1)
         cursor, order = batch.cursor, order if batch.forecast is None else batch.forecast.order
         progress.update(batch.progress)
         return bool(progress) and len(order) == 2
@@ -362,7 +316,7 @@ async def test_the_feed_tells_progress_and_the_order_of_the_line(bench: Bench) -
 
 
 async def accepted(tracker: JobTracker, job: ProfilePhotoJob | None = None) -> ProfilePhotoJob:
-    [answer] = await tracker.submit([NewJob(job=job or a_job())])
+    [answer] = await tracker.submissions.submit([NewJob(job=job or a_job())])
     assert isinstance(answer, ProfilePhotoJob)
     return answer
 
@@ -373,12 +327,12 @@ async def test_a_job_is_cancelled_while_it_waits_after_a_worker_gave_it_back(
     async def sick(task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
         yield GenerationFailed(error=JobError(code="device_failed", message="Hot."), retryable=True)
 
-    monkeypatch.setattr(Dispatcher, "RETRY_PAUSE", 0.1)
+    monkeypatch.setattr(Dispatcher, "RETRY_DELAY_SECONDS", 0.1)
     tracker = await bench.start()
     bench.replicas.next_scripts.append(sick)
     job = await accepted(tracker)
     await wait_until(lambda: EventKind.REQUEUED in bench.story(job))
-    await tracker.cancel("ana", job.job_id)
+    await tracker.commands.cancel("ana", job.job_id)
     await bench.ended(await accepted(tracker))
     await asyncio.sleep(0.15)
     assert bench.story(job)[-1] is EventKind.CANCELLED
@@ -392,7 +346,7 @@ async def test_no_webhook_is_expected_of_an_erased_job_and_one_of_each_end(bench
     await bench.ended(done)
     bench.replicas.next_scripts.append(silent)
     erased = await accepted(tracker, a_job(callback_url=url))
-    await tracker.erase("ana", erased.job_id)
+    await tracker.commands.erase("ana", erased.job_id)
     await bench.ended(await accepted(tracker))
     assert [delivery.job_id for delivery in bench.webhooks.expected] == [done.job_id]
     assert bench.webhooks.forgotten == [erased.job_id]
@@ -414,7 +368,7 @@ async def test_an_avatar_that_is_made_while_its_job_is_cancelled_is_removed(benc
     bench.replicas.next_scripts.append(late)
     job = await accepted(tracker)
     await wait_until(lambda: bench.replicas.tasks)
-    cancelling = asyncio.create_task(tracker.cancel("ana", job.job_id))
+    cancelling = asyncio.create_task(tracker.commands.cancel("ana", job.job_id))
     await wait_until(lambda: held.waiting)
     made.set()
     await wait_until(lambda: bench.replicas.closed)
@@ -425,20 +379,18 @@ async def test_an_avatar_that_is_made_while_its_job_is_cancelled_is_removed(benc
     assert bench.story(job) == [EventKind.SUBMITTED, EventKind.STARTED, EventKind.CANCELLED]
 
 
-async def test_a_tracker_that_is_still_starting_refuses_commands_after_a_while(
-    bench: Bench,
-) -> None:
+async def test_a_tracker_that_is_still_starting_refuses_commands_after_a_while(bench: Bench) -> None:
     bench.records.down = True
     starting = asyncio.create_task(bench.start())
     await wait_until(lambda: bench.trackers)
     [tracker] = bench.trackers
-    for command in (tracker.cancel, tracker.erase):
+    for command in (tracker.commands.cancel, tracker.commands.erase):
         with pytest.raises(DatabaseUnavailable):
             await command("ana", "1")
     bench.records.down = False
     await starting
     with pytest.raises(JobNotFound):
-        await tracker.cancel("ana", "1")
+        await tracker.commands.cancel("ana", "1")
 
 
 async def test_a_command_that_an_outage_holds_up_is_refused_and_carried_out_later(bench: Bench) -> None:
@@ -448,10 +400,10 @@ async def test_a_command_that_an_outage_holds_up_is_refused_and_carried_out_late
     await wait_until(lambda: EventKind.STARTED in bench.story(job))
     bench.records.down = True
     with pytest.raises(DatabaseUnavailable):
-        await tracker.cancel("ana", job.job_id)
+        await tracker.commands.cancel("ana", job.job_id)
     bench.records.down = False
     await wait_until(lambda: bench.records.jobs[job.job_id].status is ProcessingStatus.CANCELLED)
-    assert (await tracker.cancel("ana", job.job_id)).status is ProcessingStatus.CANCELLED
+    assert (await tracker.commands.cancel("ana", job.job_id)).status is ProcessingStatus.CANCELLED
     assert bench.replicas.closed == [job.job_id]
 
 
@@ -461,15 +413,15 @@ async def test_a_command_that_an_outage_holds_up_is_refused_and_carried_out_late
 def test_a_key_that_nobody_frees_is_free_after_a_while() -> None:
     time = 0.0
     keys = KeysInFlight(lambda: time)
-    keys.hold("ana", "k1")
-    keys.hold("ben", "k1")
-    time = KeysInFlight.LIMIT - 1
+    keys.acquire("ana", "k1")
+    keys.acquire("ben", "k1")
+    time = KeysInFlight.MAX_SECONDS - 1
     with pytest.raises(IdempotencyKeyInFlight):
-        keys.hold("ana", "k1")
-    time = KeysInFlight.LIMIT + 1
-    keys.hold("ana", "k1")
-    keys.free("ana", "k1")
-    keys.hold("ana", "k1")
+        keys.acquire("ana", "k1")
+    time = KeysInFlight.MAX_SECONDS + 1
+    keys.acquire("ana", "k1")
+    keys.release("ana", "k1")
+    keys.acquire("ana", "k1")
 
 
 def a_stored_job(bench: Bench) -> ProfilePhotoJob:
@@ -483,61 +435,86 @@ def a_stored_job(bench: Bench) -> ProfilePhotoJob:
 async def test_a_second_job_of_one_key_is_refused_by_the_record(bench: Bench) -> None:
     tracker = await bench.start()
     key = IdempotencyKey(key="k1", fingerprint="f0" * 32)
-    [first] = await tracker.submit([NewJob(job=a_stored_job(bench), idempotency_key=key)])
-    [second] = await tracker.submit([NewJob(job=a_job(), idempotency_key=key)])
+    [first] = await tracker.submissions.submit([NewJob(job=a_stored_job(bench), idempotency_key=key)])
+    [second] = await tracker.submissions.submit([NewJob(job=a_job(), idempotency_key=key)])
     assert isinstance(first, ProfilePhotoJob)
     assert isinstance(second, IdempotencyKeyInFlight)
-    assert await tracker.hold_key("ana", "k1") == KnownKey(fingerprint="f0" * 32, job_id=first.job_id)
-    assert await tracker.hold_key("ana", "k2") is None
+    assert await tracker.submissions.acquire_key("ana", "k1") == KnownKey(
+        fingerprint="f0" * 32, job_id=first.job_id
+    )
+    assert await tracker.submissions.acquire_key("ana", "k2") is None
     with pytest.raises(IdempotencyKeyInFlight):
-        await tracker.hold_key("ana", "k2")
+        await tracker.submissions.acquire_key("ana", "k2")
 
 
 async def test_a_key_whose_job_is_about_to_be_erased_is_no_answer(bench: Bench) -> None:
     """It was committed after its caller had been told 503: a second caller must not be told of it."""
     tracker = await bench.start()
     settled = threading.Event()
-    read_back = bench.records.committed
+    read_back = bench.records.read_back
 
     def slow(changes: Sequence[JobChange]) -> list[int] | None:
         settled.wait(10)
         return read_back(changes)
 
-    bench.records.committed = slow  # type: ignore[method-assign]  # a database that comes back slowly
+    bench.records.read_back = slow  # type: ignore[method-assign]  # a database that comes back slowly
     bench.records.lose_answers = 1
     job = a_job()
     new = NewJob(job=job, idempotency_key=IdempotencyKey(key="mine", fingerprint="f"))
-    [refused] = await tracker.submit([new])
+    [refused] = await tracker.submissions.submit([new])
     assert isinstance(refused, DatabaseUnavailable)
     with pytest.raises(IdempotencyKeyInFlight):
-        await tracker.hold_key(job.customer_id, "mine")
+        await tracker.submissions.acquire_key(job.customer_id, "mine")
     settled.set()
     await wait_until(lambda: EventKind.ERASED in bench.story(job))
 
 
+@pytest.mark.parametrize("has_ended", [False, True], ids=["unfinished", "ended"])
 @pytest.mark.parametrize("is_stored", [True, False], ids=["stored", "gone"])
 async def test_a_key_whose_answer_was_lost_is_an_answer_while_its_original_is_there(
-    bench: Bench, *, is_stored: bool
+    bench: Bench, *, is_stored: bool, has_ended: bool
 ) -> None:
     """The original goes before a caller is told that the job is not kept, and the tracker knows nothing."""
-    bench.replicas.script = silent
+    if not has_ended:
+        bench.replicas.script = silent
     first = await bench.start()
     job = a_stored_job(bench) if is_stored else a_job()
-    await first.submit([NewJob(job=job, idempotency_key=IdempotencyKey(key="mine", fingerprint="f"))])
+    await first.submissions.submit(
+        [NewJob(job=job, idempotency_key=IdempotencyKey(key="mine", fingerprint="f"))]
+    )
+    if has_ended:
+        await bench.ended(job)
     await first.stop()
     second = await bench.start()
     if is_stored:
-        assert await second.hold_key("ana", "mine") == KnownKey(fingerprint="f", job_id=job.job_id)
+        assert await second.submissions.acquire_key("ana", "mine") == KnownKey(
+            fingerprint="f", job_id=job.job_id
+        )
     else:
         with pytest.raises(IdempotencyKeyInFlight):
-            await second.hold_key("ana", "mine")
+            await second.submissions.acquire_key("ana", "mine")
+
+
+async def test_a_key_of_a_job_that_was_rejected_is_no_answer_though_its_original_is_there(
+    bench: Bench,
+) -> None:
+    """Storage may not have answered when the original was to be removed."""
+    bench.replicas.script = silent
+    tracker = await bench.start()
+    job = a_stored_job(bench)
+    await tracker.submissions.submit(
+        [NewJob(job=job, idempotency_key=IdempotencyKey(key="mine", fingerprint="f"))]
+    )
+    tracker.submissions.reject(job.job_id)
+    with pytest.raises(IdempotencyKeyInFlight):
+        await tracker.submissions.acquire_key("ana", "mine")
 
 
 async def test_a_submission_that_comes_after_its_client_was_told_503_is_not_kept(bench: Bench) -> None:
     tracker = await bench.start()
     job = a_job()
-    await tracker.disown("ana", job.job_id)
-    [late] = await tracker.submit([NewJob(job=job)])
+    await tracker.commands.retract("ana", job.job_id)
+    [late] = await tracker.submissions.submit([NewJob(job=job)])
     assert isinstance(late, TrackerUnavailable)
     assert bench.records.jobs == {}
 
@@ -547,7 +524,7 @@ async def test_a_tracker_that_is_not_ready_keeps_no_report_waiting(bench: Bench)
     starting = asyncio.create_task(bench.start())
     await wait_until(lambda: bench.trackers != [])
     with pytest.raises(DatabaseUnavailable):
-        await bench.trackers[0].report_replica(a_report())
+        await bench.trackers[0].record_replica_report(a_report())
     bench.records.down = False
     await starting
 
@@ -567,10 +544,10 @@ async def test_a_job_that_is_cancelled_while_a_step_comes_stops_all_the_same(
     bench.settings = TrackerSettings(lease_seconds=60)
     tracker = await bench.start()
     bench.replicas.script = stepping
-    [job] = await tracker.submit([NewJob(job=a_job())])
+    [job] = await tracker.submissions.submit([NewJob(job=a_job())])
     assert isinstance(job, ProfilePhotoJob)
     await wait_until(lambda: bench.replicas.tasks)
-    cancelling = asyncio.create_task(tracker.cancel(job.customer_id, job.job_id))
+    cancelling = asyncio.create_task(tracker.commands.cancel(job.customer_id, job.job_id))
     await wait_until(lambda: EventKind.CANCELLED in bench.story(job))
     step.set()
     for _ in range(turns):
@@ -584,9 +561,9 @@ async def test_a_job_that_waits_again_shows_no_steps_of_its_lost_attempt(bench: 
     tracker = await bench.start()
     bench.replicas.next_scripts.append(broken)
     bench.settings = SETTINGS
-    [lost] = await tracker.submit([NewJob(job=a_job())])
+    [lost] = await tracker.submissions.submit([NewJob(job=a_job())])
     await wait_until(lambda: EventKind.REQUEUED in bench.story(lost))
-    batch = await tracker.feed(FeedCursor(), 0)
+    batch = await tracker.feed.read(FeedCursor(), 0)
     waiting = {job.job_id for job in batch.snapshot or () if job.status is ProcessingStatus.PENDING}
     assert not waiting & batch.progress.keys()
 
@@ -623,12 +600,12 @@ async def test_storage_that_hangs_does_not_keep_others_from_the_record(
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
     tracker = await bench.start()
     bench.replicas.script = broken
-    jobs = await tracker.submit([NewJob(job=a_job()) for _ in range(4)])
+    jobs = await tracker.submissions.submit([NewJob(job=a_job()) for _ in range(4)])
     for job in jobs:
         assert isinstance(job, ProfilePhotoJob)
         await bench.ended(job)
     try:
-        assert await asyncio.wait_for(tracker.hold_key("ana", "another"), 5) is None
+        assert await asyncio.wait_for(tracker.submissions.acquire_key("ana", "another"), 5) is None
     finally:
         let_go.set()
 
@@ -638,20 +615,20 @@ async def test_storage_that_hangs_does_not_keep_others_from_the_record(
 
 async def test_the_last_good_model_is_on_record_for_the_next_tracker(bench: Bench) -> None:
     first = await bench.start()
-    assert await first.report_replica(a_report()) == "first"
+    assert await first.record_replica_report(a_report()) == "first"
     await wait_until(lambda: bench.records.models == {0: "first"})
     await first.stop()
     second = await bench.start()
-    assert await second.report_replica(a_report(wish="broken", model=None)) == "first"
+    assert await second.record_replica_report(a_report(desired_model="broken", model=None)) == "first"
 
 
 async def test_the_last_good_model_is_recorded_once_the_database_is_back(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Committer, "LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(JobTracker, "MODEL_BACKOFF", Backoff(0.02, 0.02))
     tracker = await bench.start()
     bench.records.down = True
-    assert await tracker.report_replica(a_report()) == "first"
+    assert await tracker.record_replica_report(a_report()) == "first"
     bench.records.down = False
     await wait_until(lambda: bench.records.models == {0: "first"})
     assert bench.broken == []
@@ -660,22 +637,22 @@ async def test_the_last_good_model_is_recorded_once_the_database_is_back(
 async def test_a_long_line_is_not_searched_while_no_replica_has_a_model(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Dispatcher, "RECHECK", 0.01)
+    monkeypatch.setattr(Dispatcher, "RECHECK_SECONDS", 0.01)
     looked_at: list[str] = []
-    takes = Backends.takes
+    accepts = Backends.accepts
 
     def noted(self: Backends, backend: Backend, job: ProfilePhotoJob) -> bool:
         looked_at.append(job.job_id)
-        return takes(self, backend, job)
+        return accepts(self, backend, job)
 
     tracker = await bench.start()
-    await tracker.report_replica(empty("a"))
+    await tracker.record_replica_report(empty("a"))
     jobs = [NewJob(job=a_job()) for _ in range(20)]
-    await tracker.submit(jobs)
-    monkeypatch.setattr(Backends, "takes", noted)
+    await tracker.submissions.submit(jobs)
+    monkeypatch.setattr(Backends, "accepts", noted)
     await asyncio.sleep(0.1)
     assert looked_at == []
-    await tracker.report_replica(a_report("a"))
+    await tracker.record_replica_report(a_report("a"))
     await bench.ended(jobs[-1].job)
 
 
@@ -683,18 +660,18 @@ async def test_replicas_and_the_work_before_them_are_told(bench: Bench) -> None:
     bench.replicas = ScriptedReplicas(slots=1, script=silent)
     bench.settings = TrackerSettings(lease_seconds=60)
     tracker = await bench.start()
-    await tracker.report_replica(a_report(limit=1, step_seconds={1: 0.1}))
+    await tracker.record_replica_report(a_report(limit=1, step_seconds={1: 0.1}))
     wanted = GenerationParameters(seed=1, steps=10, strength=1.0)
-    jobs = await tracker.submit([NewJob(job=a_job(parameters=wanted)) for _ in range(3)])
+    jobs = await tracker.submissions.submit([NewJob(job=a_job(parameters=wanted)) for _ in range(3)])
     await wait_until(lambda: bench.replicas.tasks)
-    assert tracker.reports() == (a_report(limit=1, step_seconds={1: 0.1}),)
+    assert tracker.replicas.all() == (a_report(limit=1, step_seconds={1: 0.1}),)
     # The first has done 1 of 3 steps, as its replica says.
     expected = {"unfinished": 3, "running": 1, "waiting": 2, "replicas": 1, "backlogSeconds": 0.2 + 2 * 1.0}
     await wait_until(lambda: tracker.describe()["backlogSeconds"] == pytest.approx(2.2))
     told = tracker.describe()
     assert {name: told[name] for name in expected} == pytest.approx(expected)
-    batch = await tracker.feed(FeedCursor(), 0)
-    assert batch.reports == tracker.reports()
+    batch = await tracker.feed.read(FeedCursor(), 0)
+    assert batch.reports == tracker.replicas.all()
     assert batch.forecast is not None
     ids = [job.job_id for job in jobs if isinstance(job, ProfilePhotoJob)]
     assert [batch.forecast.seconds[job_id] for job_id in ids] == pytest.approx([0.2, 1.2, 2.2])
@@ -702,12 +679,12 @@ async def test_replicas_and_the_work_before_them_are_told(bench: Bench) -> None:
 
 async def test_jobs_wait_in_line_while_no_replica_has_a_model(bench: Bench) -> None:
     tracker = await bench.start()
-    await tracker.report_replica(empty("a"))
-    [job] = await tracker.submit([NewJob(job=a_job())])
+    await tracker.record_replica_report(empty("a"))
+    [job] = await tracker.submissions.submit([NewJob(job=a_job())])
     assert isinstance(job, ProfilePhotoJob)
-    await asyncio.sleep(2 * Dispatcher.RECHECK)
+    await asyncio.sleep(2 * Dispatcher.RECHECK_SECONDS)
     assert bench.story(job) == [EventKind.SUBMITTED]
-    await tracker.report_replica(a_report("a"))
+    await tracker.record_replica_report(a_report("a"))
     done = await bench.ended(job)
     assert (done.status, done.attempt) == (ProcessingStatus.DONE, 1)
 
@@ -719,9 +696,9 @@ async def test_a_job_that_a_replica_without_a_model_gives_back_loses_nothing(ben
 
     tracker = await bench.start()
     bench.replicas.next_scripts.extend([without_model] * 5)
-    [job] = await tracker.submit([NewJob(job=a_job())])
+    [job] = await tracker.submissions.submit([NewJob(job=a_job())])
     done = await bench.ended(job)
-    assert (done.status, done.attempt, done.losses) == (ProcessingStatus.DONE, 6, 0)
+    assert (done.status, done.attempt, done.worker_losses) == (ProcessingStatus.DONE, 6, 0)
 
 
 # --- submissions that were refused, and committed all the same --------------------------------------------
@@ -729,7 +706,7 @@ async def test_a_job_that_a_replica_without_a_model_gives_back_loses_nothing(ben
 
 async def test_a_refused_job_that_somebody_erases_meanwhile_is_erased_once(bench: Bench) -> None:
     answered, asked = threading.Event(), threading.Event()
-    commit, find = bench.records.commit, bench.records.job
+    commit, find = bench.records.commit, bench.records.find_job
 
     def slow(shard: int, epoch: int, changes: Sequence[JobChange]) -> list[int]:
         seqs = commit(shard, epoch, changes)
@@ -741,12 +718,12 @@ async def test_a_refused_job_that_somebody_erases_meanwhile_is_erased_once(bench
         return find(customer_id, job_id)
 
     bench.records.commit = slow  # type: ignore[method-assign]  # the answer comes late
-    bench.records.job = noted  # type: ignore[method-assign]  # so that the test knows how far the erasure is
+    bench.records.find_job = noted  # type: ignore[method-assign]  # so that the test knows how far the erasure is
     tracker = await bench.start()
     job = a_job()
-    [refused] = await tracker.submit([NewJob(job=job)])
+    [refused] = await tracker.submissions.submit([NewJob(job=job)])
     assert isinstance(refused, DatabaseUnavailable)
-    erasing = asyncio.create_task(tracker.erase("ana", job.job_id))
+    erasing = asyncio.create_task(tracker.commands.erase("ana", job.job_id))
     await wait_until(asked.is_set)
     answered.set()
     await erasing
@@ -766,13 +743,13 @@ async def test_a_job_is_not_taken_back_before_it_is_known_whether_it_was_committ
     bench.records.commit = late  # type: ignore[method-assign]  # a transaction that waits for a lock
     tracker = await bench.start()
     job = a_job()
-    [refused] = await tracker.submit([NewJob(job=job)])
+    [refused] = await tracker.submissions.submit([NewJob(job=job)])
     assert isinstance(refused, DatabaseUnavailable)
     with pytest.raises(DatabaseUnavailable):
-        await tracker.disown("ana", job.job_id)
+        await tracker.commands.retract("ana", job.job_id)
     begun.set()
     await wait_until(lambda: bench.story(job) == [EventKind.SUBMITTED, EventKind.ERASED])
-    await tracker.disown("ana", job.job_id)
+    await tracker.commands.retract("ana", job.job_id)
 
 
 async def test_a_job_that_is_on_record_but_about_to_be_refused_is_not_told_as_kept(bench: Bench) -> None:
@@ -788,15 +765,15 @@ async def test_a_job_that_is_on_record_but_about_to_be_refused_is_not_told_as_ke
     bench.records.commit = slow  # type: ignore[method-assign]  # the answer comes late
     tracker = await bench.start()
     job = a_job()
-    submitting = asyncio.create_task(tracker.submit([NewJob(job=job)]))
+    submitting = asyncio.create_task(tracker.submissions.submit([NewJob(job=job)]))
     await wait_until(landed.is_set)
     # The connection to the submitter breaks here: it asks what became of the job.
-    assert await tracker.find("ana", job.job_id) is None
+    assert await tracker.submissions.find("ana", job.job_id) is None
     [refused] = await submitting
     assert isinstance(refused, DatabaseUnavailable)
-    [again] = await tracker.submit([NewJob(job=job)])
+    [again] = await tracker.submissions.submit([NewJob(job=job)])
     assert isinstance(again, TrackerUnavailable)
     answered.set()
     await wait_until(lambda: bench.story(job) == [EventKind.SUBMITTED, EventKind.ERASED])
-    assert await tracker.find("ana", job.job_id) is None
+    assert await tracker.submissions.find("ana", job.job_id) is None
     assert bench.broken == []

@@ -8,8 +8,8 @@ import pytest
 
 from avatarforge.domain.errors import InvalidRequest
 from avatarforge.settings import WebhookSettings
-from avatarforge.webhooks.addresses import check_callback_url, is_public
-from avatarforge.webhooks.names import Names, NameUnresolved
+from avatarforge.webhooks.address_policy import check_callback_url, is_public
+from avatarforge.webhooks.resolver import ResolutionFailed, Resolver
 from avatarforge.webhooks.signing import new_secret
 from avatarforge.webhooks.urls import CallbackUrl, UnusableUrl
 
@@ -113,7 +113,7 @@ def test_an_address_of_the_public_internet_is_public(address: str) -> None:
     ],
 )  # fmt: skip
 def test_a_callback_url_is_taken_apart(text: str, parts: tuple[object, ...]) -> None:
-    url = CallbackUrl.parsed(text)
+    url = CallbackUrl.parse(text)
 
     assert (url.scheme, url.host, url.port, url.target, url.authority) == parts
 
@@ -156,7 +156,7 @@ def test_a_callback_url_is_taken_apart(text: str, parts: tuple[object, ...]) -> 
 )
 def test_what_is_no_callback_url_is_refused(text: str) -> None:
     with pytest.raises(UnusableUrl):
-        CallbackUrl.parsed(text)
+        CallbackUrl.parse(text)
 
 
 # --- acceptance ---------------------------------------------------------------------------------------
@@ -200,10 +200,10 @@ async def test_a_public_url_is_accepted() -> None:
 
 
 async def test_a_name_is_refused_when_one_of_its_addresses_is_private() -> None:
-    names = Names(lambda host: ["8.8.8.8", "2606:4700::1111", "10.1.2.3"])
+    resolver = Resolver(lambda host: ["8.8.8.8", "2606:4700::1111", "10.1.2.3"])
 
     with pytest.raises(InvalidRequest, match=r"evil\.example leads to 10\.1\.2\.3"):
-        await check_callback_url("https://evil.example/", SETTINGS, names)
+        await check_callback_url("https://evil.example/", SETTINGS, resolver)
 
 
 @pytest.mark.parametrize("error", [OSError(-2, "Name or service not known"), UnicodeError("label too long")])
@@ -211,7 +211,7 @@ async def test_a_name_without_an_address_at_present_is_accepted(error: Exception
     def resolve(host: str) -> Sequence[str]:
         raise error
 
-    await check_callback_url("https://not-yet.example/", SETTINGS, Names(resolve))
+    await check_callback_url("https://not-yet.example/", SETTINGS, Resolver(resolve))
 
 
 async def test_a_private_url_is_accepted_where_that_is_allowed() -> None:
@@ -242,11 +242,11 @@ async def test_a_name_server_that_does_not_answer_is_not_waited_for() -> None:
         answer.wait(10)
         return ["8.8.8.8"]
 
-    names = Names(resolve)
+    resolver = Resolver(resolve)
     try:
         for _ in range(3):
-            with pytest.raises(NameUnresolved, match=r"no answer within 0\.05 s"):
-                await names.addresses("slow.example", 0.05)
+            with pytest.raises(ResolutionFailed, match=r"no answer within 0\.05 s"):
+                await resolver.resolve("slow.example", 0.05)
         assert asked == ["slow.example"], "those who ask meanwhile share one look-up"
     finally:
         answer.set()
@@ -260,24 +260,24 @@ async def test_a_dead_name_server_of_one_host_does_not_hold_up_another() -> None
             answer.wait(10)
         return ["8.8.8.8"]
 
-    names = Names(resolve)
+    resolver = Resolver(resolve)
     try:
-        with pytest.raises(NameUnresolved):
-            await names.addresses("slow.example", 0.01)
-        assert await names.addresses("quick.example", 5) == [ip_address("8.8.8.8")]
+        with pytest.raises(ResolutionFailed):
+            await resolver.resolve("slow.example", 0.01)
+        assert await resolver.resolve("quick.example", 5) == [ip_address("8.8.8.8")]
     finally:
         answer.set()
 
 
 async def test_look_ups_at_a_time_are_bounded() -> None:
     answer = threading.Event()
-    names = Names(lambda host: (answer.wait(10), ["8.8.8.8"])[1])
-    names.MOST_AT_ONCE = 2
+    resolver = Resolver(lambda host: (answer.wait(10), ["8.8.8.8"])[1])
+    resolver.MAX_LOOKUPS = 2
     try:
         for host in ("a.example", "b.example"):
-            with pytest.raises(NameUnresolved, match="no answer"):
-                await names.addresses(host, 0.01)
-        with pytest.raises(NameUnresolved, match="too many"):
-            await names.addresses("c.example", 5)
+            with pytest.raises(ResolutionFailed, match="no answer"):
+                await resolver.resolve(host, 0.01)
+        with pytest.raises(ResolutionFailed, match="too many"):
+            await resolver.resolve("c.example", 5)
     finally:
         answer.set()

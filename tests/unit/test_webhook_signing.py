@@ -8,7 +8,7 @@ import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from avatarforge.settings import SettingsError, WebhookSettings
-from avatarforge.webhooks.signing import Signer, new_secret
+from avatarforge.webhooks.signing import Signer, derive_secret, new_secret
 
 BODY = '{"jobId":"1","text":"ünï"}'.encode()
 
@@ -83,9 +83,19 @@ def test_a_wrong_secret_is_named_by_its_place_and_not_shown(secret: str, reason:
 def test_secrets_come_separated_by_commas() -> None:
     settings = WebhookSettings.model_validate({"secrets": " whsec_a , whsec_b,, "})
 
-    assert settings.signing_secrets() == ("whsec_a", "whsec_b")
+    assert settings.signing_secrets == ("whsec_a", "whsec_b")
     assert "whsec_a" not in repr(settings)
 
 
 def test_without_secrets_nothing_can_be_signed() -> None:
     assert not Signer(()).can_sign
+
+
+def test_a_receivers_own_secret_verifies_its_webhooks_and_no_others() -> None:
+    ours = new_secret()
+    headers = dict(Signer([ours]).headers("msg_1_2", int(time.time()), BODY, ["of-ana"]))
+
+    for secret in (ours, derive_secret(ours, "of-ana")):
+        Webhook(secret).verify(BODY, headers)
+    with pytest.raises(WebhookVerificationError):
+        Webhook(derive_secret(ours, "of-ben")).verify(BODY, headers)

@@ -1,4 +1,4 @@
-"""The circuit breaker: a server that fails is left alone for a while, then tried with one request."""
+"""A circuit breaker: it rejects requests after failures in a row, and tries again with one after a while."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,28 +13,28 @@ log = structlog.get_logger(__name__)
 
 
 class Circuit(StrEnum):
-    """Whether requests get through."""
+    """The state of a circuit breaker."""
 
     CLOSED = "closed"
-    """All do."""
+    """All requests pass."""
     OPEN = "open"
-    """None does."""
+    """None passes."""
     HALF_OPEN = "half-open"
-    """One does; its end decides."""
+    """One passes; its result decides."""
 
 
 class CircuitBreaker:
-    """Opens after so many failures in a row, and lets one request try again after so many seconds.
+    """Opens after `threshold` failures in a row, and lets one request try again after `reset_seconds`.
 
-    Not for several threads.
+    Not thread-safe.
     """
 
-    TRIAL_PAUSE = 1.0
-    """Seconds that others are told to wait while one request tries."""
+    TRIAL_RETRY_SECONDS = 1.0
+    """How long other requests wait while one tries."""
 
-    def __init__(self, failures: int, seconds: float, clock: Callable[[], float] = monotonic) -> None:
-        self._most = failures
-        self._seconds = seconds
+    def __init__(self, threshold: int, reset_seconds: float, clock: Callable[[], float] = monotonic) -> None:
+        self._threshold = threshold
+        self._reset_seconds = reset_seconds
         self._clock = clock
         self._failures = 0
         self._opened_at: float | None = None
@@ -47,52 +47,54 @@ class CircuitBreaker:
         return Circuit.OPEN if self._seconds_left > 0 else Circuit.HALF_OPEN
 
     @contextmanager
-    def guarded(self) -> Iterator[None]:
-        """Around one request. Raises `RemoteUnavailable` when it may not go now.
+    def guard(self) -> Iterator[None]:
+        """Run one request inside. Raises `RemoteUnavailable` if none may pass now.
 
-        `RemoteUnavailable` and `RemoteFailed` from within count as failures; any other end of the request
-        but its cancelling shows that the server answers.
+        `RemoteUnavailable` and `RemoteFailed` from within count as failures; any other end of the request,
+        except its cancelling, as a success.
         """
-        trial = self._admitted()
+        trial = self._admit()
         self._trying = self._trying or trial
         try:
             yield
         except (RemoteUnavailable, RemoteFailed) as error:
-            self._failed()
+            self._record_failure()
             if isinstance(error, RemoteUnavailable) and self._opened_at is not None:
                 raise RemoteUnavailable(error.reason, max(self._seconds_left, error.away_seconds)) from error
             raise
         except Exception:
-            self._answered()
+            self._record_success()
             raise
         else:
-            self._answered()
+            self._record_success()
         finally:
             if trial:
                 self._trying = False
 
     @property
     def _seconds_left(self) -> float:
-        return 0.0 if self._opened_at is None else self._opened_at + self._seconds - self._clock()
+        return 0.0 if self._opened_at is None else self._opened_at + self._reset_seconds - self._clock()
 
-    def _admitted(self) -> bool:
-        """Whether the request is a trial."""
+    def _admit(self) -> bool:
+        """Admit a request; return whether it is a trial."""
         match self.circuit:
             case Circuit.OPEN:
                 raise RemoteUnavailable("it failed before and is left alone", self._seconds_left)
             case Circuit.HALF_OPEN if self._trying:
-                raise RemoteUnavailable("it failed before and is being tried again", self.TRIAL_PAUSE)
+                raise RemoteUnavailable("it failed before and is being tried again", self.TRIAL_RETRY_SECONDS)
             case circuit:
                 return circuit is Circuit.HALF_OPEN
 
-    def _failed(self) -> None:
+    def _record_failure(self) -> None:
         self._failures += 1
-        if self._opened_at is not None or self._failures >= self._most:
+        if self._opened_at is not None or self._failures >= self._threshold:
             if self._opened_at is None:
-                log.warning("remote server is left alone", failures=self._failures, seconds=self._seconds)
+                log.warning(
+                    "remote server is left alone", failures=self._failures, seconds=self._reset_seconds
+                )
             self._opened_at = self._clock()
 
-    def _answered(self) -> None:
+    def _record_success(self) -> None:
         if self._opened_at is not None:
             log.info("remote server answers again")
         self._failures = 0

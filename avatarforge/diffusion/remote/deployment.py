@@ -8,27 +8,24 @@ from typing import Any
 
 import structlog
 
-from avatarforge.diffusion.catalogue import Catalogue, Manifest
-from avatarforge.diffusion.provenance import open_marking
+from avatarforge.diffusion.models.catalogue import Catalogue, Manifest
 from avatarforge.diffusion.remote.breaker import CircuitBreaker
 from avatarforge.diffusion.remote.client import RemoteServer
 from avatarforge.diffusion.remote.worker import RemoteWorker
-from avatarforge.diffusion.reporting import Reporter
-from avatarforge.diffusion.serve_shell import ServeShell
-from avatarforge.diffusion.stopping import Stopping
-from avatarforge.diffusion.trackers import replica_id, tracker_reports
+from avatarforge.diffusion.replica.draining import DrainMonitor, ServeInternals
+from avatarforge.diffusion.replica.reporter import Reporter, connect_trackers, get_replica_id
 from avatarforge.domain.errors import ModelUnusable
 from avatarforge.domain.generations import GenerationFinished, GenerationTask, GenerationUpdate
 from avatarforge.domain.replicas import ReplicaReport, ReplicaState
-from avatarforge.settings import load_settings
+from avatarforge.imaging.provenance import open_content_credentials
 from avatarforge.storage import open_storage
-from avatarforge.telemetry.beginning import begin
+from avatarforge.telemetry.logs import set_up_process
 
 log = structlog.get_logger(__name__)
 
 
-class WishedManifest:
-    """The manifest whose styles and defaults count; one that breaks later leaves the last good one."""
+class DesiredManifest:
+    """Reads the desired model's manifest; while it is unusable, returns the last good one."""
 
     def __init__(self, catalogue: Catalogue, name: str) -> None:
         self.name = name
@@ -36,9 +33,9 @@ class WishedManifest:
         self._last: Manifest | None = None
 
     def __call__(self) -> Manifest:
-        """Blocks. Raises `ModelUnusable` if there was no good one yet."""
+        """Read the manifest. Blocks. Raises `ModelUnusable` if there was no good one yet."""
         try:
-            self._last = self._catalogue.manifest(self.name)
+            self._last = self._catalogue.read(self.name)
         except ModelUnusable as error:
             if self._last is None:
                 raise
@@ -47,60 +44,58 @@ class WishedManifest:
 
 
 class RemoteStableDiffusion:
-    """A replica that asks the remote server. It lives when the GPU does not."""
+    """A replica that uses the remote server. It runs without a GPU."""
 
     def __init__(self, settings_arguments: dict[str, Any]) -> None:
-        settings = load_settings(settings_arguments)
-        begin(settings, "remote")
+        settings = set_up_process(settings_arguments, "remote")
         remote = settings.remote
-        self._manifest = WishedManifest(Catalogue(settings.diffusion.models_dir), settings.diffusion.model)
-        self._breaker = CircuitBreaker(remote.failures, remote.seconds)
+        self._manifest = DesiredManifest(Catalogue(settings.diffusion.models_dir), settings.diffusion.model)
+        self._breaker = CircuitBreaker(remote.breaker_threshold, remote.breaker_reset_seconds)
         self._worker = RemoteWorker(
             open_storage(settings),
             RemoteServer(remote),
             self._breaker,
             self._manifest,
-            settings.diffusion.storage_patience,
+            settings.diffusion.storage_retry_seconds,
             model=remote.model,
-            marking=open_marking(settings.provenance),
+            content_credentials=open_content_credentials(settings.provenance),
         )
-        self._limit, self._active, self._pictures = remote.concurrency, 0, 0
-        self._replica_id = replica_id()
-        self._reporter = Reporter(tracker_reports(settings.tracker.shards), self._report)
-        self._stopping = Stopping(ServeShell(), time.monotonic)
+        self._limit, self._active, self._images_generated = remote.concurrency, 0, 0
+        self._replica_id = get_replica_id()
+        self._reporter = Reporter(connect_trackers(settings.tracker.shards), self._build_report)
+        self._drain_monitor = DrainMonitor(ServeInternals(), time.monotonic)
         # Serve calls constructors in its event loop.
-        self._stopping.start()
+        self._drain_monitor.start()
         self._reporter.start()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Which model's styles and defaults count."""
+        """Set the model whose styles and defaults apply."""
         if (model := user_config.get("model")) is not None:
             self._manifest.name = str(model)
 
     async def generate(self, task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
-        """`RemoteWorker.generate`, given back when this replica is to be stopped."""
+        """Run `RemoteWorker.generate`; give the task back if this replica is about to be stopped."""
         self._active += 1
         try:
-            async with aclosing(self._stopping.heeding(self._worker.generate(task))) as updates:
+            async with aclosing(self._drain_monitor.guard(self._worker.generate(task))) as updates:
                 async for update in updates:
-                    self._pictures += isinstance(update, GenerationFinished)
+                    self._images_generated += isinstance(update, GenerationFinished)
                     yield update
         finally:
             self._active -= 1
 
-    def _report(self) -> ReplicaReport:
+    def _build_report(self) -> ReplicaReport:
         return ReplicaReport(
             replica_id=self._replica_id,
             backend="remote",
-            at=datetime.now(UTC),
+            reported_at=datetime.now(UTC),
             state=ReplicaState.SERVING,
-            wish=self._manifest.name,
+            desired_model=self._manifest.name,
             limit=self._limit,
             active=self._active,
-            pictures=self._pictures,
+            images_generated=self._images_generated,
             circuit=self._breaker.circuit.value,
         )
 
     async def describe(self) -> dict[str, Any]:
-        """The state of the circuit to the server."""
         return {"circuit": self._breaker.circuit.value}

@@ -14,10 +14,10 @@ from grpc_health.v1.health_pb2 import (
     HealthListResponse,
 )
 
-from avatarforge.domain.errors import shown
+from avatarforge.domain.errors import truncate_repr
 from avatarforge.grpc_generated import profile_photo_job_pb2 as pb
-from avatarforge.ingress.grpc.refusals import Call, refuse, refusing
-from avatarforge.ingress.service import ProfilePhotos
+from avatarforge.ingress.grpc.errors import CallContext, handle_errors, set_error
+from avatarforge.ingress.service import ProfilePhotoService
 
 SERVICES = ("", pb.DESCRIPTOR.services_by_name["ProfilePhotoJobService"].full_name)
 """What may be asked for; the empty name is the server as a whole."""
@@ -29,28 +29,28 @@ WATCH_SECONDS = 1.0
 class HealthMethods:
     """Named as the calls are."""
 
-    _photos: ProfilePhotos
+    _photos: ProfilePhotoService
 
-    async def Check(self, request: HealthCheckRequest, grpc_context: Call) -> HealthCheckResponse:
-        with refusing(grpc_context, "Check"):
+    async def Check(self, request: HealthCheckRequest, grpc_context: CallContext) -> HealthCheckResponse:
+        with handle_errors(grpc_context, "Check"):
             if request.service in SERVICES:
                 return HealthCheckResponse(status=await self._health())
             known = ", ".join(map(repr, SERVICES))
-            details = f"There is no service {shown(request.service)} here; there are {known}."
-            refuse(grpc_context, grpc.StatusCode.NOT_FOUND, details, "service_not_found")
+            details = f"There is no service {truncate_repr(request.service)} here; there are {known}."
+            set_error(grpc_context, grpc.StatusCode.NOT_FOUND, details, "service_not_found")
         return HealthCheckResponse()
 
-    async def List(self, request: HealthListRequest, grpc_context: Call) -> HealthListResponse:
-        with refusing(grpc_context, "List"):
+    async def List(self, request: HealthListRequest, grpc_context: CallContext) -> HealthListResponse:
+        with handle_errors(grpc_context, "List"):
             health = HealthCheckResponse(status=await self._health())
             return HealthListResponse(statuses=dict.fromkeys(SERVICES, health))
         return HealthListResponse()
 
     async def Watch(
-        self, request: HealthCheckRequest, grpc_context: Call
+        self, request: HealthCheckRequest, grpc_context: CallContext
     ) -> AsyncIterator[HealthCheckResponse]:
         """Like every stream it ends after a while; the protocol has clients call again."""
-        with refusing(grpc_context, "Watch"):
+        with handle_errors(grpc_context, "Watch"):
             clock = asyncio.get_running_loop().time
             end = clock() + self._photos.settings.ingress.max_stream_seconds
             told = None

@@ -2,123 +2,178 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager
-from io import BytesIO
+from contextlib import aclosing, closing, contextmanager
+from dataclasses import dataclass
 
-from avatarforge.access.gate import Gate, Shown
-from avatarforge.access.rules import GRPC
+from avatarforge.access.authorizer import Authorizer, Credentials, check_scope
+from avatarforge.access.permissions import GRPC, Permission
 from avatarforge.domain.access import ApiKey
-from avatarforge.domain.customers import checked_customer_id
-from avatarforge.domain.errors import PhotoTooLarge, StreamOverflowed
+from avatarforge.domain.customers import validate_customer_id
+from avatarforge.domain.errors import MalformedUpload, StreamOverflowed
 from avatarforge.grpc_generated import profile_photo_job_pb2 as pb
-from avatarforge.ingress.access import bearer_of
 from avatarforge.ingress.grpc import messages
-from avatarforge.ingress.grpc.refusals import Call, refusing
-from avatarforge.ingress.grpc.serving import SERVICE, readable
-from avatarforge.ingress.news import Overflowed
-from avatarforge.ingress.service import ProfilePhotos
+from avatarforge.ingress.grpc.errors import CallContext, handle_errors
+from avatarforge.ingress.grpc.serving import SERVICE, read_request, require_decoded
+from avatarforge.ingress.live.events import Overflowed
+from avatarforge.ingress.middleware.authentication import parse_bearer
+from avatarforge.ingress.service import ProfilePhotoService
+from avatarforge.ingress.upload.multipart import Spool, until_silence
 from avatarforge.telemetry import traces
 
-QUIET_SECONDS = 15.0
-"""How long a stream may wait for news at once. Nothing is sent then: HTTP/2 has its own signs of life."""
-PATIENCE_SECONDS = 5.0
+HEARTBEAT_SECONDS = 15.0
+"""How long a stream waits for an event at a time. Nothing is sent then: HTTP/2 has keep-alives of its own."""
+CLOSE_TIMEOUT_SECONDS = 5.0
 """How long a client may take to read the last messages of a stream whose time is over."""
 
 
 class JobMethods:
-    """Named as the calls are: Serve finds them by their names. A client that goes away cancels them."""
+    """The methods, by whose names Serve finds them. A client that goes away cancels its calls."""
 
-    def __init__(self, photos: ProfilePhotos, gate: Gate, *, raising: bool = False) -> None:
-        """`raising` ends streams that are refused with the error itself, after it is set on the call."""
+    def __init__(self, photos: ProfilePhotoService, authorizer: Authorizer, *, reraise: bool = False) -> None:
+        """With `reraise` a stream that fails also raises its error, after it is set on the call."""
         self._photos = photos
-        self._gate = gate
-        self._raising = raising
+        self._authorizer = authorizer
+        self._reraise = reraise
 
     async def SubmitPhoto(
-        self, request: pb.SubmitPhotoRequest, grpc_context: Call
+        self, requests: AsyncIterator[pb.SubmitPhotoRequest], grpc_context: CallContext
     ) -> pb.ProfilePhotoJobStatus:
+        return await self._submit("SubmitPhoto", requests, grpc_context)
+
+    async def UploadPhoto(
+        self, requests: AsyncIterator[pb.SubmitPhotoRequest], grpc_context: CallContext
+    ) -> pb.ProfilePhotoJobStatus:
+        return await self._submit("UploadPhoto", requests, grpc_context)
+
+    async def _submit(
+        self, method: str, requests: AsyncIterator[pb.SubmitPhotoRequest], context: CallContext
+    ) -> pb.ProfilePhotoJobStatus:
+        limits = self._photos.settings.upload
         with (
-            refusing(grpc_context, "SubmitPhoto", self._photos.figures),
-            traces.upload(_metadata(grpc_context, "traceparent")),
+            handle_errors(context, method, self._photos.registry),
+            traces.upload(_metadata(context, "traceparent")),
         ):
-            request = readable(request)
-            await self._admit("SubmitPhoto", request.customer_id, grpc_context)
-            # Before the size: it says more.
-            checked_customer_id(request.customer_id)
-            limit = self._photos.settings.upload.max_bytes
-            if len(request.photo) > limit:
-                raise PhotoTooLarge(limit)
-            with self._photos.uploads.one():
+            caller = await self._authenticate(method, context)
+            with (
+                self._photos.upload_limit.slot(),
+                closing(Spool(self._photos.upload_folder, limits)) as spool,
+            ):
+                first = await _receive_photo(requests, caller, spool)
                 submitted = await self._photos.submit(
-                    request.customer_id,
-                    BytesIO(request.photo),
+                    first.customer_id,
+                    spool.file,
                     "photo",
-                    messages.form_fields(request),
-                    _idempotency_key(grpc_context),
+                    messages.form_fields(first),
+                    _metadata(context, "idempotency-key"),
                 )
             if submitted.replayed:
-                grpc_context.set_trailing_metadata([("idempotent-replayed", "true")])
+                context.set_trailing_metadata([("idempotent-replayed", "true")])
             return messages.job_status(submitted.live)
         return pb.ProfilePhotoJobStatus()
 
-    async def GetStatus(self, request: pb.JobStatusRequest, grpc_context: Call) -> pb.ProfilePhotoJobStatus:
-        with refusing(grpc_context, "GetStatus", self._photos.figures):
-            request = readable(request)
-            await self._admit("GetStatus", request.customer_id, grpc_context)
+    async def GetStatus(
+        self, requests: AsyncIterator[pb.JobStatusRequest], grpc_context: CallContext
+    ) -> pb.ProfilePhotoJobStatus:
+        with handle_errors(grpc_context, "GetStatus", self._photos.registry):
+            caller = await self._authenticate("GetStatus", grpc_context)
+            request = await read_request(requests)
+            caller.check_scope(request.customer_id)
             live = await self._photos.status(
-                checked_customer_id(request.customer_id),
-                messages.job_id_of(request.job_id),
-                messages.wait_seconds_of(request, self._photos.settings.ingress.max_wait_seconds),
-                messages.after_seq_of(request),
+                validate_customer_id(request.customer_id),
+                messages.parse_job_id(request.job_id),
+                messages.parse_wait_seconds(request, self._photos.settings.ingress.max_wait_seconds),
+                messages.parse_after_seq(request),
             )
             return messages.job_status(live)
         return pb.ProfilePhotoJobStatus()
 
     async def StreamStatus(
-        self, request: pb.StatusStreamRequest, grpc_context: Call
+        self, requests: AsyncIterator[pb.StatusStreamRequest], grpc_context: CallContext
     ) -> AsyncIterator[pb.ProfilePhotoJobStatus]:
         with (
-            refusing(grpc_context, "StreamStatus", self._photos.figures, raising=self._raising),
-            self._photos.clients.following("grpc"),
-            _at_most(self._photos.settings.ingress.max_stream_seconds + PATIENCE_SECONDS),
+            handle_errors(grpc_context, "StreamStatus", self._photos.registry, reraise=self._reraise),
+            self._photos.open_streams.track("grpc"),
+            _cancel_after(self._photos.settings.ingress.max_stream_seconds + CLOSE_TIMEOUT_SECONDS),
         ):
-            request = readable(request)
-            key = await self._admit("StreamStatus", request.customer_id, grpc_context)
-            job_id = messages.job_id_of(request.job_id) if request.HasField("job_id") else None
-            following = self._photos.follow(
-                checked_customer_id(request.customer_id),
+            caller = await self._authenticate("StreamStatus", grpc_context)
+            request = await read_request(requests)
+            caller.check_scope(request.customer_id)
+            job_id = messages.parse_job_id(request.job_id) if request.HasField("job_id") else None
+            events = self._photos.streams.follow(
+                validate_customer_id(request.customer_id),
                 job_id,
-                messages.after_seq_of(request),
-                quiet_seconds=QUIET_SECONDS,
+                messages.parse_after_seq(request),
+                heartbeat_seconds=HEARTBEAT_SECONDS,
             )
-            async with aclosing(following):
-                async for item in following:
+            async with aclosing(events):
+                async for event in events:
                     # The key may have been revoked since.
-                    await self._gate.check(key)
-                    if isinstance(item, Overflowed):
-                        raise StreamOverflowed(item.seq)
-                    if item is not None:
-                        for message in messages.stream_messages(request.customer_id, item):
+                    await self._authorizer.check(caller.key)
+                    if isinstance(event, Overflowed):
+                        raise StreamOverflowed(event.seq)
+                    if event is not None:
+                        for message in messages.stream_messages(request.customer_id, event):
                             yield message
 
-    async def CancelJob(self, request: pb.CancelJobRequest, grpc_context: Call) -> pb.ProfilePhotoJobStatus:
-        with refusing(grpc_context, "CancelJob", self._photos.figures):
-            request = readable(request)
-            await self._admit("CancelJob", request.customer_id, grpc_context)
+    async def CancelJob(
+        self, requests: AsyncIterator[pb.CancelJobRequest], grpc_context: CallContext
+    ) -> pb.ProfilePhotoJobStatus:
+        with handle_errors(grpc_context, "CancelJob", self._photos.registry):
+            caller = await self._authenticate("CancelJob", grpc_context)
+            request = await read_request(requests)
+            caller.check_scope(request.customer_id)
             live = await self._photos.cancel(
-                checked_customer_id(request.customer_id), messages.job_id_of(request.job_id)
+                validate_customer_id(request.customer_id), messages.parse_job_id(request.job_id)
             )
             return messages.job_status(live)
         return pb.ProfilePhotoJobStatus()
 
-    async def _admit(self, method: str, customer_id: str, call: Call) -> ApiKey | None:
-        rule = GRPC[f"{SERVICE.full_name}/{method}"]
-        return await self._gate.admit(rule, customer_id, Shown(key=_key_text(call)))
+    async def _authenticate(self, method: str, context: CallContext) -> "_Caller":
+        """Ask for a valid key before the message is read, which says for which customer it must be."""
+        text = parse_bearer(_metadata(context, "authorization") or "")
+        key = await self._authorizer.authorize(Permission.KEY, None, Credentials(key=text))
+        return _Caller(key, GRPC[f"{SERVICE.full_name}/{method}"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Caller:
+    """The caller of a method, and the permission that it needs."""
+
+    key: ApiKey | None
+    permission: Permission
+
+    def check_scope(self, customer_id: str) -> None:
+        check_scope(self.key, self.permission, customer_id)
+
+
+async def _receive_photo(
+    requests: AsyncIterator[pb.SubmitPhotoRequest], caller: _Caller, spool: Spool
+) -> pb.SubmitPhotoRequest:
+    """Write the photo as it comes, and return the first message, which has the fields.
+
+    Raises `PhotoTooLarge`, and `MalformedUpload` for a client that goes away or falls silent.
+    """
+    first: pb.SubmitPhotoRequest | None = None
+    async with until_silence() as heard:
+        async for request in requests:
+            heard()
+            piece = require_decoded(request)
+            if first is None:
+                first = piece
+                caller.check_scope(first.customer_id)
+                # Before the size: it says more.
+                validate_customer_id(first.customer_id)
+            spool.write(memoryview(piece.photo))
+    if first is None:
+        raise MalformedUpload("it ends before its first message")
+    first.ClearField("photo")
+    spool.file.seek(0)
+    return first
 
 
 @contextmanager
-def _at_most(seconds: float) -> Iterator[None]:
-    """Cancel the call if it is still here then: a stream that its client does not read waits in a `yield`."""
+def _cancel_after(seconds: float) -> Iterator[None]:
+    """Cancel the call after so long: a stream that its client does not read waits in a `yield`."""
     task = asyncio.current_task()
     timer = asyncio.get_running_loop().call_later(seconds, lambda: task and task.cancel())
     try:
@@ -127,15 +182,6 @@ def _at_most(seconds: float) -> Iterator[None]:
         timer.cancel()
 
 
-def _idempotency_key(call: Call) -> str | None:
-    return _metadata(call, "idempotency-key")
-
-
-def _metadata(call: Call, name: str) -> str | None:
-    value = dict(call.invocation_metadata()).get(name)
+def _metadata(context: CallContext, name: str) -> str | None:
+    value = dict(context.invocation_metadata()).get(name)
     return value if isinstance(value, str) else None
-
-
-def _key_text(call: Call) -> str | None:
-    text = dict(call.invocation_metadata()).get("authorization")
-    return bearer_of(text) if isinstance(text, str) else None

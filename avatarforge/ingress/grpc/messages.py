@@ -1,58 +1,41 @@
-"""What the messages of proto/profile_photo_job.proto say, in the words of REST, and the other way round."""
+"""Translates the messages of proto/profile_photo_job.proto into REST's, and the other way round."""
 
 from collections.abc import Iterator
-from datetime import datetime
 from functools import lru_cache
-
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from avatarforge.domain.errors import InvalidRequest
 from avatarforge.grpc_generated import profile_photo_job_pb2 as pb
-from avatarforge.ingress.news import Changed, Erased, LiveJob, Progressed
-from avatarforge.ingress.schemas import status_message
-from avatarforge.ingress.streams import Snapshot
-from avatarforge.messages import ProfilePhotoJobStatus
+from avatarforge.ingress.live.events import Changed, Erased, Progressed
+from avatarforge.ingress.live.streams import Snapshot
+from avatarforge.ingress.upload.form import FORM_NAMES
+from avatarforge.messages import LiveJob, ProfilePhotoJobStatus
 
-_FORM_FIELDS = {
-    "callback_url": "callbackUrl",
-    "prompt": "prompt",
-    "negative_prompt": "negativePrompt",
-    "style": "style",
-    "strength": "strength",
-    "steps": "steps",
-    "guidance": "guidance",
-    "seed": "seed",
-    "format": "format",
-    "priority": "priority",
-    "allow_remote": "allowRemote",
-    "cut_face": "cutFace",
-    "timeout_seconds": "timeoutSeconds",
-    "start_timeout_seconds": "startTimeoutSeconds",
-}
-"""Fields of `SubmitPhotoRequest`, and the form fields that they are in REST."""
+_PARAMETERS = tuple(pb.Parameters.DESCRIPTOR.fields_by_name)
 
 
 def form_fields(request: pb.SubmitPhotoRequest) -> dict[str, str]:
-    """The fields that are set, as an upload's form has them: so one check does for both."""
+    """Return the fields that are set, as an upload's form has them: so one check does for both."""
     return {
-        name: str(getattr(request, field)) for field, name in _FORM_FIELDS.items() if request.HasField(field)
+        form_name: str(getattr(request, name))
+        for name, form_name in FORM_NAMES.items()
+        if request.HasField(name)
     }
 
 
-def job_id_of(job_id: str) -> str:
-    """The id of a job. Raises `InvalidRequest` for none; one that names no job is found out later."""
+def parse_job_id(job_id: str) -> str:
+    """Return the id of a job, which may not exist. Raises `InvalidRequest` if it is empty."""
     if not job_id:
         raise InvalidRequest("job_id", job_id, "the id of a job, as SubmitPhoto's answer has it")
     return job_id
 
 
-def wait_seconds_of(request: pb.JobStatusRequest, longest: int) -> int:
+def parse_wait_seconds(request: pb.JobStatusRequest, longest: int) -> int:
     if not 0 <= request.wait_seconds <= longest:
         raise InvalidRequest("wait_seconds", request.wait_seconds, f"a whole number from 0 to {longest}")
     return request.wait_seconds
 
 
-def after_seq_of(request: pb.JobStatusRequest | pb.StatusStreamRequest) -> int | None:
+def parse_after_seq(request: pb.JobStatusRequest | pb.StatusStreamRequest) -> int | None:
     if not request.HasField("after_seq"):
         return None
     if request.after_seq < 0:
@@ -61,26 +44,28 @@ def after_seq_of(request: pb.JobStatusRequest | pb.StatusStreamRequest) -> int |
 
 
 def job_status(live: LiveJob) -> pb.ProfilePhotoJobStatus:
-    """The job as every channel tells it."""
-    return _status(status_message(live))
+    return _status(live.to_message())
 
 
 def stream_messages(
     customer_id: str, item: Snapshot | Changed | Erased | Progressed
 ) -> Iterator[pb.ProfilePhotoJobStatus]:
-    """What a customer's stream sends for the item: messages that all its clients share."""
+    """Yield the messages of an event, which all clients of the customer share."""
     if not isinstance(item, Snapshot):
-        yield _news(item)
-    elif item.jobs:
-        yield from map(job_status, item.jobs)
-    else:
-        # Or the client would not know from where to resume.
+        yield _event_message(item)
+        return
+    if item.reset:
+        yield pb.ProfilePhotoJobStatus(customer_id=customer_id, reset=True)
+    # A client that is cut off in between resumes from the highest seq that it has: what it lacks is above.
+    yield from map(job_status, sorted(item.jobs, key=lambda live: live.job.seq))
+    if item.reset or not item.jobs:
+        # The jobs alone would not say from where to resume.
         yield pb.ProfilePhotoJobStatus(customer_id=customer_id, seq=item.seq)
 
 
 # A change goes to all clients that follow its customer, one after the other.
 @lru_cache(maxsize=256)
-def _news(item: Changed | Erased | Progressed) -> pb.ProfilePhotoJobStatus:
+def _event_message(item: Changed | Erased | Progressed) -> pb.ProfilePhotoJobStatus:
     if isinstance(item, Erased):
         return pb.ProfilePhotoJobStatus(customer_id=item.customer_id, job_id=item.job_id, seq=item.seq)
     return job_status(item.live)
@@ -93,15 +78,13 @@ def _status(message: ProfilePhotoJobStatus) -> pb.ProfilePhotoJobStatus:
         customer_id=message.customer_id,
         status=f"PROCESSING_STATUS_{message.status}",
         is_terminal=message.is_terminal,
-        progress=None
-        if progress is None
-        else pb.Progress(step=progress.step, total_steps=progress.total_steps),
+        progress=None if progress is None else dict(progress),
         eta_seconds=message.eta_seconds,
         queue_position=message.queue_position,
         original_url=message.original_url,
         generated_url=message.generated_url,
         callback_url=message.callback_url,
-        error=None if error is None else pb.JobError(code=error.code, message=error.message),
+        error=None if error is None else dict(error),
         attempt=message.attempt,
         retry_of=message.retry_of,
         backend=message.backend,
@@ -109,17 +92,9 @@ def _status(message: ProfilePhotoJobStatus) -> pb.ProfilePhotoJobStatus:
         seed=message.seed,
         crop=message.crop,
         seq=message.seq,
-        created_at=_timestamp(message.created_at),
-        started_at=_timestamp(message.started_at),
-        finished_at=_timestamp(message.finished_at),
-        timings=pb.Timings(**dict(message.timings)),
-        parameters=pb.Parameters(**dict(message.parameters)),
+        created_at=message.created_at,
+        started_at=message.started_at,
+        finished_at=message.finished_at,
+        timings=dict(message.timings),
+        parameters=pb.Parameters(**{name: getattr(message.parameters, name) for name in _PARAMETERS}),
     )
-
-
-def _timestamp(time: datetime | None) -> Timestamp | None:
-    if time is None:
-        return None
-    timestamp = Timestamp()
-    timestamp.FromDatetime(time)
-    return timestamp

@@ -1,5 +1,5 @@
-"""AUTOMATIC1111's API inward: its clients, and other AvatarForges, have avatars made through it."""
+"""AUTOMATIC1111's API: its clients, and other AvatarForges, have avatars made through it."""
 
-from avatarforge.ingress.sdapi.calls import sdapi_routes
+from avatarforge.ingress.sdapi.calls import SDAPI_SCHEME, sdapi_routes
 
-__all__ = ["sdapi_routes"]
+__all__ = ["SDAPI_SCHEME", "sdapi_routes"]

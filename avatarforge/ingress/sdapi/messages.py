@@ -10,26 +10,28 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import avatarforge
-from avatarforge.diffusion.catalogue import Manifest
-from avatarforge.domain.errors import AvatarForgeError, InvalidRequest, shown
+from avatarforge.diffusion.models.catalogue import Manifest, image_guidance_for
+from avatarforge.domain.errors import AvatarForgeError, InvalidRequest, truncate_repr
 from avatarforge.domain.jobs import ProfilePhotoJob
-from avatarforge.ingress.news import LiveJob
-from avatarforge.ingress.problems import answer_to, http_status_of
-from avatarforge.ingress.submissions import Submission, read_submission
+from avatarforge.ingress.problems import http_status_of, problem_type_of
+from avatarforge.ingress.upload.form import FORM_NAMES, Submission, read_submission
+from avatarforge.messages import LiveJob
 
 SHORTEST_SIDE, LONGEST_SIDE = 64, 2048
 """Pixels of the square that a client may ask for."""
 
-_FORM_FIELDS = {
+_FIELDS = {
     "prompt": "prompt",
-    "negative_prompt": "negativePrompt",
+    "negative_prompt": "negative_prompt",
     "denoising_strength": "strength",
     "steps": "steps",
     "cfg_scale": "guidance",
+    "image_cfg_scale": "image_guidance",
     "seed": "seed",
 }
+_FORM_FIELDS = {ours: FORM_NAMES[name] for ours, name in _FIELDS.items()}
 """Fields of a request, and the form fields that they are in an upload: so one check does for both."""
-_SDAPI_FIELDS = {form: ours for ours, form in _FORM_FIELDS.items()}
+_SDAPI_FIELDS = {form_name: ours for ours, form_name in _FORM_FIELDS.items()}
 
 
 class WrongBody(ValueError):
@@ -56,50 +58,58 @@ class Img2Img(BaseModel):
     denoising_strength: float | None = None
     steps: int | None = None
     cfg_scale: float | None = None
+    image_cfg_scale: float | None = None
     width: int | None = None
     height: int | None = None
     batch_size: int | None = None
     n_iter: int | None = None
+    styles: list[str] | None = None
     mask: str | None = None
     send_images: bool = True
     include_init_images: bool = False
     force_task_id: str | None = None
 
     @classmethod
-    def parsed(cls, body: bytes) -> "Img2Img":
-        """The checked request. Blocks. Raises `WrongBody` and `InvalidRequest`."""
+    def parse(cls, content: bytes) -> "Img2Img":
+        """Parse and check a request's body. Blocks. Raises `WrongBody` and `InvalidRequest`."""
         try:
-            wish = cls.model_validate_json(body)
+            body = cls.model_validate_json(content)
         except ValidationError as error:
-            raise WrongBody([_fault(fault) for fault in error.errors(include_input=False)]) from error
+            raise WrongBody(
+                [_describe_fault(fault) for fault in error.errors(include_input=False)]
+            ) from error
         for name in ("batch_size", "n_iter"):
-            if getattr(wish, name) not in (None, 1):
-                raise InvalidRequest(name, getattr(wish, name), "1: each request makes one avatar")
-        if wish.mask is not None:
-            raise InvalidRequest("mask", wish.mask, "null: this service paints no parts of pictures")
-        if wish.width != wish.height:
-            raise InvalidRequest("width", wish.width, f"the height ({wish.height}): avatars are square")
-        if wish.width is not None and not SHORTEST_SIDE <= wish.width <= LONGEST_SIDE:
-            raise InvalidRequest("width", wish.width, f"from {SHORTEST_SIDE} to {LONGEST_SIDE}")
-        return wish
+            if getattr(body, name) not in (None, 1):
+                raise InvalidRequest(name, getattr(body, name), "1: each request makes one avatar")
+        if body.mask is not None:
+            raise InvalidRequest("mask", body.mask, "null: this service paints no parts of images")
+        if body.width != body.height:
+            raise InvalidRequest("width", body.width, f"the height ({body.height}): avatars are square")
+        if body.width is not None and not SHORTEST_SIDE <= body.width <= LONGEST_SIDE:
+            raise InvalidRequest("width", body.width, f"from {SHORTEST_SIDE} to {LONGEST_SIDE}")
+        return body
 
-    def photo(self) -> bytes:
-        """The picture to begin with, as a file. Blocks. Raises `InvalidRequest`."""
+    def decode_photo(self) -> bytes:
+        """Return the image to begin with, as a file. Blocks. Raises `InvalidRequest`."""
         if not self.init_images or len(self.init_images) != 1:
-            raise InvalidRequest("init_images", self.init_images, "a list with one picture in base64")
+            raise InvalidRequest("init_images", self.init_images, "a list with one image in base64")
         text = self.init_images[0]
         if text.startswith("data:"):
             text = text.partition(",")[2]
         try:
             return base64.b64decode(text, validate=True)
         except binascii.Error as error:
-            raise InvalidRequest("init_images", text, f"a picture in base64 ({error})") from error
+            raise InvalidRequest("init_images", text, f"an image in base64 ({error})") from error
 
-    def submission(self, manifest: Manifest) -> Submission:
-        """The wishes as an upload has them. Raises `InvalidRequest` with the names of this API."""
+    def read_submission(self, manifest: Manifest) -> Submission:
+        """Check the fields as those of an upload. Raises `InvalidRequest` with the names of this API."""
         seed = None if self.seed == -1 else self.seed
         given = self.model_dump(include=set(_FORM_FIELDS)) | {"seed": seed}
         fields = {_FORM_FIELDS[name]: str(value) for name, value in given.items() if value is not None}
+        fields |= self._choose_image_guidance(manifest)
+        if (style := next((name for name in self.styles or () if name in manifest.styles), None)) is not None:
+            # Several cannot be laid over each other here.
+            fields["style"] = style
         # Clients of this API always send them: what the model has not is passed over, as samplers are.
         for name in manifest.capabilities.missing:
             fields.pop(name, None)
@@ -109,72 +119,117 @@ class Img2Img(BaseModel):
             name = _SDAPI_FIELDS.get(error.name, error.name)
             raise InvalidRequest(name, error.value, error.expected) from error
         # Not on to another server: two that are each other's fallback would send it round for ever. Not cut:
-        # clients of this API send the very picture to begin with.
-        parameters = replace(submission.parameters, allow_remote=False, cut_face=False)
-        return replace(submission, parameters=parameters)
+        # clients of this API send the very image to begin with.
+        return replace(submission, parameters=submission.parameters.for_prepared_photo())
+
+    def _choose_image_guidance(self, manifest: Manifest) -> dict[str, str]:
+        """Choose the form field for a model that edits: as it was sent, or what stands for the strength."""
+        guidance = manifest.defaults.guidance if self.cfg_scale is None else self.cfg_scale
+        if guidance <= 1:
+            return {"imageGuidance": ""}
+        has_strength = manifest.capabilities.strength
+        if not has_strength and self.image_cfg_scale is None and self.denoising_strength is not None:
+            return {"imageGuidance": f"{image_guidance_for(min(max(self.denoising_strength, 0), 1)):g}"}
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Refusal:
+class SdapiError:
     """An error in this API's shape."""
 
     status: int
     body: Mapping[str, Any]
 
     @classmethod
-    def of(cls, error: AvatarForgeError | WrongBody) -> "Refusal":
+    def from_error(cls, error: AvatarForgeError | WrongBody) -> "SdapiError":
         if isinstance(error, WrongBody):
             return cls(status=422, body={"detail": error.faults})
         if isinstance(error, InvalidRequest):
-            message = f"{shown(error.value)} must be {error.expected}"
+            message = f"{truncate_repr(error.value)} must be {error.expected}"
             fault = {"loc": ["body", error.name], "msg": message, "type": "value_error"}
             return cls(status=422, body={"detail": [fault]})
-        return cls.saying(answer_to(error).http, error.code, str(error))
+        return cls._create(problem_type_of(error).http_status, error.code, str(error))
 
     @classmethod
-    def of_job(cls, job: ProfilePhotoJob) -> "Refusal":
-        """Of one that ended without an avatar."""
+    def from_job(cls, job: ProfilePhotoJob) -> "SdapiError":
+        """Describe the end of a job without an avatar."""
         if job.error is None:
-            return cls.saying(500, "interrupted", "The picture was interrupted.")
-        return cls.saying(http_status_of(job.error.code), job.error.code, job.error.message)
+            return cls._create(500, "interrupted", "The image was interrupted.")
+        return cls._create(http_status_of(job.error.code), job.error.code, job.error.message)
 
     @classmethod
-    def saying(cls, status: int, code: str, message: str) -> "Refusal":
+    def not_implemented(cls, message: str) -> "SdapiError":
+        return cls._create(501, "not_implemented", message)
+
+    @classmethod
+    def _create(cls, status: int, code: str, message: str) -> "SdapiError":
         return cls(status=status, body={"error": code, "detail": message, "body": "", "errors": message})
 
 
-def picture_answer(wish: Img2Img, job: ProfilePhotoJob, picture: bytes, side: int) -> dict[str, Any]:
-    """The answer for an avatar, `picture` being its file."""
-    assert job.outcome is not None, "only for jobs that are DONE"
-    wanted = job.parameters
+def img2img_response(
+    body: Img2Img, job: ProfilePhotoJob, manifest: Manifest, avatar: bytes | None, side: int
+) -> dict[str, Any]:
+    """Build the answer for an avatar, given its file; `None` for an interrupted one that had not begun."""
+    parameters, defaults = job.parameters, manifest.defaults
+    sampler, schedule = sampler_names(manifest)
+    model = manifest.name if job.outcome is None else job.outcome.model
+    guidance = defaults.guidance if parameters.guidance is None else parameters.guidance
+    steps = defaults.steps if parameters.steps is None else parameters.steps
+    strength = parameters.strength
+    if strength is None and manifest.capabilities.strength:
+        strength = defaults.strength
+    version = f"AvatarForge {avatarforge.__version__}"
+    infotext = (
+        f"{parameters.prompt}\nNegative prompt: {parameters.negative_prompt}\nSteps: {steps}, "
+        f"Sampler: {sampler}, Schedule type: {schedule}, CFG scale: {guidance:g}, Seed: {parameters.seed}, "
+        f"Size: {side}x{side}, Model: {model}, Denoising strength: {strength}, Version: {version}"
+    )
     info = {
-        "prompt": wanted.prompt,
-        "all_prompts": [wanted.prompt],
-        "negative_prompt": wanted.negative_prompt,
-        "all_negative_prompts": [wanted.negative_prompt],
-        "seed": wanted.seed,
-        "all_seeds": [wanted.seed],
+        "prompt": parameters.prompt,
+        "all_prompts": [parameters.prompt],
+        "negative_prompt": parameters.negative_prompt,
+        "all_negative_prompts": [parameters.negative_prompt],
+        "seed": parameters.seed,
+        "all_seeds": [parameters.seed],
+        "subseed": -1,
+        "all_subseeds": [-1],
+        "subseed_strength": 0.0,
         "width": side,
         "height": side,
-        "cfg_scale": wanted.guidance,
-        "steps": wanted.steps,
-        "denoising_strength": wanted.strength,
+        "sampler_name": sampler,
+        "cfg_scale": guidance,
+        "steps": steps,
+        "denoising_strength": strength,
+        "image_cfg_scale": parameters.image_guidance,
         "batch_size": 1,
-        "sd_model_name": job.outcome.model,
-        "sd_model_hash": None,
-        "infotexts": [],
+        "restore_faces": False,
+        "face_restoration_model": None,
+        "sd_model_name": model,
+        "sd_model_hash": "",
+        "sd_vae_name": None,
+        "sd_vae_hash": None,
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "extra_generation_params": {"Schedule type": schedule},
+        "index_of_first_image": 0,
+        "infotexts": [infotext],
+        "styles": [parameters.style] if parameters.style else [],
         "job_timestamp": job.created_at.strftime("%Y%m%d%H%M%S"),
-        "version": f"AvatarForge {avatarforge.__version__}",
+        "clip_skip": 1,
+        "is_using_inpainting_conditioning": False,
+        "version": version,
+        # AUTOMATIC1111 does not tell: what came as far as it got would pass for the avatar.
+        "interrupted": job.outcome is None,
     }
     return {
-        "images": [base64.b64encode(picture).decode()] if wish.send_images else [],
-        "parameters": wish.model_dump(),
+        "images": [base64.b64encode(avatar).decode()] if body.send_images and avatar is not None else [],
+        "parameters": body.model_dump(),
         "info": json.dumps(info),
     }
 
 
-def progress_answer(live: LiveJob | None, task_id: str | None, *, image: bool) -> dict[str, Any]:
-    """What is worked on; `task_id` is its name, beyond what AUTOMATIC1111 tells."""
+def progress_response(live: LiveJob | None, task_id: str | None, *, image: bool) -> dict[str, Any]:
+    """Build the progress of a job; `task_id` is its name, which AUTOMATIC1111 does not tell."""
     progress = live.progress if live is not None else None
     step, total_steps = (progress.step, progress.total_steps) if progress is not None else (0, 0)
     preview = progress.preview if image and progress is not None else None
@@ -198,8 +253,34 @@ def progress_answer(live: LiveJob | None, task_id: str | None, *, image: bool) -
     }
 
 
-def model_answer(manifest: Manifest) -> dict[str, Any]:
-    """An entry of the list of models."""
+def sampler_names(manifest: Manifest) -> tuple[str, str]:
+    """Return AUTOMATIC1111's names of the model's sampler and noise schedule."""
+    match manifest.scheduler:
+        case None:
+            return "Default", "Automatic"
+        case "dpm++-2m-karras":
+            return "DPM++ 2M", "Karras"
+        case name:
+            return {"euler": "Euler", "euler-ancestral": "Euler a", "unipc": "UniPC"}.get(
+                name, name.upper()
+            ), "Automatic"
+
+
+def check_options(content: bytes, manifest: Manifest) -> None:
+    """Check a change of options. Raises `InvalidRequest` for another model, and `WrongBody`."""
+    try:
+        options = json.loads(content)
+        wanted = options.get("sd_model_checkpoint")
+    except (ValueError, AttributeError, RecursionError):
+        fault = {"loc": ["body"], "msg": "Input should be a JSON object", "type": "dict_type"}
+        raise WrongBody([fault]) from None
+    if wanted not in (None, manifest.name, f"{manifest.name}.safetensors"):
+        raise InvalidRequest(
+            "sd_model_checkpoint", wanted, f"{manifest.name}: who runs the service decides which model serves"
+        )
+
+
+def model_response(manifest: Manifest) -> dict[str, Any]:
     return {
         "title": manifest.name,
         "model_name": manifest.name,
@@ -210,5 +291,5 @@ def model_answer(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _fault(fault: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_fault(fault: Mapping[str, Any]) -> dict[str, Any]:
     return {"loc": ["body", *fault["loc"]], "msg": fault["msg"], "type": fault["type"]}

@@ -4,6 +4,8 @@ import { t } from "./i18n.js";
 import { session } from "./session.js";
 
 const TRIES = 5;
+// Below a path of a proxy's, perhaps; the server's own addresses begin with it already.
+const ROOT = new URL(".", document.baseURI).pathname;
 let askForKey = () => {};
 
 export const onKeyWanted = (ask) => (askForKey = ask);
@@ -30,7 +32,7 @@ export async function call(path, options = {}) {
   if (session.key) headers.set("Authorization", `Bearer ${session.key}`);
   let response;
   try {
-    response = await fetch(path, { ...options, headers });
+    response = await fetch(path.startsWith(ROOT) ? path : ROOT + path.slice(1), { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem({ detail: t("unreachable"), code: "unreachable", status: 0 });
@@ -75,7 +77,7 @@ export const styles = () => json("/styles");
 export const models = () => json("/models");
 export const readiness = () => json("/readyz");
 
-// Pictures come through this host, wherever they are stored.
+// Images come through this host, wherever they are stored.
 export const avatarOf = (job) => `${photo(job)}/generated?redirect=false`;
 export const originalOf = (job) => `${photo(job)}/original?redirect=false`;
 export const squareOf = (job) => `${photo(job)}/original?square=true`;

@@ -16,7 +16,7 @@ export async function takePhoto() {
     note(t("noCamera", { reason: error.message }), "error");
     return null;
   }
-  const video = h("video.camera", { autoplay: true, playsinline: true, "aria-label": t("cameraPicture") });
+  const video = h("video.camera", { autoplay: true, playsinline: true, "aria-label": t("cameraImage") });
   video.muted = true;
   video.srcObject = stream;
   try {
@@ -32,7 +32,7 @@ export async function takePhoto() {
   }
 }
 
-// The picture as it stands, mirrored as people know their face.
+// The image as it stands, mirrored as people know their face.
 async function still(video) {
   const canvas = Object.assign(document.createElement("canvas"), {
     width: video.videoWidth,

@@ -3,7 +3,7 @@
 import { h } from "./dom.js";
 import { t } from "./i18n.js";
 import { avatarOf, squareOf } from "./api.js";
-import { show } from "./pictures.js";
+import { show } from "./images.js";
 
 export function comparison(job) {
   const before = show(h("img.before", { alt: t("before") }), squareOf(job));

@@ -6,7 +6,7 @@ import { $, button, h, replace } from "./dom.js";
 import { duration, moment, number, t } from "./i18n.js";
 import * as jobs from "./jobs.js";
 import { choose } from "./photo.js";
-import { download, file } from "./pictures.js";
+import { download, file } from "./images.js";
 import { attempt, note } from "./say.js";
 import { badge } from "./states.js";
 

@@ -9,13 +9,13 @@ const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDo
 
 export function framing() {
   return [
-    photo.image ? pictured() : unseen(),
+    photo.image ? preview() : unseen(),
     h("p.error", { id: "photo-error", role: "alert", hidden: true }),
     tools(),
   ];
 }
 
-function pictured() {
+function preview() {
   return photo.byHand
     ? frame()
     : h("figure.whole", {}, wholePhoto(), h("figcaption.chip-over", {}, icon("face"), t("faceHint")));

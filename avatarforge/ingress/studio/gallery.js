@@ -5,12 +5,12 @@ import { $, button, h, icon, replace } from "./dom.js";
 import { actions } from "./facts.js";
 import { moment, t } from "./i18n.js";
 import * as jobs from "./jobs.js";
-import { show } from "./pictures.js";
+import { show } from "./images.js";
 import { attempt } from "./say.js";
 import { badge, bar, remaining, situation } from "./states.js";
 
 const IN_STRIP = 10;
-const cards = new Map(); // built once for each state of a job, so that pictures stay
+const cards = new Map(); // built once for each state of a job, so that images stay
 
 export function drawGallery() {
   const all = jobs.all();
@@ -37,8 +37,8 @@ function card(job) {
 }
 
 function built(job, wanted) {
-  const picture = h(
-    "a.picture",
+  const image = h(
+    "a.image",
     {
       href: `#/photo/${job.jobId}`,
       "aria-label": `${t("avatarOf", { time: moment(job.createdAt) })}, ${t(`state_${job.status}`)}`,
@@ -49,7 +49,7 @@ function built(job, wanted) {
   return h(
     "li.card",
     { "data-for": wanted, "data-state": job.status },
-    picture,
+    image,
     h("div.card-text", {}, h("time", { datetime: job.createdAt }, moment(job.createdAt)), badge(job)),
     job.status === "DONE" ? null : h("p.line-of", {}, situation(job)),
     job.status === "PROCESSING" && bar(job),

@@ -6,17 +6,17 @@ import { $, $$ } from "./dom.js";
 import { drawFacts } from "./facts.js";
 import { drawGallery, drawStrip } from "./gallery.js";
 import { onLanguage, otherLanguage, setLanguage, t, translatePage } from "./i18n.js";
-import { startIntake } from "./intake.js";
+import { startInput } from "./input.js";
 import * as jobs from "./jobs.js";
 import { refreshModels } from "./models.js";
 import { onPhoto } from "./photo.js";
-import { forgetPictures } from "./pictures.js";
+import { forgetImages } from "./images.js";
 import { drawQueue, drawQueueCount, refreshQueue } from "./queue.js";
 import { attempt, say } from "./say.js";
 import { onSession, session } from "./session.js";
 import { drawStage } from "./stage.js";
 import { showTheme, startTheme } from "./theme.js";
-import { loadStyles, showStrength, startWishes } from "./wishes.js";
+import { loadStyles, showDial, startForm } from "./parameters.js";
 
 const VIEWS = ["studio", "gallery", "queue", "models"];
 const QUEUE_SECONDS = 3;
@@ -55,7 +55,7 @@ function arrive() {
 
 function draw() {
   document.title = `${t(view)} · AvatarForge`;
-  $("#wishes").hidden = Boolean(jobId);
+  $("#parameters").hidden = Boolean(jobId);
   $("#facts").hidden = !jobId;
   drawQueueCount();
   if (view === "gallery") drawGallery();
@@ -78,7 +78,7 @@ function drawAll() {
   drawLanguage();
   showTheme();
   showCustomer();
-  showStrength();
+  showDial();
   if (!jobId) drawStage(null);
   draw();
 }
@@ -126,7 +126,7 @@ function onConnection(state, problem) {
 const loadAll = () => Promise.all([jobs.load(), loadStyles()]);
 
 function begin() {
-  forgetPictures();
+  forgetImages();
   showCustomer();
   attempt(() => Promise.all([jobs.follow(), loadStyles()]));
 }
@@ -137,8 +137,8 @@ function every(seconds, name, work) {
 
 startTheme();
 startCustomer();
-startIntake(() => (location.hash = "#/"));
-startWishes((job) => {
+startInput(() => (location.hash = "#/"));
+startForm((job) => {
   location.hash = `#/photo/${job.jobId}`;
   // The stream may have told its end before the upload's answer came.
   if (!jobs.get(job.jobId)?.isTerminal) say(t("accepted"));

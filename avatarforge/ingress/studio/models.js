@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import { $, h, icon, replace } from "./dom.js";
 import { duration, moment, number, t } from "./i18n.js";
 
-const LOOKS = { serving: "done", loading: "processing", draining: "processing", empty: "failed" };
+const LOOKS = { serving: "done", loading: "processing", draining: "processing", no_model: "failed" };
 
 export async function refreshModels() {
   // A service that is not ready answers 503, with the same parts.
@@ -27,8 +27,9 @@ function card(model) {
   const facts = {
     size: t("pixels", { n: model.size }),
     stepsDefault: number(defaults.steps),
-    strength: number(defaults.strength, 2),
+    strength: defaults.strength && number(defaults.strength, 2),
     guidance: number(defaults.guidance, 1),
+    imageGuidance: defaults.imageGuidance && number(defaults.imageGuidance, 1),
     family: model.family,
     licence: model.licence,
   };
@@ -53,7 +54,7 @@ function card(model) {
 
 function replica({
   state,
-  wish,
+  desiredModel,
   model,
   failure,
   device,
@@ -62,7 +63,7 @@ function replica({
   limit,
   waiting,
   stepSeconds,
-  pictures,
+  imagesGenerated,
   circuit,
 }) {
   const single = stepSeconds?.["1"] ?? Object.values(stepSeconds ?? {})[0];
@@ -71,7 +72,7 @@ function replica({
     perStep: single && duration(single),
     atWork: t("ofAtOnce", { n: number(active), limit: number(limit) }),
     waitingCount: waiting && number(waiting),
-    pictures: pictures !== undefined && number(pictures),
+    imagesGenerated: imagesGenerated !== undefined && number(imagesGenerated),
     loading: model && duration(model.loadSeconds),
     device: [device, model?.dtype].filter(Boolean).join(" · "),
     circuit,
@@ -82,7 +83,7 @@ function replica({
     h(
       "header",
       {},
-      h("h3", {}, model?.name ?? wish),
+      h("h3", {}, model?.name ?? desiredModel),
       backend !== "local" && h("code", {}, backend),
       h(`span.badge.${LOOKS[state] ?? "pending"}`, {}, t(`replica_${state in LOOKS ? state : "other"}`)),
     ),

@@ -30,15 +30,15 @@ export function cropByHand(byHand) {
 // What is sent: the square that was cut here, or the file as it came.
 export async function upload() {
   if (!photo.byHand || !photo.image)
-    return { file: photo.file, name: photo.file.name || "photo", cutFace: true };
-  return { file: await photo.crop.cut(photo.image), name: "square.jpg", cutFace: false };
+    return { file: photo.file, name: photo.file.name || "photo", cropToFace: true };
+  return { file: await photo.crop.cut(photo.image), name: "square.jpg", cropToFace: false };
 }
 
 function tell() {
   for (const listener of listeners) listener();
 }
 
-// The picture, or null where the browser cannot read the file; the server may still know it.
+// The image, or null where the browser cannot read the file; the server may still know it.
 async function decoded(file) {
   const image = new Image();
   image.src = URL.createObjectURL(file);

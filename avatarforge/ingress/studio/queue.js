@@ -5,7 +5,7 @@ import { $, button, h, icon, replace } from "./dom.js";
 import { cancel } from "./facts.js";
 import { moment, t } from "./i18n.js";
 import * as jobs from "./jobs.js";
-import { show } from "./pictures.js";
+import { show } from "./images.js";
 import { attempt } from "./say.js";
 import { onSession, session } from "./session.js";
 import { bar, remaining, situation } from "./states.js";

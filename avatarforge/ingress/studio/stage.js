@@ -5,10 +5,10 @@ import { comparison } from "./compare.js";
 import { $, h, icon, replace } from "./dom.js";
 import { framing } from "./framing.js";
 import { t } from "./i18n.js";
-import { invitation } from "./intake.js";
+import { invitation } from "./input.js";
 import * as jobs from "./jobs.js";
 import { photo } from "./photo.js";
-import { show } from "./pictures.js";
+import { show } from "./images.js";
 import { bar, remaining, situation } from "./states.js";
 
 const stage = () => $("#stage");

@@ -6,7 +6,7 @@ import { secondsLeft } from "./jobs.js";
 
 export const badge = (job) => h(`span.badge.${job.status.toLowerCase()}`, {}, t(`state_${job.status}`));
 
-// "Step 12 of 25", "3rd in line", "The picture was withheld."
+// "Step 12 of 25", "3rd in line", "The image was withheld."
 export function situation(job) {
   if (job.status === "PROCESSING") {
     return job.progress

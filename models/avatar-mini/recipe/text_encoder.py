@@ -2,7 +2,7 @@
 
 The last places of the padded sequence are set aside, one for each attribute: with causal attention they see
 the whole caption, and being always padding they are always there. The encoder learns to gather at each of
-them its attribute (`SLOTS`). Cross-attention then finds "the colour of the shirt" at a fixed address,
+them its attribute (`SLOTS`). Cross-attention then finds "the colour of the background" at a fixed address,
 whatever the caption's wording. All this is a plain CLIPTextModel; the heads that teach it are thrown away.
 """
 
@@ -14,50 +14,53 @@ from typing import Final
 import numpy as np
 import torch
 import torch.nn.functional as functional
-from captions import Caption, labels, worded
-from palette import PALETTES, VALUES
-from portraits import sample
+from captions import ATTRIBUTES, Caption, sample_caption
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
-from torch import nn
-from training import Budget, update
+from torch import Tensor, nn
+from training import Budget, Stopwatch, update
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 log = logging.getLogger("avatar-mini")
 
-LENGTH: Final = 56
-"""Tokens of every caption after padding."""
+LENGTH: Final = 77
+"""Tokens of every caption after padding, as in CLIP."""
 
-SLOTS: Final = {attribute: LENGTH - len(VALUES) + place for place, attribute in enumerate(VALUES)}
+WIDTH: Final = 128
+LAYERS: Final = 3
+BATCH: Final = 48
+
+SLOTS: Final = {attribute: LENGTH - len(ATTRIBUTES) + place for place, attribute in enumerate(ATTRIBUTES)}
 """The position in the sequence that stands for each attribute."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextPlan:
-    """Size and training of the text encoder."""
+class Words:
+    """The frozen text side of the pipeline."""
 
-    width: int = 128
-    layers: int = 3
-    batch: int = 48
+    tokenizer: CLIPTokenizer
+    encoder: CLIPTextModel
+
+    @torch.no_grad()
+    def encode(self, texts: list[str]) -> Tensor:
+        """The text encoder's states, (B, LENGTH, WIDTH)."""
+        states: Tensor = self.encoder(to_tokens(self.tokenizer, texts)).last_hidden_state
+        return states
 
 
-def random_captions(count: int, rng: np.random.Generator) -> list[Caption]:
-    """Captions of portraits that are never drawn."""
-    return [worded(sample(rng), rng) for _ in range(count)]
-
-
-def trained_tokenizer(folder: Path, *, seed: int) -> CLIPTokenizer:
-    """A byte-pair tokenizer of CLIP's kind with the vocabulary of the captions."""
+def train_tokenizer(folder: Path, *, seed: int) -> CLIPTokenizer:
+    """A byte-pair tokenizer of CLIP's kind with the vocabulary of the captions; made once."""
     if not (folder / "tokenizer_config.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        texts = [caption.text for caption in random_captions(6_000, np.random.default_rng((seed, 7)))]
-        _byte_pairs(texts).model.save(str(folder))
+        rng = np.random.default_rng((seed, 7))
+        texts = [sample_caption(rng).text for _ in range(8_000)]
+        _count_byte_pairs(texts).model.save(str(folder))
         built = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=LENGTH)
         built.save_pretrained(folder)
     tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
     return tokenizer
 
 
-def _byte_pairs(texts: list[str]) -> Tokenizer:
+def _count_byte_pairs(texts: list[str]) -> Tokenizer:
     """Splits text just as CLIPTokenizer will."""
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -79,96 +82,92 @@ def _byte_pairs(texts: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def tokens(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
+def to_tokens(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     """Token numbers, (B, LENGTH), padded and cut as a diffusers pipeline does it."""
     padded = tokenizer(texts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
-    numbers: torch.Tensor = padded.input_ids
+    numbers: Tensor = padded.input_ids
     return numbers
 
 
-class _Heads(nn.Module):
-    """Reads each attribute's value, and each colour, linearly from the attribute's slot."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.values = nn.ModuleDict(
-            {name: nn.Linear(width, 1 + len(values)) for name, values in VALUES.items()}
-        )
-        self.colours = nn.ModuleDict({name: nn.Linear(width, 3) for name in PALETTES})
-
-    def forward(self, states: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss, and which values were read rightly, (B, attributes)."""
-        loss, right = torch.zeros((), device=states.device), []
-        for place, name in enumerate(VALUES):
-            slot, label = states[:, SLOTS[name]], wanted[:, place]
-            scores = self.values[name](slot)
-            loss = loss + functional.cross_entropy(scores, label)
-            right.append(scores.argmax(-1) == label)
-            if name in PALETTES:
-                loss = loss + self._colour_loss(name, slot, label)
-        return loss, torch.stack(right, dim=1)
-
-    def _colour_loss(self, name: str, slot: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """Near colours shall lie near each other; where none is named, nothing is asked."""
-        table = (
-            torch.tensor([(127.5, 127.5, 127.5), *PALETTES[name].values()], device=slot.device) / 127.5 - 1
-        )
-        error = (self.colours[name](slot) - table[label]) ** 2
-        return (error.mean(-1) * (label > 0)).mean()
-
-
-def train(
-    tokenizer: CLIPTokenizer, plan: TextPlan, budget: Budget, *, seed: int, device: str
-) -> CLIPTextModel:
-    """Train from nothing until the budget is spent, and log how often each attribute is read rightly."""
-    torch.manual_seed(seed)
-    model = CLIPTextModel(_config(tokenizer, plan)).to(device).train()
-    heads = _Heads(plan.width).to(device)
-    parameters = [*model.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, weight_decay=1e-2, betas=(0.9, 0.98))
-    rng, step = np.random.default_rng((seed, 8)), 0
-    while step < (total := budget.total()):
-        loss, right = _read(model, heads, tokenizer, random_captions(plan.batch, rng), device)
-        update(loss, optimizer, budget.rate(step, total), parameters)
-        step += 1
-        if step % 100 == 0:
-            log.info(
-                "text step %d of %d, loss %.4f, right %.4f", step, total, loss.item(), right.float().mean()
-            )
-    _log_accuracy(model.eval(), heads, tokenizer, device, seed)
-    return model
-
-
-def _read(
-    model: CLIPTextModel, heads: _Heads, tokenizer: CLIPTokenizer, captions: list[Caption], device: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    states = model(tokens(tokenizer, [caption.text for caption in captions]).to(device)).last_hidden_state
-    wanted = torch.tensor([labels(caption) for caption in captions], device=device)
-    loss, right = heads(states, wanted)
-    return loss, right
-
-
-@torch.no_grad()
-def _log_accuracy(
-    model: CLIPTextModel, heads: _Heads, tokenizer: CLIPTokenizer, device: str, seed: int
-) -> None:
-    held_out = random_captions(2_000, np.random.default_rng((seed, 9)))
-    _, right = _read(model, heads, tokenizer, held_out, device)
-    shares = dict(zip(VALUES, right.float().mean(0).tolist(), strict=True))
-    log.info(
-        "text, 2000 new captions: %s", ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
+def label(captions: list[Caption]) -> Tensor:
+    """For each attribute in the order of `ATTRIBUTES`: 0 if it is not named, else 1 + its value's number."""
+    return torch.tensor(
+        [
+            [
+                0 if (value := getattr(caption, name)) is None else 1 + values.index(value)
+                for name, values in ATTRIBUTES.items()
+            ]
+            for caption in captions
+        ]
     )
 
 
-def _config(tokenizer: CLIPTokenizer, plan: TextPlan) -> CLIPTextConfig:
+class _Heads(nn.Module):
+    """Reads each attribute's value linearly from the attribute's slot, and whether the caption is empty."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = nn.ModuleDict(
+            {name: nn.Linear(WIDTH, 1 + len(values)) for name, values in ATTRIBUTES.items()}
+        )
+        self.empty = nn.Linear(WIDTH, 2)
+
+    def forward(self, states: Tensor, captions: list[Caption]) -> tuple[Tensor, Tensor]:
+        """The loss, and which values were read rightly, (B, attributes)."""
+        wanted, right = label(captions), []
+        empty = torch.tensor([int(not caption.text) for caption in captions])
+        loss = functional.cross_entropy(self.empty(states[:, SLOTS["style"]]), empty)
+        for place, name in enumerate(ATTRIBUTES):
+            scores = self.values[name](states[:, SLOTS[name]])
+            loss = loss + functional.cross_entropy(scores, wanted[:, place])
+            right.append(scores.argmax(-1) == wanted[:, place])
+        return loss, torch.stack(right, dim=1)
+
+
+def train_text_encoder(tokenizer: CLIPTokenizer, budget: Budget, *, seed: int) -> CLIPTextModel:
+    """Train from nothing until the budget is spent, and log how often each attribute is read rightly."""
+    torch.manual_seed(seed)
+    model = CLIPTextModel(_configure(tokenizer)).train()
+    heads = _Heads()
+    parameters = [*model.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, weight_decay=1e-2, betas=(0.9, 0.98))
+    rng, watch, step = np.random.default_rng((seed, 8)), Stopwatch(), 0
+    while (elapsed := watch.read()) < 60 * budget.minutes:
+        captions = [sample_caption(rng) for _ in range(BATCH)]
+        loss, right = heads(_states(model, tokenizer, captions), captions)
+        update(loss, optimizer, parameters, budget.rate(step, elapsed))
+        step += 1
+        if step % 50 == 0:
+            log.info("text step %d, loss %.4f, right %.4f", step, loss.item(), right.float().mean())
+    _log_accuracy(model.eval(), heads, tokenizer, seed)
+    return model
+
+
+def _states(model: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list[Caption]) -> Tensor:
+    states: Tensor = model(to_tokens(tokenizer, [caption.text for caption in captions])).last_hidden_state
+    return states
+
+
+@torch.no_grad()
+def _log_accuracy(model: CLIPTextModel, heads: _Heads, tokenizer: CLIPTokenizer, seed: int) -> None:
+    rng = np.random.default_rng((seed, 9))
+    captions = [sample_caption(rng) for _ in range(1_000)]
+    _, right = heads(_states(model, tokenizer, captions), captions)
+    shares = dict(zip(ATTRIBUTES, right.float().mean(0).tolist(), strict=True))
+    log.info(
+        "text, 1000 new captions: %s", ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
+    )
+
+
+def _configure(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=plan.width,
-        intermediate_size=2 * plan.width,
-        num_hidden_layers=plan.layers,
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=LAYERS,
         num_attention_heads=4,
         max_position_embeddings=LENGTH,
-        projection_dim=plan.width,
+        projection_dim=WIDTH,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

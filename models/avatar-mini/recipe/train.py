@@ -1,220 +1,185 @@
-"""The whole recipe of avatar-mini: draw portraits, train three parts one by one, save a pipeline in fp16.
+"""The whole recipe of avatar-mini: pairs from a folder of portraits, four stages, a pipeline in fp16.
 
-Every stage leaves its state in the work folder and resumes from it, so the command can be stopped and
-repeated. To end a stage early, write the number of steps it shall have into WORK/autoencoder.steps or
-WORK/denoiser.steps.
+Denoiser and decoder leave averaged weights in the work folder every two minutes, and every file is written
+whole. A repeated command makes only what is missing and trains on from the weights in the work folder
+(optimiser state need not survive); with `--init` an empty work folder begins with a checkpoint's weights.
 """
 
 import argparse
 import logging
+import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import autoencoder
-import denoiser
 import numpy as np
-import text_encoder
 import torch
-from autoencoder import AutoencoderPlan
-from dataset import Dataset, drawn
-from denoiser import DenoiserPlan
-from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
-from text_encoder import TextPlan
-from training import Budget
-from transformers import CLIPTextModel, CLIPTokenizer
+from autoencoder import BlockCode, create_autoencoder, find_code, read_code
+from dataset import SCENES_PER_SHARD, TARGETS_PER_SCENE, as_tensor, read_shard, read_shards, write_shards
+from decoder import gather_samples, train_decoder
+from denoiser import DenoiserTraining, create_denoiser, create_scheduler, encode_pairs
+from diffusers import AutoencoderKLHunyuanImage, StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
+from pairs import SIDE
+from photos import split_files
+from text_encoder import Words, train_text_encoder, train_tokenizer
+from training import Budget, replace_folder, save_whole
+from transformers import CLIPTextModel
 
 log = logging.getLogger("avatar-mini")
 
-
-@dataclass(frozen=True, kw_only=True)
-class Preset:
-    """Sizes and lengths that fit a picture size and the machine that it is meant for."""
-
-    portraits: int
-    autoencoder: AutoencoderPlan
-    autoencoder_steps: int
-    text: TextPlan
-    text_steps: int
-    denoiser: DenoiserPlan
-    denoiser_steps: int
-    denoiser_rate: float
+_CODE_SHARDS: Final = 4
+"""Shards that the block code is found from."""
+_DENOISER_PHASES: Final = ((16, 0.6, 1.0), (32, 0.4, 0.6))
+"""Side of the windows in latents, share of the time, and share of the highest learning rate."""
+_SHARD_BYTES: Final = SCENES_PER_SHARD * (1 + TARGETS_PER_SCENE) * 3 * SIDE**2
+_OTHER_BYTES: Final = 256 * 1024**2
+"""Weights and what else the work folder takes."""
 
 
-PRESETS: Final[dict[int, Preset]] = {
-    128: Preset(  # two CPU cores, a few hours
-        portraits=6_000,
-        autoencoder=AutoencoderPlan(channels=32, batch=16),
-        autoencoder_steps=6_000,
-        text=TextPlan(width=128),
-        text_steps=400,
-        denoiser=DenoiserPlan(channels=(64, 96, 160), batch=16),
-        denoiser_steps=8_000,
-        denoiser_rate=6e-4,
-    ),
-    256: Preset(  # one GPU
-        portraits=40_000,
-        autoencoder=AutoencoderPlan(channels=64, batch=32),
-        autoencoder_steps=30_000,
-        text=TextPlan(width=192),
-        text_steps=3_000,
-        denoiser=DenoiserPlan(channels=(128, 192, 320), batch=64, average=0.9995),
-        denoiser_steps=60_000,
-        denoiser_rate=4e-4,
-    ),
-}
+def take_over(checkpoint: Path, work: Path) -> None:
+    """Lay a checkpoint's code, text side, denoiser and decoder into a work folder, where they are missing.
+
+    Raises:
+        SystemExit: the checkpoint is none of avatar-mini's.
+    """
+    try:
+        autoencoder = AutoencoderKLHunyuanImage.from_pretrained(checkpoint / "vae", dtype=torch.float32)
+        denoiser = UNet2DConditionModel.from_pretrained(checkpoint / "unet", dtype=torch.float32)
+        create_denoiser().load_state_dict(denoiser.state_dict())
+        save_missing(vars(read_code(autoencoder)), work / "code.pt")
+        save_missing(denoiser.state_dict(), work / "denoiser.pt")
+        save_missing(autoencoder.decoder.state_dict(), work / "decoder.pt")
+        for name in ("tokenizer", "text_encoder"):
+            if not (work / name).exists():
+                with replace_folder(work / name) as fresh:
+                    shutil.copytree(checkpoint / name, fresh)
+    # What diffusers and torch raise for files that are missing, of another kind, or of another size.
+    except (OSError, RuntimeError, TypeError) as error:
+        raise SystemExit(f"{checkpoint} is no checkpoint that this recipe can go on from: {error}") from error
 
 
-@dataclass(frozen=True, kw_only=True)
-class Words:
-    """The frozen text side of the pipeline."""
-
-    tokenizer: CLIPTokenizer
-    encoder: CLIPTextModel
-    device: str
-
-    @torch.no_grad()
-    def states(self, texts: list[str]) -> torch.Tensor:
-        """The text encoder's states, (B, tokens, width)."""
-        numbers = text_encoder.tokens(self.tokenizer, texts).to(self.device)
-        states: torch.Tensor = self.encoder(numbers).last_hidden_state
-        return states
+def save_missing(value: object, file: Path) -> None:
+    """Save a value unless there is one already."""
+    if not file.exists():
+        save_whole(value, file)
 
 
-class Recipe:
-    """One run: each method makes a part, or finds it made in the work folder."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self._preset = PRESETS[options.size]
-        self._options = options
-        self._work: Path = options.work
-        self._device: str = options.device
-
-    def dataset(self) -> Dataset:
-        options = self._options
-        return drawn(
-            self._work / "portraits",
-            count=options.portraits or self._preset.portraits,
-            size=options.size,
-            seed=options.seed,
-            processes=options.threads,
+def find_or_load_code(work: Path, shards: list[Path]) -> BlockCode:
+    """The block code, found once from the first shards."""
+    file = work / "code.pt"
+    if not file.exists():
+        read = [read_shard(shard) for shard in shards[:_CODE_SHARDS]]
+        pictures = np.concatenate(
+            [shard.photos for shard in read]
+            + [shard.targets.reshape(-1, *shard.photos.shape[1:]) for shard in read]
         )
-
-    def autoencoder(self, dataset: Dataset) -> AutoencoderTiny:
-        folder = self._work / "vae"
-        if not (folder / "config.json").exists():
-            start = _loaded_autoencoder(self._options.init_vae) if self._options.init_vae else None
-            steps = self._options.autoencoder_steps or self._preset.autoencoder_steps
-            budget = Budget(
-                steps=steps,
-                decay=max(1, steps // 3),
-                peak=5e-4 if start else 1e-3,
-                override=self._work / "autoencoder.steps",
-            )
-            plan = self._preset.autoencoder
-            model = autoencoder.train(dataset, plan, budget, self._work, start, self._device)
-            model.save_pretrained(folder)
-        return _loaded_autoencoder(folder).to(self._device).eval()
-
-    def words(self) -> Words:
-        tokenizer = text_encoder.trained_tokenizer(self._work / "tokenizer", seed=self._options.seed)
-        folder = self._work / "text_encoder"
-        if not (folder / "config.json").exists():
-            steps = self._options.text_steps or self._preset.text_steps
-            budget = Budget(
-                steps=steps, decay=max(1, steps // 2), peak=1e-3, override=self._work / "text.steps"
-            )
-            plan = self._preset.text
-            encoder = text_encoder.train(
-                tokenizer, plan, budget, seed=self._options.seed, device=self._device
-            )
-            encoder.save_pretrained(folder)
-        encoder = CLIPTextModel.from_pretrained(folder, dtype=torch.float32).to(self._device).eval()
-        return Words(tokenizer=tokenizer, encoder=encoder, device=self._device)
-
-    def latents(self, model: AutoencoderTiny, dataset: Dataset) -> torch.Tensor:
-        file = self._work / "latents.npy"
-        if not file.exists():
-            np.save(file, autoencoder.encoded(model, dataset, self._device).numpy())
-        return torch.from_numpy(np.load(file))
-
-    def untrained_denoiser(self, words: Words) -> UNet2DConditionModel:
-        torch.manual_seed(self._options.seed)
-        width = words.encoder.config.hidden_size
-        return denoiser.new(self._preset.denoiser, side=self._options.size // 8, text_width=width)
-
-    def denoiser(self, dataset: Dataset, latents: torch.Tensor, words: Words) -> UNet2DConditionModel:
-        steps = self._options.denoiser_steps or self._preset.denoiser_steps
-        budget = Budget(
-            steps=steps,
-            decay=max(1, steps // 4),
-            peak=self._preset.denoiser_rate,
-            override=self._work / "denoiser.steps",
-        )
-        model, plan = self.untrained_denoiser(words), self._preset.denoiser
-        return denoiser.train(dataset, latents, words.states, model, plan, budget, self._work, self._device)
+        code = find_code(as_tensor(pictures[::3]))
+        save_whole(vars(code), file)
+    return BlockCode(**torch.load(file))
 
 
-def _loaded_autoencoder(folder: Path) -> AutoencoderTiny:
-    model: AutoencoderTiny = AutoencoderTiny.from_pretrained(folder, dtype=torch.float32)
-    return model
+def train_or_load_words(work: Path, minutes: float, seed: int) -> Words:
+    """The text side, trained once."""
+    tokenizer = train_tokenizer(work / "tokenizer", seed=seed)
+    folder = work / "text_encoder"
+    if not (folder / "config.json").exists():
+        encoder = train_text_encoder(tokenizer, Budget(minutes=minutes, peak=1e-3), seed=seed)
+        with replace_folder(folder) as fresh:
+            encoder.save_pretrained(fresh)
+    # A checkpoint's is in half precision.
+    loaded = CLIPTextModel.from_pretrained(folder, dtype=torch.float32)
+    return Words(tokenizer=tokenizer, encoder=loaded.eval())
 
 
-def save(vae: AutoencoderTiny, words: Words, unet: UNet2DConditionModel, folder: Path) -> None:
-    """Write the parts as one diffusers folder in fp16."""
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
+def load_weights(model: torch.nn.Module, file: Path) -> bool:
+    """Put saved weights into a model, if there are any."""
+    if not file.exists():
+        return False
+    model.load_state_dict({name: value.float() for name, value in torch.load(file).items()})
+    return True
+
+
+def export(
+    autoencoder: AutoencoderKLHunyuanImage, words: Words, denoiser: UNet2DConditionModel, folder: Path
+) -> None:
+    """Write the parts as one diffusers folder in fp16, and put it in place whole."""
+    pipeline = StableDiffusionInstructPix2PixPipeline(
+        vae=autoencoder,
         text_encoder=words.encoder,
         tokenizer=words.tokenizer,
-        unet=unet,
-        scheduler=denoiser.sampler(),
+        unet=denoiser,
+        scheduler=create_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.to("cpu", torch.float16).save_pretrained(folder)
+    with replace_folder(folder) as fresh:
+        pipeline.to("cpu", torch.float16).save_pretrained(fresh)
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--work", type=Path, required=True, help="folder for pictures, states and stages (resumable)"
+        "--portraits", type=Path, required=True, help="folder of JPEG or PNG files, a person each"
     )
+    parser.add_argument("--work", type=Path, required=True, help="folder for pairs and weights (resumable)")
     parser.add_argument("--output", type=Path, required=True, help="where to save the pipeline")
-    parser.add_argument(
-        "--size", type=int, choices=sorted(PRESETS), default=128, help="pixels (default: 128)"
-    )
-    parser.add_argument("--portraits", type=int, help="pictures to draw (default: by size)")
-    parser.add_argument("--autoencoder-steps", type=int, help="length of stage 1 (default: by size)")
-    parser.add_argument("--text-steps", type=int, help="length of stage 2 (default: by size)")
-    parser.add_argument("--denoiser-steps", type=int, help="length of stage 3 (default: by size)")
-    parser.add_argument("--init-vae", type=Path, help="folder of an AutoencoderTiny to begin stage 1 with")
-    parser.add_argument("--peek", action="store_true", help="save what stage 3 has reached so far, and stop")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s"
-    )
+    parser.add_argument("--init", type=Path, metavar="CHECKPOINT", help="a checkpoint's folder to begin from")
+    parser.add_argument("--shards", type=int, default=100, help="shards of 60 scenes (default: %(default)s)")
+    parser.add_argument("--text-minutes", type=float, default=4, help="default: %(default)s")
+    parser.add_argument("--denoiser-minutes", type=float, default=60, help="default: %(default)s")
+    parser.add_argument("--decoder-minutes", type=float, default=15, help="default: %(default)s")
+    parser.add_argument("--rate", type=float, default=1e-3, help="of the denoiser (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of drawings and weights (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of pairs and weights (default: %(default)s)")
     return parser.parse_args()
+
+
+def run(options: argparse.Namespace) -> None:
+    """Make what is missing in the work folder, train, and export."""
+    work: Path = options.work
+    training, _ = split_files(options.portraits)
+    work.mkdir(parents=True, exist_ok=True)
+    missing = max(0, options.shards - len(read_shards(work / "pairs")))
+    needed = missing * _SHARD_BYTES + _OTHER_BYTES
+    if (free := shutil.disk_usage(work).free) < needed:
+        raise SystemExit(f"{work} has {free / 1024**3:.1f} GiB free; {needed / 1024**3:.1f} GiB are needed")
+    if options.init is not None:
+        take_over(options.init, work)
+    words = train_or_load_words(work, options.text_minutes, options.seed)
+    write_shards(work / "pairs", training, count=options.shards, seed=options.seed, processes=options.threads)
+    shards = read_shards(work / "pairs")
+    code = find_or_load_code(work, shards)
+    autoencoder, denoiser = create_autoencoder(code), create_denoiser()
+    load_weights(denoiser, work / "denoiser.pt")
+    load_weights(autoencoder.decoder, work / "decoder.pt")
+    if options.denoiser_minutes > 0:
+        pairs = encode_pairs(shards, code)
+        stage = DenoiserTraining(denoiser, words, code, seed=options.seed)
+        for cells, share, rate in _DENOISER_PHASES:
+            budget = Budget(minutes=share * options.denoiser_minutes, peak=rate * options.rate)
+            stage.run(pairs, budget, work, cells=cells)
+        load_weights(denoiser, work / "denoiser.pt")
+    if options.decoder_minutes > 0:
+        samples = gather_samples(shards, code, denoiser.eval(), words, seed=options.seed)
+        budget = Budget(minutes=options.decoder_minutes, peak=4e-4)
+        train_decoder(autoencoder, samples, budget, work, seed=options.seed)
+    export(autoencoder.eval(), words, denoiser.eval(), options.output)
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    options = arguments()
+    options = parse_arguments()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    recipe = Recipe(options)
-    dataset = recipe.dataset()
-    vae, words = recipe.autoencoder(dataset), recipe.words()
-    if options.peek:
-        unet, steps = denoiser.averaged(recipe.untrained_denoiser(words), options.work / "denoiser.pt")
-        log.info("saving the average after %d steps", steps)
-    else:
-        unet = recipe.denoiser(dataset, recipe.latents(vae, dataset), words)
-    save(vae, words, unet, options.output)
+    try:
+        run(options)
+    except OSError as error:
+        raise SystemExit(
+            f"{error}; what was finished before is whole, so free some space and repeat"
+        ) from error
     log.info("saved %s, processor time of this run %d s", options.output, time.process_time())
 
 

@@ -1,123 +1,126 @@
-"""What the three stages of training share: a budget of steps, a resumable state on disk, and averaged
-weights."""
+"""What the trained stages share: a budget, averaged weights, and files that survive being killed."""
 
-import logging
+import os
+import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
-
-log = logging.getLogger("avatar-mini")
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How long a stage trains, in optimizer steps, and its learning rate: warm-up, constant, straight down to
-    zero.
+    """How long a stage trains and how fast it learns."""
 
-    `override` names a file that may appear during training: the number in it replaces `steps`. So a run ends
-    cleanly before its time: write (steps done + `decay`) into the file, and the rate starts to fall at once.
-    """
-
-    steps: int
-    decay: int
+    minutes: float
+    """Wall time that the stage may take in this run; it ends with the learning rate near zero."""
     peak: float
-    override: Path
+    """The highest learning rate."""
     warmup: int = 100
+    """Steps until the peak is reached."""
 
-    def total(self) -> int:
-        """The steps that the stage takes as things stand now."""
-        return int(self.override.read_text()) if self.override.exists() else self.steps
+    def rate(self, step: int, elapsed: float) -> float:
+        """The learning rate after `elapsed` seconds of this run: a warm-up, then half a cosine."""
+        share = min(1.0, elapsed / (60 * self.minutes))
+        cosine = 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * share))))
+        return self.peak * min(1.0, (step + 1) / self.warmup) * max(0.02, cosine)
 
-    def rate(self, step: int, total: int) -> float:
-        """The learning rate of this step."""
-        return self.peak * min(1.0, (step + 1) / self.warmup, max(total - step, 0) / self.decay)
+
+class Stopwatch:
+    """Seconds in which this process really ran, without those in which it was stopped (SIGSTOP)."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._total = 0.0
+
+    def read(self, longest: float = 30.0) -> float:
+        """Seconds so far; a gap of more than `longest` since the last reading counts as none."""
+        now = time.monotonic()
+        if now - self._last < longest:
+            self._total += now - self._last
+        self._last = now
+        return self._total
 
 
 class Average:
-    """An exponential moving average of a module's parameters; early steps count for less."""
+    """An exponential average of a model's weights: what is saved."""
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], *, decay: float) -> None:
+        self._parameters = list(parameters)
         self._decay = decay
-        self._live = list(module.parameters())
-        self.values = [parameter.detach().clone() for parameter in self._live]
+        self._steps = 0
+        self._values = [parameter.detach().clone() for parameter in self._parameters]
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        decay = min(self._decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.values, [parameter.detach() for parameter in self._live], 1 - decay)
+    def update(self) -> None:
+        """Take the present weights in; the first steps count for more."""
+        self._steps += 1
+        decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
+        for value, parameter in zip(self._values, self._parameters, strict=True):
+            value.lerp_(parameter.detach(), 1 - decay)
 
     @torch.no_grad()
-    def copy_into(self, module: nn.Module) -> None:
-        for parameter, value in zip(module.parameters(), self.values, strict=True):
+    def swap(self) -> None:
+        """Exchange the averaged and the present weights."""
+        for value, parameter in zip(self._values, self._parameters, strict=True):
+            kept = parameter.detach().clone()
             parameter.copy_(value)
-
-
-class Progress:
-    """A stage's training state in one file, written under another name first so that it is always whole."""
-
-    def __init__(
-        self, file: Path, module: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None
-    ) -> None:
-        self._file, self._module, self._optimizer, self._average = file, module, optimizer, average
-        self._cpu_before = -time.process_time()
-        self._losses: list[float] = []
-
-    def resume(self) -> int:
-        """Load the state if there is one, and return the number of steps done."""
-        if not self._file.exists():
-            return 0
-        state = torch.load(self._file, map_location="cpu", weights_only=True)
-        self._module.load_state_dict(state["module"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        if self._average is not None:
-            for value, saved in zip(self._average.values, state["average"], strict=True):
-                value.copy_(saved)
-        self._cpu_before += state["cpu_seconds"]
-        return int(state["step"])
-
-    def save(self, step: int) -> None:
-        state = {
-            "step": step,
-            "module": self._module.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "average": self._average.values if self._average is not None else [],
-            "cpu_seconds": self.cpu_seconds(),
-        }
-        partial = self._file.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self._file)
-
-    def cpu_seconds(self) -> float:
-        """Processor time of the stage over all its runs, of all threads together, in seconds."""
-        return self._cpu_before + time.process_time()
-
-    def report(self, step: int, total: int, loss: float, *, every: int = 50) -> None:
-        """Log the mean loss of the last `every` steps."""
-        self._losses.append(loss)
-        if step % every == 0:
-            mean = sum(self._losses) / len(self._losses)
-            log.info(
-                "%s step %d of %d, loss %.4f, CPU %d s",
-                self._file.stem,
-                step,
-                total,
-                mean,
-                self.cpu_seconds(),
-            )
-            self._losses.clear()
+            value.copy_(kept)
 
 
 def update(
-    loss: torch.Tensor, optimizer: torch.optim.Optimizer, rate: float, clipped: Iterable[nn.Parameter]
+    loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], rate: float
 ) -> None:
-    """One optimizer step at this learning rate, with gradients clipped to a norm of 1."""
+    """One step of gradient descent, with gradients cut at a norm of 1."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
-    nn.utils.clip_grad_norm_(clipped, 1.0)
+    loss.backward()
+    nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
+
+
+def save_whole(value: Any, file: Path) -> None:
+    """Write a file whole or not at all, so that neither a kill nor a full disk leaves half of one."""
+    fresh = file.with_suffix(".new")
+    try:
+        torch.save(value, fresh)
+        with fresh.open("rb") as written:
+            os.fsync(written.fileno())
+        fresh.replace(file)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+@contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """A path to write the folder's next contents to; they take its place when the body is through."""
+    fresh = folder.with_name(folder.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        yield fresh
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def image_gradients(picture: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences of neighbours, across and down."""
+    return picture[..., 1:] - picture[..., :-1], picture[..., 1:, :] - picture[..., :-1, :]
+
+
+def picture_loss(made: Tensor, wanted: Tensor, *, scales: int) -> Tensor:
+    """L1 of colours and of gradients at halving scales; pictures are (B, 3, H, W) in -1..1."""
+    loss = (made - wanted).abs().mean()
+    for scale in range(scales):
+        if scale:
+            made, wanted = (torch.nn.functional.avg_pool2d(picture, 2) for picture in (made, wanted))
+        pairs = zip(image_gradients(made), image_gradients(wanted), strict=True)
+        loss = loss + sum((first - second).abs().mean() for first, second in pairs) / (1 + scale)
+    return loss

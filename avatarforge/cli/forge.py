@@ -1,0 +1,211 @@
+"""`avatarforge forge`: make avatars and before/after images of photos."""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, aclosing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from avatarforge.cli.comparison import write_comparison
+from avatarforge.cli.connect import RETRY_TIMEOUT_SECONDS, require_server, resolve_url
+from avatarforge.cli.photos import SAMPLE, NoSuchPhoto
+from avatarforge.cli.progress_bars import ProgressBars
+from avatarforge.cli.terminal import err, get_exit_code, interrupt_on_signals, out, print_error
+from avatarforge.cli.up import start as start_server
+from avatarforge.client import (
+    AsyncClient,
+    Client,
+    ClientError,
+    JobChanged,
+    JobFailed,
+    JobProgressed,
+    ProfilePhotoJobStatus,
+    Snapshot,
+    StillRunning,
+)
+
+_SUFFIXES = {"image/png": ".png", "image/webp": ".webp", "image/jpeg": ".jpg"}
+
+MAX_CONCURRENT_PHOTOS = 32
+"""The server has a queue of its own."""
+
+DEMO_PARAMETERS = {"style": "watercolor", "seed": 7}
+"""Defaults of the demo: they make the same avatar on every machine."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """The files that were made of one photo."""
+
+    photo: Path
+    avatar: Path
+    comparison: Path
+    job: ProfilePhotoJobStatus
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """A photo without an avatar, and why."""
+
+    photo: Path
+    error: ClientError | OSError
+
+
+def forge(
+    *,
+    photos: list[Path],
+    parameters: dict[str, Any],
+    customer: str,
+    folder: Path,
+    url: str | None,
+    api_key: str | None,
+    options: dict[str, str],
+    start: bool,
+    demo: bool,
+    timeout: float,
+    as_json: bool,
+) -> None:
+    """Make the avatars. A photo that fails does not stop the others. Raises `NoServer` and `NoSuchPhoto`."""
+    chosen = photos or [SAMPLE]
+    if demo:
+        given = {name: value for name, value in parameters.items() if value is not None}
+        parameters = {**DEMO_PARAMETERS, **given}
+    for photo in chosen:
+        if not photo.is_file():
+            raise NoSuchPhoto(str(photo))
+    folder.mkdir(parents=True, exist_ok=True)
+    started_at = time.monotonic()
+    with interrupt_on_signals(), _open_server(url, options, start) as server:
+        if demo:
+            what = str(chosen[0]) if len(chosen) == 1 else f"{len(chosen)} photos"
+            err.print(f"Uploading {what} to {server}")
+        forge = _Forge(server, api_key, parameters, customer, folder, timeout)
+        results = asyncio.run(forge.make_avatars(chosen))
+    _print_results(results, as_json, time.monotonic() - started_at)
+
+
+@contextmanager
+def _open_server(url: str | None, options: dict[str, str], start: bool) -> Iterator[str]:
+    """Yield the URL of the server to use; one that is started here ends with the block."""
+    server = resolve_url(url, options)
+    with Client(server, timeout=5, retry_timeout=0) as client:
+        ready = client.is_ready()
+    with ExitStack() as stack:
+        if not ready and (url is not None or not start):
+            # One that answers, but is not ready yet, gets as much time as the client's retry timeout.
+            require_server(server)
+        elif not ready:
+            # We talk REST to it, and another one may have the port for gRPC.
+            instance = stack.enter_context(start_server(None, options, grpc=False))
+            err.print(f"AvatarForge is ready after {instance.timings.total_seconds:.1f} s.")
+            stack.callback(err.print, "Stopping what was started …")
+            server = instance.url
+        yield server
+
+
+@dataclass(frozen=True, slots=True)
+class _Forge:
+    """Makes avatars of photos, many at a time."""
+
+    url: str
+    api_key: str | None
+    parameters: dict[str, Any]
+    customer: str
+    folder: Path
+    timeout: float
+
+    async def make_avatars(self, photos: list[Path]) -> list[Result | Failure]:
+        """Return one result for each photo, in their order."""
+        semaphore = asyncio.Semaphore(MAX_CONCURRENT_PHOTOS)
+        async with AsyncClient(self.url, api_key=self.api_key, retry_timeout=RETRY_TIMEOUT_SECONDS) as client:
+            with ProgressBars(len(photos)) as bars:
+
+                async def make_in_turn(photo: Path, name: str) -> Result | Failure:
+                    async with semaphore:
+                        try:
+                            return await self._make_avatar(client, photo, self.folder / name, bars)
+                        except (ClientError, OSError) as error:
+                            bars.finish(name, has_failed=True)
+                            return Failure(photo=photo, error=error)
+
+                return await asyncio.gather(*map(make_in_turn, photos, _choose_names(photos)))
+
+    async def _make_avatar(self, client: AsyncClient, photo: Path, stem: Path, bars: ProgressBars) -> Result:
+        bars.add(stem.name, photo)
+        accepted = await client.submit(self.customer, photo, **self.parameters)
+        done = await self._follow(client, accepted, stem.name, bars)
+        image = await client.download(done)
+        avatar = stem.with_name(f"{stem.name}-avatar{_SUFFIXES.get(image.media_type, '.png')}")
+        comparison = stem.with_name(f"{stem.name}-before-after.png")
+        avatar.write_bytes(image.content)
+        square = await client.download(done, "square")
+        await asyncio.to_thread(
+            write_comparison,
+            (square.content, photo.name),
+            (image.content, f"{done.model}, seed {done.seed}"),
+            comparison,
+        )
+        bars.finish(stem.name)
+        return Result(photo=photo, avatar=avatar, comparison=comparison, job=done)
+
+    async def _follow(
+        self, client: AsyncClient, job: ProfilePhotoJobStatus, key: str, bars: ProgressBars
+    ) -> ProfilePhotoJobStatus:
+        last = job
+        try:
+            async with asyncio.timeout(self.timeout), aclosing(client.watch(job)) as events:
+                async for event in events:
+                    match event:
+                        case JobChanged(job=latest) | JobProgressed(job=latest) | Snapshot(jobs=(latest,)):
+                            last = latest
+                            bars.update(key, latest)
+        except TimeoutError:
+            raise StillRunning(last, self.timeout) from None
+        if last.status != "DONE":
+            raise JobFailed(last)
+        return last
+
+
+def _choose_names(photos: list[Path]) -> list[str]:
+    """Return a name for each photo's files; photos of one name are numbered from the second on."""
+    seen: dict[str, int] = {}
+    names = []
+    for photo in photos:
+        seen[photo.stem] = number = seen.get(photo.stem, 0) + 1
+        names.append(photo.stem if number == 1 else f"{photo.stem}-{number}")
+    return names
+
+
+def _print_results(results: list[Result | Failure], as_json: bool, seconds: float) -> None:
+    """Print the files and errors. Raises `typer.Exit` with the first failure's code."""
+    failures = [result for result in results if isinstance(result, Failure)]
+    if as_json:
+        out.print_json(data=[_result_to_json(result) for result in results])
+    else:
+        for result in results:
+            if isinstance(result, Result):
+                out.print(f"avatar        {result.avatar.resolve()}", highlight=False)
+                out.print(f"before/after  {result.comparison.resolve()}", highlight=False)
+    for failure in failures:
+        print_error(f"{failure.photo}: {failure.error}")
+    if failures:
+        raise typer.Exit(get_exit_code(failures[0].error))
+    if not as_json:
+        err.print(f"[bold green]Done[/] in {seconds:.1f} s.")
+
+
+def _result_to_json(result: Result | Failure) -> dict[str, Any]:
+    if isinstance(result, Failure):
+        code = getattr(result.error, "code", type(result.error).__name__)
+        return {"photo": str(result.photo), "error": {"code": code, "message": str(result.error)}}
+    return {
+        "photo": str(result.photo),
+        "avatar": str(result.avatar.resolve()),
+        "beforeAfter": str(result.comparison.resolve()),
+        "job": json.loads(result.job.json_bytes()),
+    }

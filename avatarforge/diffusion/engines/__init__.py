@@ -1,0 +1,1 @@
+"""The engines: requests, batches, samplers and the denoising itself."""

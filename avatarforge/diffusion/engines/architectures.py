@@ -1,0 +1,457 @@
+"""Adapters for diffusers' pipelines: how texts, photos and latents go into and out of each architecture.
+
+Every piece is diffusers' own, called with several requests at once where diffusers would have one.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from avatarforge.diffusion.engines.engine import EngineRequest
+from avatarforge.diffusion.engines.samplers import StrengthUse
+
+_MAX_CACHED_TEXTS: Final = 512
+"""Each takes some hundred kilobytes: these are the texts of a few hundred customers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Embedding:
+    """One text, encoded for the UNet."""
+
+    hidden: Tensor
+    """(1, tokens, width)."""
+    pooled: Tensor | None = None
+    """(1, width), in architectures that need the whole text as one vector too."""
+
+
+class EmbeddingCache:
+    """An LRU cache of embeddings. Not thread-safe."""
+
+    def __init__(self, max_size: int = _MAX_CACHED_TEXTS) -> None:
+        self._max_size = max_size
+        self._embeddings: OrderedDict[Hashable, Embedding] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._embeddings)
+
+    def get(self, text: Hashable) -> Embedding | None:
+        if (found := self._embeddings.get(text)) is not None:
+            self._embeddings.move_to_end(text)
+        return found
+
+    def put(self, text: Hashable, embedding: Embedding) -> None:
+        """Store the embedding; the least recently used one goes when there are too many."""
+        self._embeddings[text] = embedding
+        self._embeddings.move_to_end(text)
+        if len(self._embeddings) > self._max_size:
+            self._embeddings.popitem(last=False)
+
+
+Text = str | None
+"""A prompt; `None` for a negative prompt that was not given, in architectures that use zeros for it."""
+
+_SCHEDULERS: Final = frozenset(
+    f"{name}Scheduler"
+    for name in (
+        *("DDIM", "DDPM", "DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep"),
+        *("EulerAncestralDiscrete", "EulerDiscrete", "HeunDiscrete", "LCM", "PNDM", "TCD", "UniPCMultistep"),
+    )
+)
+"""The schedulers that `samplers` supports."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UNetInputs:
+    """The inputs of one pass through the UNet beside the noisy latents: each is (1, …)."""
+
+    hidden: Tensor
+    pooled: Tensor | None = None
+    time_ids: Tensor | None = None
+    guidance: Tensor | None = None
+    photo: Tensor | None = None
+    """(1, C, h, w): latents that are concatenated with the noisy ones."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conditions:
+    """The passes through the UNet that one image needs at every step: one, or with guidance several."""
+
+    rows: Sequence[UNetInputs]
+    weights: Sequence[float] = (1.0,)
+    """By row: the prediction is the weighted sum of the UNet's outputs."""
+
+
+class Architecture:
+    """Stable Diffusion 1 and 2; the subclasses override what differs."""
+
+    strength_use: StrengthUse = "skips_steps"
+    photo_is_concatenated = False
+    """The UNet takes the photo's latents beside the noisy ones, in channels of their own."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self._pipeline = pipeline
+        self.device: torch.device = pipeline.device
+        self.dtype: torch.dtype = pipeline.unet.dtype
+        # Convolutions are faster so: in half precision on tensor cores, and in one thread of a CPU.
+        self._unet: Any = pipeline.unet.to(memory_format=torch.channels_last)
+        pipeline.vae.to(memory_format=torch.channels_last)
+        self._vae_dtype = self.dtype
+        if self.dtype is torch.float16 and getattr(pipeline.vae.config, "force_upcast", False):
+            # It overflows in float16. diffusers switches it to and fro for each image.
+            self._vae_dtype = torch.float32
+            pipeline.vae.to(torch.float32)
+
+    # --- texts --------------------------------------------------------------------------------------
+
+    def list_texts(self, request: EngineRequest) -> list[Text]:
+        """Return the prompt and, with guidance, the negative prompt."""
+        if not self._is_guided(request):
+            return [request.prompt]
+        return [request.prompt, self._negative_text(request)]
+
+    def embed(self, texts: Sequence[str]) -> list[Embedding]:
+        """Embed all texts in one pass."""
+        hidden = self._pipeline.encode_prompt(
+            prompt=list(texts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )[0]
+        return [Embedding(hidden=one) for one in hidden.split(1)]
+
+    def build_conditions(
+        self,
+        request: EngineRequest,
+        embeddings: Mapping[Text, Embedding],
+        photo: Tensor,
+        size: tuple[int, int],
+    ) -> Conditions:
+        """Build them from the embeddings of `list_texts` and the photo's latents (C, h, w).
+
+        `size` is the image's (H, W).
+        """
+        positive, *negatives = self.list_texts(request)
+        return self._apply_guidance(
+            request,
+            photo[None],
+            self._build_row(embeddings[positive], request, size),
+            *(self._build_row(embeddings[text], request, size, negative=True) for text in negatives),
+        )
+
+    def _apply_guidance(
+        self, request: EngineRequest, photo: Tensor, positive: UNetInputs, *negatives: UNetInputs
+    ) -> Conditions:
+        """Apply classifier-free guidance (https://arxiv.org/abs/2207.12598) if there is a negative row."""
+        if not negatives:
+            return Conditions(rows=[positive])
+        return Conditions(rows=[positive, *negatives], weights=[request.guidance, 1 - request.guidance])
+
+    def _is_guided(self, request: EngineRequest) -> bool:
+        return request.guidance > 1 and self._guidance_width is None
+
+    def _negative_text(self, request: EngineRequest) -> Text:
+        return request.negative_prompt
+
+    @property
+    def _guidance_width(self) -> int | None:
+        """Width of the guidance's embedding, in models that were distilled to take one."""
+        width: int | None = self._pipeline.unet.config.time_cond_proj_dim
+        return width
+
+    def _build_row(
+        self, embedding: Embedding, request: EngineRequest, size: tuple[int, int], *, negative: bool = False
+    ) -> UNetInputs:
+        return UNetInputs(hidden=embedding.hidden, guidance=self._embed_guidance(request))
+
+    def _embed_guidance(self, request: EngineRequest) -> Tensor | None:
+        if self._guidance_width is None:
+            return None
+        scale = torch.tensor([float(request.guidance) - 1])
+        embedding = self._pipeline.get_guidance_scale_embedding(scale, embedding_dim=self._guidance_width)
+        assert isinstance(embedding, Tensor)
+        return embedding.to(self.device, self.dtype)
+
+    # --- images -------------------------------------------------------------------------------------
+
+    def to_pixels(self, image: Image.Image) -> Tensor:
+        """Return (1, 3, H, W) in -1 to 1, on the CPU."""
+        pixels = self._pipeline.image_processor.preprocess(image)
+        assert isinstance(pixels, Tensor)
+        return pixels
+
+    def encode(self, pixels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """Return the photos' latents (B, C, h, w), drawn from their distribution if the VAE has one."""
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+        encoded = self._pipeline.vae.encode(pixels.to(self.device, self._vae_dtype))
+        if hasattr(encoded, "latents"):
+            latents = encoded.latents
+        else:
+            parameters = encoded.latent_dist.parameters.split(1)
+            latents = torch.cat(
+                [
+                    DiagonalGaussianDistribution(one).sample(generator)
+                    for one, generator in zip(parameters, generators, strict=True)
+                ]
+            )
+        return self._scale_latents(latents.to(self.dtype))
+
+    def encode_mode(self, pixels: Tensor) -> Tensor:
+        """Return the likeliest latents (B, C, h, w) of images, as they are after the last step."""
+        return self._scale_latents(self._encode_mode(pixels))
+
+    def _encode_mode(self, pixels: Tensor) -> Tensor:
+        encoded = self._pipeline.vae.encode(pixels.to(self.device, self._vae_dtype))
+        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        assert isinstance(latents, Tensor)
+        return latents.to(self.dtype)
+
+    def decode(self, latents: Tensor) -> tuple[Tensor, list[bool]]:
+        """Return (B, 3, H, W) in -1 to 1, and for each image whether the safety checker withholds it."""
+        pixels = self._pipeline.vae.decode(self._unscale_latents(latents.to(self._vae_dtype))).sample
+        return self._check_safety(pixels)
+
+    def _scale_latents(self, latents: Tensor) -> Tensor:
+        scaled: Tensor = self._pipeline.vae.config.scaling_factor * latents
+        return scaled
+
+    def _unscale_latents(self, latents: Tensor) -> Tensor:
+        unscaled: Tensor = latents / self._pipeline.vae.config.scaling_factor
+        return unscaled
+
+    def _check_safety(self, pixels: Tensor) -> tuple[Tensor, list[bool]]:
+        pixels, unsafe = self._pipeline.run_safety_checker(pixels, self.device, self.dtype)
+        return pixels, [False] * len(pixels) if unsafe is None else [bool(found) for found in unsafe]
+
+    # --- denoising ----------------------------------------------------------------------------------
+
+    def compile(self, mode: str) -> None:
+        """Compile the UNet with torch, for each number of rows separately."""
+        self._unet = torch.compile(self._pipeline.unet, mode=mode, dynamic=False)
+
+    def predict(self, samples: Tensor, timesteps: Tensor, rows: Sequence[UNetInputs]) -> Tensor:
+        """Run the UNet on samples (R, C, h, w) at timesteps (R,), each with its row."""
+        output: Tensor = self._unet(
+            samples,
+            timesteps,
+            encoder_hidden_states=torch.cat([row.hidden for row in rows]),
+            timestep_cond=_concatenate([row.guidance for row in rows]),
+            added_cond_kwargs=self._build_added_conditions(rows),
+            return_dict=False,
+        )[0]
+        return output
+
+    def _build_added_conditions(self, rows: Sequence[UNetInputs]) -> dict[str, Tensor] | None:
+        return None
+
+
+class SDXLArchitecture(Architecture):
+    """Stable Diffusion XL: two text encoders, a pooled embedding, and the image's size as a condition."""
+
+    def embed(self, texts: Sequence[str]) -> list[Embedding]:
+        hidden, _, pooled, _ = self._pipeline.encode_prompt(
+            prompt=list(texts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return [
+            Embedding(hidden=one, pooled=whole)
+            for one, whole in zip(hidden.split(1), pooled.split(1), strict=True)
+        ]
+
+    def build_conditions(
+        self,
+        request: EngineRequest,
+        embeddings: Mapping[Text, Embedding],
+        photo: Tensor,
+        size: tuple[int, int],
+    ) -> Conditions:
+        positive = embeddings[request.prompt]
+        assert positive.pooled is not None
+        zeros = Embedding(hidden=torch.zeros_like(positive.hidden), pooled=torch.zeros_like(positive.pooled))
+        return super().build_conditions(request, {None: zeros, **embeddings}, photo, size)
+
+    def _negative_text(self, request: EngineRequest) -> Text:
+        if not request.negative_prompt and self._pipeline.config.force_zeros_for_empty_prompt:
+            return None
+        return request.negative_prompt
+
+    def _build_row(
+        self, embedding: Embedding, request: EngineRequest, size: tuple[int, int], *, negative: bool = False
+    ) -> UNetInputs:
+        return UNetInputs(
+            hidden=embedding.hidden,
+            pooled=embedding.pooled,
+            time_ids=self._build_time_ids(embedding, size)[negative],
+            guidance=self._embed_guidance(request),
+        )
+
+    def _build_time_ids(self, embedding: Embedding, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Return those of the positive and the negative row. The scores are diffusers' own defaults."""
+        positive, negative = self._pipeline._get_add_time_ids(
+            size,
+            (0, 0),
+            size,
+            6.0,
+            2.5,
+            size,
+            (0, 0),
+            size,
+            dtype=embedding.hidden.dtype,
+            text_encoder_projection_dim=self._get_projection_width(embedding),
+        )
+        return positive.to(self.device), negative.to(self.device)
+
+    def _get_projection_width(self, embedding: Embedding) -> int:
+        encoder = self._pipeline.text_encoder_2
+        assert embedding.pooled is not None
+        width: int = embedding.pooled.shape[-1] if encoder is None else encoder.config.projection_dim
+        return width
+
+    def _scale_latents(self, latents: Tensor) -> Tensor:
+        if (statistics := self._read_latent_statistics(latents)) is None:
+            return super()._scale_latents(latents)
+        mean, deviation = statistics
+        scaled: Tensor = (latents - mean) * self._pipeline.vae.config.scaling_factor / deviation
+        return scaled
+
+    def _unscale_latents(self, latents: Tensor) -> Tensor:
+        if (statistics := self._read_latent_statistics(latents)) is None:
+            return super()._unscale_latents(latents)
+        mean, deviation = statistics
+        unscaled: Tensor = latents * deviation / self._pipeline.vae.config.scaling_factor + mean
+        return unscaled
+
+    def _read_latent_statistics(self, latents: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return mean and deviation by channel, if the VAE's configuration has both."""
+        config: Any = self._pipeline.vae.config
+        values = [getattr(config, f"latents_{name}", None) for name in ("mean", "std")]
+        if None in values:
+            return None
+        mean, deviation = (torch.tensor(one).view(1, -1, 1, 1).to(latents) for one in values)
+        return mean, deviation
+
+    def _check_safety(self, pixels: Tensor) -> tuple[Tensor, list[bool]]:
+        if self._pipeline.watermark is not None:
+            pixels = self._pipeline.watermark.apply_watermark(pixels)
+        return pixels, [False] * len(pixels)
+
+    def _build_added_conditions(self, rows: Sequence[UNetInputs]) -> dict[str, Tensor] | None:
+        pooled, time_ids = (
+            _concatenate([row.pooled for row in rows]),
+            _concatenate([row.time_ids for row in rows]),
+        )
+        assert pooled is not None
+        assert time_ids is not None
+        return {"text_embeds": pooled, "time_ids": time_ids}
+
+
+class LCMArchitecture(Architecture):
+    """A latent consistency model in its own pipeline: no negative prompt, and every step is run."""
+
+    strength_use = "sets_range"
+
+    def _is_guided(self, request: EngineRequest) -> bool:
+        return False
+
+
+class _PhotoConcatenation(Architecture):
+    """InstructPix2Pix (https://arxiv.org/abs/2211.09800): begins with noise, sees the photo at every step.
+
+    The photo's latents are not scaled as the noisy ones are: the checkpoints were trained so.
+    """
+
+    strength_use = "none"
+    photo_is_concatenated = True
+
+    @property
+    def _guidance_width(self) -> int | None:
+        """`None`: these pipelines have no distilled guidance."""
+        return None
+
+    def encode(self, pixels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """Return the photos' likeliest latents (B, C, h, w), unscaled. Nothing is drawn."""
+        return self._encode_mode(pixels)
+
+    def _apply_guidance(
+        self, request: EngineRequest, photo: Tensor, positive: UNetInputs, *negatives: UNetInputs
+    ) -> Conditions:
+        """Guide by text and photo (equation 3 of the paper), with three rows, if there is a negative one."""
+        positive = replace(positive, photo=photo)
+        if not negatives:
+            return Conditions(rows=[positive])
+        without_text = replace(negatives[0], photo=photo)
+        without_both = replace(negatives[0], photo=torch.zeros_like(photo))
+        text, image = request.guidance, request.image_guidance
+        return Conditions(
+            rows=[positive, without_text, without_both], weights=[text, image - text, 1 - image]
+        )
+
+    def predict(self, samples: Tensor, timesteps: Tensor, rows: Sequence[UNetInputs]) -> Tensor:
+        photos = _concatenate([row.photo for row in rows])
+        assert photos is not None
+        return super().predict(torch.cat([samples, photos], dim=1), timesteps, rows)
+
+
+class InstructPix2PixArchitecture(_PhotoConcatenation):
+    """InstructPix2Pix of Stable Diffusion 1."""
+
+    def embed(self, texts: Sequence[str]) -> list[Embedding]:
+        hidden = self._pipeline._encode_prompt(list(texts), self.device, 1, False)
+        return [Embedding(hidden=one) for one in hidden.split(1)]
+
+
+class SDXLInstructPix2PixArchitecture(_PhotoConcatenation, SDXLArchitecture):
+    """InstructPix2Pix of Stable Diffusion XL. Of CosXL Edit the photo's latents are scaled."""
+
+    def encode(self, pixels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        latents = super().encode(pixels, generators)
+        if self._pipeline.is_cosxl_edit:
+            latents = latents * self._pipeline.vae.config.scaling_factor
+        return latents
+
+    def _build_time_ids(self, embedding: Embedding, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        time_ids = self._pipeline._get_add_time_ids(
+            size, (0, 0), size, embedding.hidden.dtype, self._get_projection_width(embedding)
+        ).to(self.device)
+        return time_ids, time_ids
+
+
+_ARCHITECTURES: Final[Mapping[str, type[Architecture]]] = {
+    "StableDiffusionImg2ImgPipeline": Architecture,
+    "StableDiffusionXLImg2ImgPipeline": SDXLArchitecture,
+    "LatentConsistencyModelImg2ImgPipeline": LCMArchitecture,
+    "StableDiffusionInstructPix2PixPipeline": InstructPix2PixArchitecture,
+    "StableDiffusionXLInstructPix2PixPipeline": SDXLInstructPix2PixArchitecture,
+}
+
+
+def find_architecture(pipeline: Any) -> type[Architecture] | None:
+    """Return the adapter for the pipeline's steps; `None` if only the pipeline's own call can run them."""
+    architecture = _ARCHITECTURES.get(_find_call_owner(pipeline))
+    parts = getattr(pipeline, "components", {})
+    unet: Any = parts.get("unet")
+    vae = parts.get("vae")
+    is_known = (
+        architecture is not None
+        and type(unet).__name__ == "UNet2DConditionModel"
+        and unet.config.in_channels == (1 + architecture.photo_is_concatenated) * unet.config.out_channels
+        and unet.config.encoder_hid_dim_type is None
+        and type(vae).__name__ in {"AutoencoderKL", "AutoencoderKLHunyuanImage", "AutoencoderTiny"}
+        and type(parts.get("scheduler")).__name__ in _SCHEDULERS
+        # Offloaded parts, which move to the device when they are needed, are not thread-safe.
+        and not getattr(pipeline, "_all_hooks", None)
+    )
+    return architecture if is_known else None
+
+
+def _find_call_owner(pipeline: Any) -> str:
+    """Return the name of the diffusers class that defines the pipeline's `__call__`; "" for a custom one."""
+    owner = next(kind for kind in type(pipeline).__mro__ if "__call__" in vars(kind))
+    return owner.__name__ if owner.__module__.startswith("diffusers.") else ""
+
+
+def _concatenate(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """Concatenate those that are present; `None` if the architecture has none."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(present) if present else None

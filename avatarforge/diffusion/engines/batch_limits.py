@@ -1,0 +1,99 @@
+"""How many images one pass takes, and how long a step takes, by resolution."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from threading import Lock
+
+Shape = tuple[int, ...]
+"""(C, h, w) of latents."""
+
+_MIN_GAIN = 0.95
+"""A larger bucket must take less than this share of the time per image, or it only makes others wait."""
+_SMOOTHING = 0.1
+"""Weight of the newest measurement in the moving average."""
+
+
+def bucket_of(images: int) -> int:
+    """Return the next power of two."""
+    return 1 << max(0, images - 1).bit_length()
+
+
+@dataclass(slots=True)
+class _LoweredLimit:
+    """A limit that was lowered because memory ran out."""
+
+    original: int
+    steps_needed: int
+    """Steps without trouble before it is raised."""
+    quiet_steps: int = 0
+
+
+class BatchLimits:
+    """Limits and step times by shape. Thread-safe."""
+
+    QUIET_STEPS = 256
+    """Steps at a lowered limit after which it is doubled; twice as many each time that fails."""
+
+    def __init__(self, max_batch: int) -> None:
+        """`max_batch` is the limit at any resolution."""
+        self._max_batch = max_batch
+        self._lowered: dict[Shape, _LoweredLimit] = {}
+        self._limits: dict[Shape, int] = {}
+        self._seconds: dict[Shape, dict[int, float]] = {}
+        self._lock = Lock()
+
+    def limit(self, shape: Shape | None = None) -> int:
+        """Return how many images one pass may hold; without a shape, the lowest limit of all known shapes."""
+        with self._lock:
+            if shape is None:
+                return min(self._limits.values(), default=self._max_batch)
+            return self._limits.get(shape, self._max_batch)
+
+    def candidates(self) -> Iterator[int]:
+        """Yield the batch sizes worth measuring, smallest first."""
+        size = 1
+        while size < self._max_batch:
+            yield size
+            size *= 2
+        yield self._max_batch
+
+    def set_from_measurements(self, shape: Shape, seconds: Mapping[int, float]) -> None:
+        """Set the limit from what warming up measured: seconds of a step by the number of images."""
+        least = min(taken / images for images, taken in seconds.items())
+        enough = [images for images, taken in seconds.items() if _MIN_GAIN * taken / images <= least]
+        with self._lock:
+            self._limits[shape] = min(enough)
+            self._seconds[shape] = {bucket_of(images): taken for images, taken in seconds.items()}
+
+    def record_step(self, shape: Shape, images: int, seconds: float) -> None:
+        """Record the time of a step of so many images."""
+        with self._lock:
+            times = self._seconds.setdefault(shape, {})
+            bucket = bucket_of(images)
+            times[bucket] = times.get(bucket, seconds) * (1 - _SMOOTHING) + seconds * _SMOOTHING
+            self._raise_again(shape, images)
+
+    def lower(self, shape: Shape, failed: int) -> None:
+        """Lower the limit to half the bucket of `failed` images, which ran out of memory."""
+        with self._lock:
+            limit = self._limits.get(shape, self._max_batch)
+            lowered = self._lowered.setdefault(
+                shape, _LoweredLimit(original=limit, steps_needed=self.QUIET_STEPS // 2)
+            )
+            lowered.steps_needed *= 2
+            lowered.quiet_steps = 0
+            self._limits[shape] = max(1, min(limit, bucket_of(failed) // 2))
+
+    def _raise_again(self, shape: Shape, images: int) -> None:
+        """Raise a lowered limit after enough steps at it: what took the memory may be gone."""
+        lowered, limit = self._lowered.get(shape), self._limits.get(shape, self._max_batch)
+        if lowered is None or limit >= lowered.original or images < limit:
+            return
+        lowered.quiet_steps += 1
+        if lowered.quiet_steps >= lowered.steps_needed:
+            self._limits[shape], lowered.quiet_steps = min(lowered.original, 2 * limit), 0
+
+    def step_seconds(self) -> dict[int, float]:
+        """Return the seconds of a step by bucket, at the resolution that was met last."""
+        with self._lock:
+            return dict(sorted(next(reversed(self._seconds.values()), {}).items()))

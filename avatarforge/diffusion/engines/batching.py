@@ -1,0 +1,437 @@
+"""The engine that denoises many images at once, step by step.
+
+Every step runs one UNet pass over all active images, whatever their prompt, seed, strength, steps and
+guidance. A new request joins at the next step; a finished or cancelled one leaves at once.
+"""
+
+import asyncio
+import os
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing
+from functools import partial
+from itertools import groupby
+from threading import Condition, Thread
+from time import perf_counter
+from typing import Any, Final
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from avatarforge.diffusion.engines.architectures import (
+    Conditions,
+    Embedding,
+    EmbeddingCache,
+    Text,
+    find_architecture,
+)
+from avatarforge.diffusion.engines.batch_limits import BatchLimits
+from avatarforge.diffusion.engines.cpu_pool import CpuPool
+from avatarforge.diffusion.engines.denoiser import Compilation, Denoiser, StepTensors
+from avatarforge.diffusion.engines.engine import (
+    Engine,
+    EngineReport,
+    EngineRequest,
+    EngineUpdate,
+    UpdateChannel,
+    check_parameters,
+    check_step_count,
+)
+from avatarforge.diffusion.engines.previews import Previewer
+from avatarforge.diffusion.engines.request import ActiveRequest, PendingTensor
+from avatarforge.diffusion.engines.samplers import Sampler, Trajectory
+from avatarforge.diffusion.engines.torch_errors import is_fatal, is_out_of_memory, translate_error
+from avatarforge.domain.errors import DeviceFailed, ModelUnusable
+
+_SLOW_STEP_SECONDS: Final = 5.0
+"""No larger batch is tried after a step that takes longer: nobody would wait for it."""
+_QUICK_STEP_SECONDS: Final = 0.15
+"""Steps that take less are measured in `_EXTRA_ROUNDS` more rounds: a longer one evens out by itself, and a
+replica shall serve soon."""
+_EXTRA_ROUNDS: Final = 3
+
+BatchWork = Callable[[Sequence[ActiveRequest]], None]
+"""Processes several requests at once. If it fails it is called again with smaller parts."""
+
+
+class BatchingEngine(Engine):
+    """Generates images with a pipeline that `find_architecture` knows.
+
+    One thread uses the device; on a CPU it has a pool, `threads` in all. Photos are read and images
+    written in other threads. The engine owns the pipeline from now on. Raises `ModelUnusable` for a
+    pipeline of another architecture.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        name: str,
+        *,
+        threads: int,
+        max_batch: int = 8,
+        compilation: Compilation = "none",
+        niceness: int = 0,
+    ) -> None:
+        architecture = find_architecture(pipeline)
+        if architecture is None:
+            raise ModelUnusable(name, f"the steps of {type(pipeline).__name__} are not known from inside")
+        super().__init__(name, str(pipeline.device))
+        self._architecture = architecture(pipeline)
+        self._sampler = Sampler(pipeline.scheduler, architecture.strength_use)
+        self._cpu_pool = CpuPool(self._architecture.device, threads, niceness)
+        self._denoiser = Denoiser(self._architecture, self._cpu_pool, compilation)
+        self._embeddings = EmbeddingCache()
+        self._batch_limits = BatchLimits(max_batch)
+        self._previewer: Previewer | None = None
+        self._busy_seconds = 0.0
+        self._steps_by_images: Counter[int] = Counter()
+        self._images_generated = 0
+        self._last_step_event: Any = None
+        # What the threads share, guarded by `_changed`.
+        self._changed = Condition()
+        self._queue: deque[ActiveRequest] = deque()
+        self._control_queue: deque[Callable[[], None]] = deque()
+        self._active: list[ActiveRequest] = []
+        self._is_closing = False
+        self._io_pool = ThreadPoolExecutor(2, thread_name_prefix="images")
+        self._thread = Thread(target=self._run_loop, args=(niceness,), name="engine", daemon=True)
+        self._thread.start()
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineUpdate, None]:
+        check_parameters(request)
+        check_step_count(request, self.count_steps(request.steps, request.strength))
+        active = ActiveRequest(request, self.name, UpdateChannel())
+        try:
+            await self._prepare(active)
+            self._enqueue(active)
+            async with aclosing(active.channel.receive()) as updates:
+                async for update in updates:
+                    yield update
+        finally:
+            active.channel.close()
+            self._dequeue(active)
+
+    async def warm_up(self, size: int, guidance: float) -> None:
+        """Find the best batch size, and fit the weights of previews."""
+        measured: Future[None] = Future()
+
+        def measure() -> None:
+            try:
+                self._measure(size, guidance)
+            except Exception as error:
+                measured.set_exception(translate_error(error, self.name, self.device))
+            else:
+                measured.set_result(None)
+
+        with self._changed:
+            if self._is_closing:
+                raise self._make_closed_error()
+            self._control_queue.append(measure)
+            self._changed.notify()
+        await asyncio.wrap_future(measured)
+
+    def count_steps(self, steps: int, strength: float) -> int:
+        return self._sampler.count_steps(steps, strength)
+
+    def report(self) -> EngineReport:
+        with self._changed:
+            active, waiting = len(self._active), len(self._queue)
+        on_gpu = self._architecture.device.type == "cuda"
+        return EngineReport(
+            limit=self._batch_limits.limit(),
+            active=active,
+            waiting=waiting,
+            step_seconds=self._batch_limits.step_seconds(),
+            steps_by_images=dict(sorted(self._steps_by_images.items())),
+            images_generated=self._images_generated,
+            cached_embeddings=len(self._embeddings),
+            memory_bytes=torch.cuda.memory_allocated(self._architecture.device) if on_gpu else None,
+            busy_seconds=self._busy_seconds,
+        )
+
+    def close(self) -> None:
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        self._thread.join()
+        self._io_pool.shutdown()
+        self._cpu_pool.close()
+
+    # --- in the caller's event loop ---------------------------------------------------------------
+
+    async def _prepare(self, request: ActiveRequest) -> None:
+        """Read the photo and plan the steps, in the I/O pool."""
+
+        def prepare() -> None:
+            request.pixels = self._architecture.to_pixels(request.params.image)
+            request.plan = self._sampler.plan(request.params.steps, request.params.strength)
+
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._io_pool, prepare)
+        except Exception as error:
+            if self._is_closing:
+                raise self._make_closed_error() from error
+            raise translate_error(error, self.name, self.device) from error
+
+    def _enqueue(self, request: ActiveRequest) -> None:
+        with self._changed:
+            if self.device_error is not None:
+                raise self.device_error
+            if self._is_closing:
+                raise self._make_closed_error()
+            self._queue.append(request)
+            self._changed.notify()
+
+    def _dequeue(self, request: ActiveRequest) -> None:
+        with self._changed:
+            if request in self._queue:
+                self._queue.remove(request)
+
+    # --- in the engine's thread -------------------------------------------------------------------
+
+    def _run_loop(self, niceness: int) -> None:
+        if niceness:
+            # Linux keeps it by thread.
+            os.nice(niceness)
+        with torch.inference_mode():
+            while (admitted := self._admit()) is not None:
+                began = perf_counter()
+                self._run_iteration(admitted)
+                self._busy_seconds += perf_counter() - began
+
+    def _admit(self) -> list[ActiveRequest] | None:
+        """Take from the queue what the batch has room for; wait while there is nothing to do.
+
+        Returns `None` when the engine is closed and nothing runs any more.
+        """
+        with self._changed:
+            while not (self._queue or self._active or self._control_queue or self._is_closing):
+                self._changed.wait()
+            if self._is_closing or self.device_error is not None:
+                while self._queue:
+                    self._queue.popleft().fail(self.device_error or self._make_closed_error())
+                if not self._active and not self._control_queue:
+                    return None
+            undone = sum(not request.is_denoised for request in self._active)
+            room = max(0, self._batch_limits.limit() - undone)
+            return [self._queue.popleft() for _ in range(min(room, len(self._queue)))]
+
+    def _run_iteration(self, admitted: Sequence[ActiveRequest]) -> None:
+        """Run one step of all active requests; decode the finished before it, encode the admitted."""
+        while self._control_queue:
+            self._control_queue.popleft()()
+        for request in admitted:
+            request.start()
+        running = [request for request in self._active if request.is_active]
+        denoised = [request for request in running if request.is_denoised]
+        self._cpu_pool.run(
+            [
+                partial(self._run_isolated, admitted, self._embed),
+                *(partial(self._run_isolated, group, self._decode) for group in self._group(denoised)),
+                *(partial(self._run_isolated, group, self._encode) for group in self._group(admitted)),
+            ]
+        )
+        self._run_isolated(admitted, self._build_conditions)
+        running = [
+            request for request in (*running, *admitted) if request.is_active and not request.is_denoised
+        ]
+        with self._changed:
+            self._active = running
+        batches = list(self._split_into_batches(running))
+        began = perf_counter()
+        for batch in batches:
+            self._run_isolated(batch, self._step)
+            self._steps_by_images[len(batch)] += 1
+        self._limit_queue_depth()
+        if len(batches) == 1:
+            self._batch_limits.record_step(batches[0][0].shape, len(batches[0]), perf_counter() - began)
+
+    def _group(self, requests: Sequence[ActiveRequest]) -> Iterable[Sequence[ActiveRequest]]:
+        """Group for the autoencoder: by size; singly on a CPU, where threads gain and batches do not."""
+        if self._architecture.device.type == "cpu":
+            return [[request] for request in requests]
+        by_size = sorted(requests, key=_pixel_shape)
+        return [list(group) for _, group in groupby(by_size, _pixel_shape)]
+
+    def _split_into_batches(self, requests: Sequence[ActiveRequest]) -> Iterator[list[ActiveRequest]]:
+        """Yield batches of equal shape, each within its limit."""
+        by_shape = sorted(requests, key=lambda request: request.shape)
+        for shape, group in groupby(by_shape, lambda request: request.shape):
+            same, limit = list(group), self._batch_limits.limit(shape)
+            for start in range(0, len(same), limit):
+                yield same[start : start + limit]
+
+    def _run_isolated(self, requests: Sequence[ActiveRequest], work: BatchWork) -> None:
+        """Run the work; if it fails, run it in halves, so that only the faulty request fails."""
+        requests = [request for request in requests if request.is_active]
+        if not requests or self.device_error is not None:
+            return
+        try:
+            work(requests)
+            return
+        except Exception as error:
+            # Without its frames, which hold what filled the memory.
+            failure = error.with_traceback(None)
+        if is_fatal(failure):
+            self._fail_device(failure)
+            return
+        if is_out_of_memory(failure):
+            self._recover_memory(requests, work)
+        if len(requests) == 1:
+            requests[0].fail(translate_error(failure, self.name, self.device))
+            return
+        half = len(requests) // 2
+        self._run_isolated(requests[:half], work)
+        self._run_isolated(requests[half:], work)
+
+    def _recover_memory(self, requests: Sequence[ActiveRequest], work: BatchWork) -> None:
+        if self._architecture.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if work == self._step:
+            self._batch_limits.lower(requests[0].shape, len(requests))
+
+    def _fail_device(self, error: Exception) -> None:
+        device_error = translate_error(error, self.name, self.device)
+        assert isinstance(device_error, DeviceFailed), "a fatal error is the device's"
+        with self._changed:
+            self.device_error = device_error
+            failed, self._active = self._active, []
+        for request in failed:
+            request.fail(device_error)
+
+    # --- work ---------------------------------------------------------------------------------------
+
+    def _embed(self, requests: Sequence[ActiveRequest]) -> None:
+        """Embed each request's texts; cached ones cost nothing."""
+        texts = {
+            text
+            for request in requests
+            for text in self._architecture.list_texts(request.params)
+            if text is not None
+        }
+        found = {text: self._embeddings.get(text) for text in texts}
+        new = [text for text, embedding in found.items() if embedding is None]
+        if new:
+            for text, embedding in zip(new, self._architecture.embed(new), strict=True):
+                self._embeddings.put(text, embedding)
+                found[text] = embedding
+        known: dict[Text, Embedding] = {
+            text: embedding for text, embedding in found.items() if embedding is not None
+        }
+        for request in requests:
+            request.embeddings = known
+
+    def _build_conditions(self, requests: Sequence[ActiveRequest]) -> None:
+        for request in requests:
+            height, width = request.pixels.shape[-2:]
+            request.conditions = self._architecture.build_conditions(
+                request.params, request.embeddings, request.latents, (height, width)
+            )
+
+    def _encode(self, requests: Sequence[ActiveRequest]) -> None:
+        generators = [torch.Generator().manual_seed(request.params.seed) for request in requests]
+        latents = self._architecture.encode(torch.cat([request.pixels for request in requests]), generators)
+        for request, one, generator in zip(requests, latents, generators, strict=True):
+            request.set_latents(one, Trajectory.start(request.plan, one, generator))
+
+    def _step(self, requests: Sequence[ActiveRequest]) -> None:
+        trajectories = [request.trajectory for request in requests]
+        # Taken before the step, which moves the trajectories on.
+        weights = [trajectory.denoised_weights for trajectory in trajectories]
+        tensors = self._denoiser.step(trajectories, [request.conditions for request in requests])
+        for index, request in enumerate(requests):
+            request.record_step()
+            if self._previewer is not None and request.claim_preview():
+                self._send_preview(self._previewer, request, weights[index], tensors, index)
+
+    def _send_preview(
+        self,
+        previewer: Previewer,
+        request: ActiveRequest,
+        weights: tuple[float, float],
+        tensors: StepTensors,
+        index: int,
+    ) -> None:
+        latents = weights[0] * tensors.inputs[index] + weights[1] * tensors.outputs[index]
+        self._io_pool.submit(request.encode_preview, _copy_to_cpu(previewer.to_rgb(latents)))
+
+    def _decode(self, requests: Sequence[ActiveRequest]) -> None:
+        latents = torch.stack([request.trajectory.sample for request in requests])
+        pixels, withheld = self._architecture.decode(latents.to(self._architecture.dtype))
+        self._images_generated += len(requests)
+        for request, one, is_withheld in zip(requests, pixels, withheld, strict=True):
+            self._io_pool.submit(request.deliver, _copy_to_cpu(one), is_withheld)
+
+    def _limit_queue_depth(self) -> None:
+        """Let a GPU be at most one step ahead, or a new request would wait for everything launched."""
+        if self._architecture.device.type != "cuda":
+            return
+        before, self._last_step_event = self._last_step_event, torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it out
+        self._last_step_event.record()
+        if before is not None:
+            before.synchronize()
+
+    # --- warming up -----------------------------------------------------------------------------------
+
+    def _measure(self, size: int, guidance: float) -> None:
+        params = EngineRequest(
+            image=Image.new("RGB", (size, size)), prompt="", seed=0, strength=1.0, steps=2, guidance=guidance
+        )
+        latents = self._architecture.encode(self._architecture.to_pixels(params.image), [torch.Generator()])[
+            0
+        ]
+        texts = [text for text in self._architecture.list_texts(params) if text is not None]
+        embeddings: dict[Text, Embedding] = dict(zip(texts, self._architecture.embed(texts), strict=True))
+        conditions = self._architecture.build_conditions(params, embeddings, latents, (size, size))
+        self._previewer = Previewer(self._architecture.encode_mode)
+        shape = tuple(latents.shape)
+        seconds: dict[int, float] = {}
+        for images in self._batch_limits.candidates():
+            try:
+                self._time_step(latents, conditions, images)
+                seconds[images] = self._time_step(latents, conditions, images)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                break
+            if seconds[images] > _SLOW_STEP_SECONDS:
+                break
+        # Others may use the device too, and not all of the time: the least of some rounds counts.
+        quick = [images for images, taken in seconds.items() if taken < _QUICK_STEP_SECONDS]
+        for images in quick * _EXTRA_ROUNDS:
+            seconds[images] = min(seconds[images], self._time_step(latents, conditions, images))
+        if seconds:
+            self._batch_limits.set_from_measurements(shape, seconds)
+
+    def _time_step(self, latents: Tensor, conditions: Conditions, images: int) -> float:
+        """Return the seconds of one step of so many images."""
+        plan = self._sampler.plan(2, 1.0)
+        trajectories = [Trajectory.start(plan, latents, torch.Generator()) for _ in range(images)]
+        began = perf_counter()
+        self._denoiser.step(trajectories, [conditions] * images)
+        if self._architecture.device.type == "cuda":
+            torch.cuda.synchronize()
+        return perf_counter() - began
+
+
+def _pixel_shape(request: ActiveRequest) -> tuple[int, ...]:
+    return tuple(request.pixels.shape)
+
+
+def _copy_to_cpu(tensor: Tensor) -> PendingTensor:
+    """Start a copy to the CPU that another thread can wait for while this one goes on."""
+    if tensor.device.type != "cuda":
+        on_cpu = tensor.cpu()
+        return lambda: on_cpu
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it out
+    copied.record()
+
+    def wait() -> Tensor:
+        copied.synchronize()
+        return host
+
+    return wait

@@ -1,0 +1,85 @@
+"""One pass of the UNet over images that differ in all but their shape."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from avatarforge.diffusion.engines.architectures import Architecture, Conditions, UNetInputs
+from avatarforge.diffusion.engines.batch_limits import bucket_of
+from avatarforge.diffusion.engines.cpu_pool import CpuPool
+from avatarforge.diffusion.engines.samplers import Trajectory, advance
+
+Compilation = Literal["none", "compile", "cudagraphs"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepTensors:
+    """The UNet's inputs and weighted outputs of one step, for previews: (B, C, h, w) each."""
+
+    inputs: Tensor
+    outputs: Tensor
+
+
+class Denoiser:
+    """Steps images of one shape together, with or without guidance, each at its own timestep."""
+
+    def __init__(
+        self, architecture: Architecture, cpu_pool: CpuPool, compilation: Compilation = "none"
+    ) -> None:
+        self._architecture = architecture
+        self._cpu_pool = cpu_pool
+        self._compiled = compilation != "none"
+        if self._compiled:
+            # Each number of rows is compiled for itself: that is what the padding is for.
+            architecture.compile("reduce-overhead" if compilation == "cudagraphs" else "default")
+
+    def step(self, trajectories: Sequence[Trajectory], conditions: Sequence[Conditions]) -> StepTensors:
+        device = self._architecture.device
+        scales = torch.tensor([trajectory.input_scale for trajectory in trajectories]).view(-1, 1, 1, 1)
+        samples = torch.stack([trajectory.sample for trajectory in trajectories])
+        inputs = (samples * scales.to(device, non_blocking=True)).to(self._architecture.dtype)
+        timesteps = torch.stack([trajectory.timestep for trajectory in trajectories])
+        timesteps = timesteps.to(device, non_blocking=True)
+        images = torch.tensor([image for image, one in enumerate(conditions) for _ in one.rows])
+        images = images.to(device, non_blocking=True)
+        rows = [row for one in conditions for row in one.rows]
+        outputs = _sum_rows(self._predict(inputs[images], timesteps[images], rows).float(), conditions)
+        advance(trajectories, outputs)
+        return StepTensors(inputs=inputs, outputs=outputs)
+
+    def _predict(self, samples: Tensor, timesteps: Tensor, rows: Sequence[UNetInputs]) -> Tensor:
+        """Run the UNet on all rows, split over the CPU pool's threads."""
+        predict, total = self._architecture.predict, len(rows)
+        if self._compiled:
+            padding = bucket_of(total) - total
+            indices = torch.tensor([*range(total), *[0] * padding], device=samples.device)
+            return predict(samples[indices], timesteps[indices], [*rows, *[rows[0]] * padding])[:total]
+        parts = min(self._cpu_pool.size, total)
+        edges = [total * part // parts for part in range(parts + 1)]
+        outputs = self._cpu_pool.run(
+            [
+                partial(predict, samples[start:end], timesteps[start:end], rows[start:end])
+                for start, end in pairwise(edges)
+            ]
+        )
+        return torch.cat(outputs)
+
+
+def _sum_rows(outputs: Tensor, conditions: Sequence[Conditions]) -> Tensor:
+    """Return (B, C, h, w): for each image the weighted sum of its rows' outputs (R, C, h, w)."""
+    most = max(len(one.rows) for one in conditions)
+    indices, weights, first = [], [], 0
+    for one in conditions:
+        # An image with fewer rows counts its own first one again, with no weight: never another image's.
+        missing = most - len(one.rows)
+        indices.append([*range(first, first + len(one.rows)), *[first] * missing])
+        weights.append([*one.weights, *[0.0] * missing])
+        first += len(one.rows)
+    rows = outputs[torch.tensor(indices).to(outputs.device, non_blocking=True)]
+    by_row = torch.tensor(weights).view(len(conditions), most, 1, 1, 1)
+    return (rows * by_row.to(outputs.device, non_blocking=True)).sum(dim=1)

@@ -1,0 +1,1 @@
+"""The models: which there are, their weights, and which one is loaded."""

@@ -1,0 +1,145 @@
+"""Loads a model: from its manifest to an engine that has generated its first image."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import structlog
+from PIL import Image
+
+from avatarforge.diffusion.engines.engine import Engine, EngineRequest
+from avatarforge.diffusion.engines.sequential import SequentialEngine
+from avatarforge.diffusion.models import pipelines
+from avatarforge.diffusion.models.catalogue import Catalogue, Manifest
+from avatarforge.diffusion.models.weights import estimate_gpu_bytes, fits_in_memory
+from avatarforge.domain.errors import ModelUnusable
+from avatarforge.settings import DiffusionSettings
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedModel:
+    """A model that is ready to serve."""
+
+    manifest: Manifest
+    engine: Engine
+    dtype: str
+    seconds: Mapping[str, float]
+    """The time of starting: `load` (with imports not made before) and `warm_up`."""
+    strength_skips_steps: bool = True
+    """`int(steps x strength)` steps are run; else all of them are."""
+
+
+class ModelLoader:
+    """Loads models with the device, number format, threads and niceness of the settings."""
+
+    def __init__(self, settings: DiffusionSettings) -> None:
+        self._settings = settings
+        self._catalogue = Catalogue(settings.models_dir)
+
+    async def prepare(self) -> None:
+        """Import what every model needs, in a thread; takes seconds, and can run before a model is known."""
+        await asyncio.to_thread(pipelines.import_libraries, self._settings.threads)
+
+    async def read_manifest(self, name: str) -> Manifest:
+        """Read the manifest anew. Raises `ModelUnusable`."""
+        return await asyncio.to_thread(self._catalogue.read, name)
+
+    async def fits_beside(self, manifest: Manifest) -> bool:
+        """Return whether memory holds the model beside what is loaded now: as the setting says, or by the
+        size of its weights and the free memory of the GPU."""
+        if self._settings.swap != "auto":
+            return self._settings.swap == "beside"
+        return await asyncio.to_thread(self._fits, manifest)
+
+    async def load(self, manifest: Manifest) -> LoadedModel:
+        """Load the model beside what runs, and generate one image with it. Raises `ModelUnusable`."""
+        name = manifest.name
+        began = perf_counter()
+        engine, dtype = await asyncio.to_thread(self._load_engine, manifest)
+        loaded = perf_counter()
+        try:
+            await engine.warm_up(manifest.size, manifest.defaults.guidance)
+            await _generate_first_image(engine, manifest)
+        except BaseException as error:
+            engine.close()
+            if isinstance(error, Exception):
+                raise ModelUnusable(name, f"it makes no image ({error})") from error
+            raise
+        seconds = {"load": loaded - began, "warm_up": perf_counter() - loaded}
+        return LoadedModel(
+            manifest=manifest,
+            engine=engine,
+            dtype=dtype,
+            seconds=seconds,
+            strength_skips_steps=engine.count_steps(10, 0.5) < 10,
+        )
+
+    async def free_memory(self) -> None:
+        """Free the memory of models that nobody refers to any more."""
+        await asyncio.to_thread(pipelines.free_memory)
+
+    def _pick_device(self) -> str:
+        return pipelines.pick_device(self._settings.device, has_gpu=self._settings.num_gpus > 0)
+
+    def _fits(self, manifest: Manifest) -> bool:
+        device = self._pick_device()
+        if not device.startswith("cuda"):
+            return True
+        dtype = pipelines.pick_dtype(self._settings.dtype, manifest, device)
+        pipelines.free_memory()
+        weights, free = estimate_gpu_bytes(manifest, dtype.itemsize), pipelines.get_free_bytes(device)
+        log.info("memory for one more model", model=manifest.name, weights=weights, free=free)
+        return fits_in_memory(weights, free)
+
+    def _load_engine(self, manifest: Manifest) -> tuple[Engine, str]:
+        """Return the engine and its number format."""
+        settings = self._settings
+        device = self._pick_device()
+        dtype = pipelines.pick_dtype(settings.dtype, manifest, device)
+        pipeline = pipelines.load(
+            manifest,
+            device,
+            dtype,
+            allow_pickle=settings.allow_pickle,
+            allow_remote_code=settings.allow_remote_code,
+        )
+        manifest.capabilities.check(manifest.name, type(pipeline))
+        return _create_engine(pipeline, manifest, settings, device), str(dtype).removeprefix("torch.")
+
+
+def _create_engine(pipeline: Any, manifest: Manifest, settings: DiffusionSettings, device: str) -> Engine:
+    """Create the engine that suits the pipeline. Its modules import torch, so they are imported late."""
+    from avatarforge.diffusion.engines.architectures import find_architecture
+    from avatarforge.diffusion.engines.batching import BatchingEngine
+
+    threads = pipelines.count_threads(settings.threads)
+    niceness = settings.niceness if device == "cpu" else 0
+    # Parts that come and go are not thread-safe.
+    if pipelines.is_offloaded(manifest, device) or find_architecture(pipeline) is None:
+        return SequentialEngine(pipeline, manifest.name, threads=threads, niceness=niceness, device=device)
+    return BatchingEngine(
+        pipeline,
+        manifest.name,
+        threads=threads,
+        niceness=niceness,
+        max_batch=settings.max_batch,
+        compilation=settings.compile,
+    )
+
+
+async def _generate_first_image(engine: Engine, manifest: Manifest) -> None:
+    """Run two steps, so that what is compiled, allocated or broken at the first call is so before a job."""
+    request = EngineRequest(
+        image=Image.new("RGB", (manifest.size, manifest.size), (128, 128, 128)),
+        prompt=manifest.build_prompt(None, ""),
+        seed=0,
+        strength=1.0,
+        steps=2,
+        guidance=manifest.defaults.guidance,
+        image_guidance=manifest.defaults.image_guidance,
+    )
+    await engine.generate_image(request)

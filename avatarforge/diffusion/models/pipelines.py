@@ -1,0 +1,289 @@
+"""Loads a manifest's checkpoint as one of diffusers' image-to-image pipelines."""
+
+import gc
+import importlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avatarforge.diffusion.models.catalogue import (
+    FileSource,
+    FolderSource,
+    HubAddress,
+    HubSource,
+    Manifest,
+    SchedulerName,
+)
+from avatarforge.diffusion.models.loras import merge_loras
+from avatarforge.diffusion.models.weights import find_missing_part
+from avatarforge.domain.errors import ModelUnusable
+
+if TYPE_CHECKING:
+    import torch
+
+
+_SCHEDULERS: Mapping[SchedulerName, tuple[str, Mapping[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "dpm++-2m-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "lcm": ("LCMScheduler", {"clip_sample": False}),
+}
+
+
+_REMOTE_CODE_REASON = (
+    "it brings code of its own, which is not run without the setting diffusion.allow_remote_code "
+    "(AVATARFORGE_DIFFUSION_ALLOW_REMOTE_CODE)"
+)
+
+
+def import_libraries(threads: int) -> None:
+    """Import torch and diffusers, seconds that every model needs. `threads` CPU threads, 0 for one a core.
+
+    OpenMP's threads spin while they wait for each other. Beside another busy process that made an image
+    ten times slower on two cores; with passive waiting it did not. OpenMP reads the variable once, when
+    torch is first imported.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Ray sets it to the actor's logical CPUs, and `set_num_threads` does not undo that for every part of
+    # torch: with 1 in here, an image took twice as long on two cores.
+    os.environ["OMP_NUM_THREADS"] = str(count_threads(threads))
+    import torch
+
+    torch.set_num_threads(count_threads(threads))
+    with _silence_libraries():
+        # The classes that most manifests name; others share what they import.
+        for name in ("img2img", "instruct_pix2pix"):
+            importlib.import_module(f"diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_{name}")
+
+
+def count_threads(configured: int) -> int:
+    """Return the configured number, or for 0 the number of cores that this process may use."""
+    if configured:
+        return configured
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def pick_device(configured: str, *, has_gpu: bool) -> str:
+    """Return the configured device; for `auto` the GPU if the replica has one, else the CPU."""
+    import torch
+
+    if configured != "auto":
+        return configured
+    return "cuda" if has_gpu and torch.cuda.is_available() else "cpu"
+
+
+def is_offloaded(manifest: Manifest, device: str) -> bool:
+    """Return whether parts of the model are on the device only while they are needed."""
+    return manifest.offload != "none" and device.startswith("cuda")
+
+
+def get_free_bytes(device: str) -> int:
+    """Return the GPU's bytes available for a model: free ones, and those that torch keeps for later."""
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def free_memory() -> None:
+    """Collect garbage, and return the GPU memory that torch keeps for later."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def pick_dtype(configured: str, manifest: Manifest, device: str) -> "torch.dtype":
+    """Return the configured format; for `auto` float32 on a CPU, else the manifest's, bfloat16 or float16."""
+    import torch
+
+    name = configured
+    if configured == "auto":
+        if device == "cpu":
+            name = "float32"
+        elif manifest.dtype is not None:
+            name = manifest.dtype
+        else:
+            name = "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float16"
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def load(
+    manifest: Manifest,
+    device: str,
+    dtype: "torch.dtype",
+    *,
+    allow_pickle: bool = False,
+    allow_remote_code: bool = False,
+) -> Any:
+    """Load the pipeline onto the device, ready to be called. Blocks for seconds, or for a download.
+
+    Reads safetensors only and runs no code that comes with a checkpoint, unless the last two arguments
+    allow it. Raises `ModelUnusable`.
+    """
+    import torch
+
+    manifest.check_files()
+    try:
+        with _silence_libraries():
+            pipeline = _from_source(manifest, dtype, allow_pickle, allow_remote_code)
+            if manifest.scheduler is not None:
+                pipeline.scheduler = _create_scheduler(manifest.scheduler, pipeline.scheduler.config)
+            merge_loras(pipeline, manifest)
+            move_to_device(pipeline, manifest, device)
+    except ModelUnusable:
+        raise
+    # Whatever diffusers, transformers, safetensors or the hub may raise: the checkpoint is at fault.
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ModelUnusable(manifest.name, _REMOTE_CODE_REASON) from error
+        raise ModelUnusable(manifest.name, f"{type(error).__name__}: {_get_first_line(error)}") from error
+    if manifest.safety_checker and getattr(pipeline, "safety_checker", None) is None:
+        raise ModelUnusable(
+            manifest.name, "its manifest asks for a safety checker, but the checkpoint has none"
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    if device == "cuda" and not is_offloaded(manifest, device):
+        # Faster convolutions in half precision on tensor cores; slower in float32 on a CPU.
+        for module in pipeline.components.values():
+            if isinstance(module, torch.nn.Module):
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    return pipeline
+
+
+def move_to_device(pipeline: Any, manifest: Manifest, device: str) -> None:
+    """Move it to the device; if offloaded, to the machine's memory, from where accelerate moves its parts."""
+    if not is_offloaded(manifest, device):
+        pipeline.to(device)
+    elif manifest.offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    else:
+        pipeline.enable_sequential_cpu_offload(device=device)
+
+
+def _from_source(
+    manifest: Manifest, dtype: "torch.dtype", allow_pickle: bool, allow_remote_code: bool
+) -> Any:
+    common: dict[str, Any] = {"dtype": dtype, "local_files_only": True}
+    if manifest.safety_checker is False:
+        common |= {"safety_checker": None, "requires_safety_checker": False}
+    folders = common | {
+        # Left open, it takes pickled weights where there are no others.
+        "use_safetensors": None if allow_pickle else True,
+        "trust_remote_code": allow_remote_code,
+    }
+    match manifest.source:
+        case FileSource(file=file, config=config, pipeline=name):
+            if file.suffix != ".safetensors" and not allow_pickle:
+                raise ModelUnusable(
+                    manifest.name,
+                    f"{file} is not a .safetensors file, and nothing else is read without the setting "
+                    "diffusion.allow_pickle (AVATARFORGE_DIFFUSION_ALLOW_PICKLE)",
+                )
+            _require(manifest, file.is_file(), f"the file {file}")
+            _require(manifest, (config / "model_index.json").is_file(), f"{config / 'model_index.json'}")
+            # Without a folder of configuration diffusers would ask the hub for one.
+            return _find_class(manifest, name).from_single_file(str(file), config=str(config), **common)
+        case FolderSource(folder=folder, pipeline=name):
+            # A folder that is absent would be taken for a name on the hub.
+            _require_complete(manifest, folder, allow_pickle)
+            return _find_class(manifest, name).from_pretrained(str(folder), **folders)
+        case HubSource(hub=hub, pipeline=name):
+            folder = _download(manifest, hub, folders)
+            _require_complete(manifest, folder, allow_pickle)
+            return _find_class(manifest, name).from_pretrained(str(folder), variant=hub.variant, **folders)
+
+
+def _download(manifest: Manifest, hub: HubAddress, options: Mapping[str, Any]) -> Path:
+    """Return the folder in the hub's cache. Files that are there are not fetched again."""
+    diffusers = importlib.import_module("diffusers")
+    options = {name: value for name, value in options.items() if name not in {"dtype", "local_files_only"}}
+    try:
+        return Path(
+            diffusers.DiffusionPipeline.download(
+                hub.repository, revision=hub.revision, variant=hub.variant, **options
+            )
+        )
+    except OSError as error:
+        raise ModelUnusable(manifest.name, _explain_download_error(manifest, hub, error)) from error
+
+
+def _explain_download_error(manifest: Manifest, hub: HubAddress, error: OSError) -> str:
+    from huggingface_hub import constants
+
+    checkpoint = f"{hub.repository} at revision {hub.revision}"
+    if "safetensors" in str(error):
+        return (
+            f"{checkpoint} has no safetensors for each of its parts, and pickled weights are not read "
+            "without the setting diffusion.allow_pickle (AVATARFORGE_DIFFUSION_ALLOW_PICKLE)"
+        )
+    return (
+        f"{checkpoint} is not, or not whole, in the hub's cache {constants.HF_HUB_CACHE} and cannot be "
+        f"fetched from {constants.ENDPOINT} ({_format_root_cause(error)}). Let this machine reach the hub "
+        "once: HF_HUB_OFFLINE=1 forbids it, and a gated repository needs HF_TOKEN. Or run `avatarforge "
+        f"models check {manifest.name}` on a machine that reaches it, and copy its cache here"
+    )
+
+
+def _create_scheduler(name: SchedulerName, config: Any) -> Any:
+    """Create the scheduler of this name, with the configuration of the checkpoint's own."""
+    kind, options = _SCHEDULERS[name]
+    return getattr(importlib.import_module("diffusers"), kind).from_config(config, **options)
+
+
+def _find_class(manifest: Manifest, name: str | None) -> Any:
+    """Return diffusers' class of this name; by default the automatic choice, whose import takes longer."""
+    diffusers = importlib.import_module("diffusers")
+    name = name or "AutoPipelineForImage2Image"
+    found = getattr(diffusers, name, None)
+    if not isinstance(found, type) or not hasattr(found, "from_pretrained"):
+        raise ModelUnusable(manifest.name, f"diffusers {diffusers.__version__} has no pipeline {name!r}")
+    return found
+
+
+def _require(manifest: Manifest, exists: bool, what: str) -> None:
+    if not exists:
+        raise ModelUnusable(manifest.name, f"{what} is not there")
+
+
+def _require_complete(manifest: Manifest, folder: Path, allow_pickle: bool) -> None:
+    missing = find_missing_part(folder, manifest, allow_pickle=allow_pickle)
+    if missing is not None:
+        raise ModelUnusable(manifest.name, missing)
+
+
+def _format_root_cause(error: BaseException) -> str:
+    """Format the innermost error: the hub's client wraps the network's errors several times."""
+    while (deeper := error.__cause__ or error.__context__) is not None:
+        error = deeper
+    return f"{type(error).__name__}: {_get_first_line(error)}"
+
+
+def _get_first_line(error: BaseException) -> str:
+    return next((line.strip(" .") for line in str(error).splitlines() if line.strip(" .")), "no reason given")
+
+
+@contextmanager
+def _silence_libraries() -> Iterator[None]:
+    """Turn off the libraries' progress bars and hints; errors are raised anyway."""
+    import diffusers.utils.logging as diffusers_log
+    import transformers.utils.logging as transformers_log
+
+    levels = [(log, log.get_verbosity()) for log in (diffusers_log, transformers_log)]
+    for log, _ in levels:
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log, level in levels:
+            log.set_verbosity(level)

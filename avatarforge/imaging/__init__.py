@@ -1,0 +1,1 @@
+"""Images without a model: decoding, JPEG, cropping to the face, provenance."""

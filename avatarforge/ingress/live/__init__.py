@@ -1,0 +1,1 @@
+"""Jobs as they change: the cache of jobs, events and streams."""

@@ -1,0 +1,1 @@
+"""The layers that every HTTP request passes on its way in."""

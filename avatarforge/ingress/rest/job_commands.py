@@ -1,0 +1,131 @@
+"""The calls that change a job after its upload: cancel, retry, erase, and webhooks again."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Path, Request
+from starlette.responses import Response
+
+from avatarforge import rest_messages
+from avatarforge.domain import errors
+from avatarforge.ingress.rest import responses
+from avatarforge.ingress.rest.openapi import ACCEPTED, error_responses
+from avatarforge.ingress.rest.photos import KEY_SCHEMA, CustomerId, JobId, respond_accepted
+from avatarforge.ingress.rest.responses import get_service, json_response
+from avatarforge.messages import ProfilePhotoJobStatus
+from avatarforge.telemetry import traces
+
+router = APIRouter()
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        description="Your name for this request. Sent again within a day it does nothing more: the answer is "
+        "the first one's.",
+        json_schema_extra=KEY_SCHEMA,
+    ),
+]
+_KEY_ERRORS = (errors.InvalidRequest, errors.IdempotencyKeyReused, errors.IdempotencyKeyInFlight)
+
+
+@router.post(
+    "/customers/{customerId}/photos/{jobId}/cancel",
+    response_model=ProfilePhotoJobStatus,
+    responses=error_responses(errors.JobNotFound, errors.IllegalTransition, errors.TrackerUnavailable),
+    tags=["photos"],
+)
+async def cancel_photo(request: Request, customer_id: CustomerId, job_id: JobId) -> Response:
+    """End a job that waits or runs; a running one stops at its next step.
+
+    Cancelling it again changes nothing.
+    """
+    return json_response((await get_service(request).cancel(customer_id, job_id)).to_message())
+
+
+@router.post(
+    "/customers/{customerId}/photos/{jobId}/retry",
+    status_code=202,
+    response_model=ProfilePhotoJobStatus,
+    response_description="Accepted: a new job, which names the old one in `retryOf`.",
+    responses=ACCEPTED
+    | error_responses(
+        errors.JobNotFound,
+        errors.ImageNotFound,
+        errors.JobNotFinished,
+        *_KEY_ERRORS,
+        errors.BacklogFull,
+        errors.CustomerBacklogFull,
+        errors.StorageUnavailable,
+        errors.StorageFull,
+        errors.TrackerUnavailable,
+    ),
+    tags=["photos"],
+)
+async def retry_photo(
+    request: Request, customer_id: CustomerId, job_id: JobId, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Make a new job with the photo and the parameters of one that has ended. `Location` names its status."""
+    with traces.upload(request.headers.get("traceparent")):
+        return respond_accepted(await get_service(request).retry(customer_id, job_id, idempotency_key))
+
+
+@router.delete(
+    "/customers/{customerId}/photos/{jobId}",
+    status_code=204,
+    response_description="Erased.",
+    responses=error_responses(errors.JobNotFound, errors.TrackerUnavailable),
+    tags=["photos"],
+)
+async def erase_photo(request: Request, customer_id: CustomerId, job_id: JobId) -> Response:
+    """Remove the job with its original, its avatar and its webhooks. A job that runs publishes nothing."""
+    await get_service(request).erase(customer_id, job_id)
+    return Response(status_code=204)
+
+
+@router.delete(
+    "/customers/{customerId}",
+    status_code=204,
+    response_description="Erased.",
+    responses=error_responses(errors.CustomerNotFound, errors.TrackerUnavailable),
+    tags=["customers"],
+)
+async def erase_customer(request: Request, customer_id: CustomerId) -> Response:
+    """Remove the customer with every job and every image."""
+    await get_service(request).erase_customer(customer_id)
+    return Response(status_code=204)
+
+
+@router.get(
+    "/customers/{customerId}/photos/{jobId}/deliveries",
+    response_model=rest_messages.DeliveryList,
+    responses=error_responses(errors.JobNotFound),
+    tags=["webhooks"],
+)
+async def list_deliveries(request: Request, customer_id: CustomerId, job_id: JobId) -> Response:
+    """List the job's webhooks, each with its calls and their answers."""
+    reports = await get_service(request).deliveries(customer_id, job_id)
+    return json_response(
+        rest_messages.DeliveryList(deliveries=tuple(map(responses.delivery_message, reports)))
+    )
+
+
+@router.post(
+    "/customers/{customerId}/photos/{jobId}/deliveries/{deliveryId}/redeliver",
+    status_code=202,
+    response_model=rest_messages.DeliveryMessage,
+    response_description="It will be sent at once, under the same id.",
+    responses=error_responses(
+        errors.JobNotFound, errors.DeliveryNotFound, *_KEY_ERRORS, errors.TrackerUnavailable
+    ),
+    tags=["webhooks"],
+)
+async def redeliver_webhook(
+    request: Request,
+    customer_id: CustomerId,
+    job_id: JobId,
+    delivery_id: Annotated[str, Path(alias="deliveryId", description="As the list of deliveries tells it.")],
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Send a webhook again, whether it has arrived or was given up."""
+    report = await get_service(request).redeliver(customer_id, job_id, delivery_id, idempotency_key)
+    return json_response(responses.delivery_message(report), 202)

@@ -1,0 +1,58 @@
+"""The calls that let browsers in where they cannot send a key: tickets for streams, links for images."""
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from avatarforge.access.authorizer import Authorizer
+from avatarforge.domain import errors
+from avatarforge.ingress.middleware.authentication import get_api_key
+from avatarforge.ingress.rest.openapi import error_responses
+from avatarforge.ingress.rest.photos import CustomerId, JobId
+from avatarforge.ingress.rest.responses import get_service, json_response
+from avatarforge.rest_messages import ImageLinks, TicketMessage
+
+router = APIRouter()
+
+
+@router.post(
+    "/customers/{customerId}/tickets",
+    status_code=201,
+    response_model=TicketMessage,
+    response_description="The ticket: it opens one stream.",
+    tags=["access"],
+)
+async def create_ticket(request: Request, customer_id: CustomerId) -> Response:
+    """Make a ticket for an EventSource, which cannot send a key: `…/photos/stream?ticket=…` takes it once,
+    within seconds. Coming back needs a new one."""
+    ticket = await _get_authorizer(request).issue_ticket(customer_id, get_api_key(request))
+    return json_response(TicketMessage(ticket=ticket.text, expires_at=ticket.expires_at), 201)
+
+
+@router.get(
+    "/customers/{customerId}/photos/{jobId}/links",
+    response_model=ImageLinks,
+    responses=error_responses(errors.JobNotFound, errors.LinksUnavailable),
+    tags=["images"],
+)
+async def get_links(request: Request, customer_id: CustomerId, job_id: JobId) -> Response:
+    """Sign URLs of the job's images: for some minutes they need no key, so that an `<img>` can show
+    them."""
+    authorizer = _get_authorizer(request)
+    end = authorizer.link_expiry()
+    status = (await get_service(request).status(customer_id, job_id)).to_message()
+    return json_response(
+        ImageLinks(
+            original_url=None
+            if status.original_url is None
+            else authorizer.sign_link(status.original_url, end),
+            generated_url=None
+            if status.generated_url is None
+            else authorizer.sign_link(status.generated_url, end),
+            expires_at=end,
+        )
+    )
+
+
+def _get_authorizer(request: Request) -> Authorizer:
+    authorizer: Authorizer = request.app.state.authorizer
+    return authorizer

@@ -1,0 +1,53 @@
+// Images by fetch, since some servers want a key: each is kept as a blob's address, the oldest go.
+
+import { call } from "./api.js";
+
+const MOST = 120;
+const kept = new Map();
+
+function address(path) {
+  if (!kept.has(path)) {
+    const fetched = call(path).then(async (response) => URL.createObjectURL(await response.blob()));
+    fetched.catch(() => kept.delete(path));
+    kept.set(path, fetched);
+    if (kept.size > MOST) dropOldest();
+  }
+  return kept.get(path);
+}
+
+function dropOldest() {
+  const [path, fetched] = kept.entries().next().value;
+  kept.delete(path);
+  fetched.then(URL.revokeObjectURL, () => {});
+}
+
+// Shows the image once it is here; until then, and where there is none, the element has no source.
+export function show(image, path) {
+  address(path).then(
+    (url) => {
+      image.src = url;
+      image.dataset.shown = "";
+    },
+    () => (image.dataset.broken = ""),
+  );
+  return image;
+}
+
+export async function file(path) {
+  return (await call(path)).blob();
+}
+
+export function forgetImages() {
+  while (kept.size) dropOldest();
+}
+
+// The image as a file of the browser's.
+export async function download(path, name) {
+  const blob = await file(path);
+  const url = URL.createObjectURL(blob);
+  const link = document.createElement("a");
+  link.href = url;
+  link.download = `${name}.${blob.type.split("/")[1]}`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
+}

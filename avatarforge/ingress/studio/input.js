@@ -1,0 +1,73 @@
+// How a photo comes in: chosen, dropped, pasted, or taken with the camera.
+
+import { $, button, h, icon } from "./dom.js";
+import { t } from "./i18n.js";
+import { takePhoto } from "./camera.js";
+import { choose } from "./photo.js";
+import { drawing } from "./styles.js";
+
+const FAN = ["pencil-sketch", "watercolor", "neon"];
+// Not `image/*`, which has drawings and RAW pictures too; some systems know HEIC by its ending alone.
+const TAKEN =
+  "image/jpeg,image/png,image/webp,image/gif,image/heic,image/heif,image/avif,image/tiff,image/bmp,.heic,.heif";
+const hasCamera = () => Boolean(navigator.mediaDevices?.getUserMedia);
+
+// What the empty stage shows.
+export function invitation() {
+  const input = h("input.unseen", {
+    type: "file",
+    id: "photo",
+    "data-key": "photo",
+    accept: TAKEN,
+    "aria-describedby": "photo-hint",
+  });
+  input.addEventListener("change", () => input.files[0] && choose(input.files[0]));
+  return h(
+    "div.invitation",
+    {},
+    h(
+      "div.fan",
+      { "aria-hidden": "true" },
+      FAN.map((style) => h("img", { src: drawing(style), alt: "" })),
+    ),
+    h("h2", {}, t("dropPhoto")),
+    h("p", { id: "photo-hint" }, t("dropHint")),
+    h(
+      "div.ways",
+      {},
+      input,
+      h("label.primary", { for: "photo" }, icon("photo"), h("span", {}, t("choosePhoto"))),
+      hasCamera() && button("secondary", "camera", t("takePhoto"), takeOne),
+    ),
+  );
+}
+
+async function takeOne() {
+  const file = await takePhoto();
+  if (file) choose(file);
+}
+
+const firstFile = (data) => [...(data?.files ?? [])][0];
+const carriesFile = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+
+export function startInput(onChosen) {
+  const cover = $("#dropping");
+  const take = (event, data) => {
+    const file = firstFile(data);
+    if (!file) return;
+    event.preventDefault();
+    onChosen();
+    choose(file);
+  };
+  addEventListener("dragover", (event) => {
+    if (!carriesFile(event)) return;
+    event.preventDefault();
+    cover.hidden = false;
+  });
+  addEventListener("dragleave", (event) => (cover.hidden = !event.relatedTarget ? true : cover.hidden));
+  addEventListener("drop", (event) => {
+    cover.hidden = true;
+    take(event, event.dataTransfer);
+  });
+  addEventListener("paste", (event) => take(event, event.clipboardData));
+}

@@ -1,0 +1,156 @@
+// The form beside the stage: what the avatar should be like.
+
+import * as api from "./api.js";
+import { $, $$, h } from "./dom.js";
+import { number, t } from "./i18n.js";
+import * as jobs from "./jobs.js";
+import { onPhoto, photo, upload } from "./photo.js";
+import { say } from "./say.js";
+import { session } from "./session.js";
+import { drawing } from "./styles.js";
+
+const form = $("#parameters");
+const FREEST = 0.05; // of the strengths; 0 would give the photo back
+const GUIDED = 1.5; // image guidance counts only with a guidance above 1
+const DIALS = {
+  strength: { min: FREEST, max: 1, step: 0.05, dir: "ltr", digits: 2 },
+  imageGuidance: { min: 1, max: 3, step: 0.1, dir: "rtl", digits: 1 }, // more is closer to the photo
+};
+let defaults = {};
+let dialTurned = false; // until then it is left to the model
+let key = api.newKey();
+
+export function startForm(onAccepted) {
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    send(onAccepted);
+  });
+  form.addEventListener("input", changed);
+  onPhoto(changed);
+  $(".more").open = matchMedia("(min-width: 1081px) and (min-height: 860px)").matches; // there is room for it
+  $("#dial").addEventListener("input", () => {
+    dialTurned = true;
+    showDial();
+  });
+  $("#roll").addEventListener("click", () => {
+    $("#seed").value = crypto.getRandomValues(new Uint32Array(1))[0];
+    changed();
+  });
+}
+
+// The styles and defaults of the model that serves.
+export async function loadStyles() {
+  const [{ styles }, { models }] = await Promise.all([api.styles(), api.models()]);
+  const [dial] = models[0].dials;
+  defaults = models[0].defaults;
+  const chosen = form.elements.style?.value ?? "";
+  $("#styles").replaceChildren(
+    styleCard("", t("ownWords"), chosen),
+    ...styles.map(({ name, title }) => styleCard(name, title, chosen)),
+  );
+  setDial(dial);
+  $("#steps").placeholder = defaults.steps;
+  $("#guidance").placeholder = number(defaults.guidance, 1);
+}
+
+// The one slider turns the dial that the model has.
+function setDial(dial) {
+  const input = $("#dial");
+  const field = input.closest(".field");
+  field.hidden = !dial;
+  if (dialTurned && dial === input.name) return;
+  dialTurned = false;
+  if (!dial) return;
+  field.dataset.field = input.name = dial;
+  const { min, max, step, dir } = DIALS[dial];
+  Object.assign(input, { min, max: Math.max(max, defaults[dial]), step, dir });
+  input.value = defaults[dial];
+  showDial();
+}
+
+function styleCard(name, title, chosen) {
+  const image = h("img", { src: drawing(name), alt: "", width: 64, height: 64 });
+  return h(
+    "label.style",
+    {},
+    h("input", { type: "radio", name: "style", value: name, checked: name === chosen }),
+    image,
+    h("span", {}, title),
+  );
+}
+
+export function showDial() {
+  const { name, value } = $("#dial");
+  if (!name) return;
+  $("#dial-label").textContent = t(name);
+  $("#dial-value").textContent = number(Number(value), DIALS[name].digits);
+}
+
+// Other parameters are another upload.
+function changed() {
+  key = api.newKey();
+  forgive();
+}
+
+async function send(onAccepted) {
+  forgive();
+  if (!photo.file) return complain(t("needPhoto"), null);
+  busy(true);
+  try {
+    const { file, name, cropToFace } = await upload();
+    const job = await api.submit(session.customer, filledIn(file, name, cropToFace), key, () =>
+      say(t("tryingAgain")),
+    );
+    key = api.newKey();
+    onAccepted(jobs.learn(job));
+  } catch (error) {
+    if (error.status !== 401) complain(error.message, error);
+  } finally {
+    busy(false);
+  }
+}
+
+// Fields come before the photo, and empty ones stay away.
+function filledIn(file, name, cropToFace) {
+  const data = new FormData();
+  for (const [field, value] of new FormData(form))
+    if (value !== "" && (!(field in DIALS) || dialTurned)) data.append(field, value);
+  if (data.has("imageGuidance") && !data.has("guidance") && defaults.guidance <= 1)
+    data.append("guidance", GUIDED);
+  if (!cropToFace) data.append("cropToFace", "false");
+  data.append("photo", file, name);
+  return data;
+}
+
+function busy(is) {
+  $("#forge").disabled = is;
+  $("#forge span").textContent = is ? t("sending") : t("forge");
+}
+
+// A problem is told where it belongs: at its field, at the photo, or above the button.
+function complain(text, error) {
+  const field = error?.field && $(`[data-field="${CSS.escape(error.field)}"]`, form);
+  if (field) return complainAt(field, text);
+  const place = error?.code?.startsWith("photo") ? $("#photo-error") : $("#parameters-error");
+  place.textContent = text;
+  place.hidden = false;
+  if (!photo.file) $("#photo")?.focus();
+}
+
+function complainAt(field, text) {
+  const input = $("input, textarea, select", field);
+  field.closest("details")?.setAttribute("open", "");
+  field.append(h("p.error", { role: "alert", id: `${input.id || input.name}-error` }, text));
+  input.setAttribute("aria-invalid", "true");
+  input.setAttribute("aria-describedby", `${input.id || input.name}-error`);
+  input.focus();
+}
+
+function forgive() {
+  for (const error of $$("#photo-error, #parameters-error")) error.hidden = true;
+  for (const error of $$(".field > .error", form)) error.remove();
+  for (const input of $$("[aria-invalid]", form)) {
+    input.removeAttribute("aria-invalid");
+    input.removeAttribute("aria-describedby");
+  }
+}

@@ -1,0 +1,107 @@
+"""The readiness of a tracker: whether it has taken its shard over, and whether its database answers."""
+
+import asyncio
+
+import structlog
+
+from avatarforge.background import monotonic, wait_for_event
+from avatarforge.domain.errors import DatabaseUnavailable, TrackerUnavailable, Unavailable
+
+log = structlog.get_logger(__name__)
+
+
+class DatabaseOutage:
+    """An outage of a shard's database, as its writer meets it. All of the tracker's parts share one."""
+
+    MAX_SILENT_SECONDS = 60.0
+    """Seconds after which an outage is no longer taken for one that passes."""
+
+    def __init__(self, shard: int) -> None:
+        self._shard = shard
+        self.error: DatabaseUnavailable | None = None
+        """Why nothing can be written at present; `None` while that may be tried."""
+        self.idle_error: Unavailable | None = None
+        """Why the shard is not this tracker's to write for at present; `None` while it is."""
+        self._defect = 0
+        self._begun_at: float | None = None
+
+    def begin(self, error: DatabaseUnavailable, _retry_seconds: float = 0) -> None:
+        """Note that something could not be written."""
+        if self._begun_at is None:
+            self._begun_at = monotonic()
+            log.warning("database does not answer", shard=self._shard, reason=error.reason)
+        if error.defect and error.defect != self._defect:
+            log.error("database needs somebody's hand", shard=self._shard, reason=error.reason)
+        self.error, self._defect = error, error.defect
+
+    def end(self) -> None:
+        """Note that the database has written something, or would have."""
+        if self._begun_at is not None:
+            log.info("database is back", shard=self._shard)
+        self.error, self.idle_error, self._defect, self._begun_at = None, None, 0, None
+
+    def stay_idle(self, error: Unavailable) -> None:
+        """Note that the shard is not this tracker's to write for."""
+        if self.idle_error is None:
+            log.warning("tracker stays idle", shard=self._shard, reason=error.reason)
+        self.idle_error = error
+
+    def get_idle(self) -> bool:
+        return self.idle_error is not None
+
+    def suspend(self) -> None:
+        """Let others try: it may lie with what could not be written. It ends once that is settled."""
+        self.error = None
+
+    def is_active(self) -> bool:
+        return self.error is not None
+
+    def has_ended(self) -> bool:
+        return self._begun_at is None
+
+    def get_defect(self) -> int:
+        """Return the number of the database's error that no waiting heals; 0 if there is none."""
+        return self._defect
+
+    def describe(self) -> str | None:
+        """Return what has kept changes from being written for a minute, in words that a stranger may read;
+        `None` if nothing has."""
+        if self._begun_at is None or monotonic() - self._begun_at < self.MAX_SILENT_SECONDS:
+            return None
+        if self._defect:
+            return f"the database answers changes with its error {self._defect}, which no waiting heals"
+        return f"the database has taken no change for {monotonic() - self._begun_at:.0f} s"
+
+    def check(self) -> None:
+        """Raise `DatabaseUnavailable` during an outage, and what keeps the tracker idle."""
+        if self.idle_error is not None:
+            raise type(self.idle_error)(self.idle_error.reason)
+        if self.error is not None:
+            raise DatabaseUnavailable(self.error.reason)
+
+
+class StartupGate:
+    """Closed at first; open for good once the tracker knows its jobs."""
+
+    def __init__(self, timeout_seconds: float, outage: DatabaseOutage) -> None:
+        self._timeout_seconds = timeout_seconds
+        self._outage = outage
+        self._is_open = asyncio.Event()
+
+    def open(self) -> None:
+        """Let everybody pass, from now on."""
+        self._is_open.set()
+
+    def describe_outage(self) -> str | None:
+        """Return `DatabaseOutage.describe`."""
+        return self._outage.describe()
+
+    async def wait(self) -> None:
+        """Return once the tracker is ready, however long it takes."""
+        await self._is_open.wait()
+
+    async def wait_in_time(self) -> None:
+        """Return once the tracker is ready. Raises `Unavailable`, with the reason, when the time is over."""
+        if not await wait_for_event(self._is_open, self._timeout_seconds):
+            self._outage.check()
+            raise TrackerUnavailable("it is still starting")

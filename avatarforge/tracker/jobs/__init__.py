@@ -1,0 +1,1 @@
+"""A job's life: admission, submission, commands, deadlines and commits."""

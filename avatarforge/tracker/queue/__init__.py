@@ -1,0 +1,1 @@
+"""The queue of waiting jobs, their dispatch, and the backends that run them."""

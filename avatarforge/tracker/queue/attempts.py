@@ -1,0 +1,95 @@
+"""One attempt at one job: from a reserved slot to the attempt's end."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+import structlog
+
+from avatarforge.domain.generations import (
+    GenerationFailed,
+    GenerationFinished,
+    GenerationProgress,
+    GenerationTask,
+    GenerationUpdate,
+)
+from avatarforge.domain.jobs import JobError, ProfilePhotoJob
+from avatarforge.telemetry import traces
+from avatarforge.tracker.ports import Reservation
+
+log = structlog.get_logger(__name__)
+
+AttemptEnd = GenerationFinished | GenerationFailed
+"""The end of an attempt. A lost worker is a `GenerationFailed` that is retryable."""
+
+WORKER_LOST, LEASE_EXPIRED = "worker_lost", "lease_expired"
+LOST_WORKER_CODES = frozenset({WORKER_LOST, LEASE_EXPIRED})
+"""Codes of attempts whose worker is gone: another one takes the job, as soon as there is one."""
+
+
+def build_task(job: ProfilePhotoJob) -> GenerationTask:
+    return GenerationTask(
+        job_id=job.job_id,
+        customer_id=job.customer_id,
+        attempt=job.attempt,
+        original=job.original,
+        parameters=job.parameters,
+        traceparent=traces.traceparent(),
+    )
+
+
+def attempt_identity(job: ProfilePhotoJob) -> dict[str, str | int]:
+    """Return the ids that name the attempt in logs and traces."""
+    return {"job_id": job.job_id, "customer_id": job.customer_id, "attempt": job.attempt}
+
+
+async def run_attempt(
+    job: ProfilePhotoJob,
+    reservation: Reservation,
+    *,
+    lease_seconds: float,
+    on_progress: Callable[[GenerationProgress], None],
+) -> AttemptEnd:
+    """Generate in the reserved slot and return the attempt's end.
+
+    Every item of the stream renews the lease; when it runs out the generation is stopped.
+    """
+    try:
+        with traces.span("attempt", job.parameters.traceparent, "client", attempt_identity(job)):
+            async with aclosing(reservation.generate(build_task(job))) as updates:
+                return await _read_end(updates, lease_seconds, on_progress)
+    except TimeoutError:
+        log.warning("replica fell silent", seconds=lease_seconds, **attempt_identity(job))
+        return _lose_worker(LEASE_EXPIRED, f"The worker was silent for {lease_seconds:g} seconds.")
+    except asyncio.CancelledError:
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise
+        # Ours was not cancelled: the replica cancelled its side, and Ray tells it in this way.
+        return _lose_worker(WORKER_LOST, "The worker gave the generation up.")
+    except Exception as error:
+        # The edge of a job: whatever breaks the stream (a dead actor, a dead node, a cut connection) loses
+        # this attempt and nothing else.
+        log.warning("worker lost", exc_info=error, **attempt_identity(job))
+        return _lose_worker(WORKER_LOST, f"The worker was lost ({type(error).__name__}).")
+
+
+async def _read_end(
+    updates: AsyncGenerator[GenerationUpdate, None],
+    lease_seconds: float,
+    on_progress: Callable[[GenerationProgress], None],
+) -> AttemptEnd:
+    while True:
+        try:
+            # Not `wait_for`: in Python 3.11 it loses a cancellation that comes together with an update.
+            async with asyncio.timeout(lease_seconds):
+                update = await anext(updates)
+        except StopAsyncIteration:
+            return _lose_worker(WORKER_LOST, "The worker ended its stream without a result.")
+        if isinstance(update, GenerationProgress):
+            on_progress(update)
+        else:
+            return update
+
+
+def _lose_worker(code: str, message: str) -> GenerationFailed:
+    return GenerationFailed(error=JobError(code=code, message=message), retryable=True)

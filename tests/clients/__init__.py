@@ -1,0 +1,1 @@
+"""Clients that nobody here wrote, from their registries, as their own documentation shows them."""

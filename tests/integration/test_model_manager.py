@@ -1,0 +1,345 @@
+"""Changing the model that serves, with real checkpoints."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from avatarforge.diffusion.models.catalogue import Manifest
+from avatarforge.diffusion.models.loader import LoadedModel, ModelLoader
+from avatarforge.diffusion.models.manager import ModelManager
+from avatarforge.domain.errors import DeviceFailed, ModelMissing, ModelUnusable
+from avatarforge.domain.replicas import ReplicaState
+from avatarforge.settings import DiffusionSettings
+from tests.checkpoints import img2img_checkpoint, write_manifest
+from tests.waiting import wait_until
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+class Impatient(ModelManager):
+    MODEL_WAIT_SECONDS = 0.2
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """Two models that work, and others whose weights are missing, no numbers, others than they should be, or
+    cut off."""
+    for name in ("first", "second"):
+        write_manifest(tmp_path, name, folder=str(img2img_checkpoint()))
+    shutil.copytree(img2img_checkpoint(), tmp_path / "hollow", ignore=shutil.ignore_patterns("diffusion_*"))
+    write_manifest(tmp_path, "broken", folder="hollow")
+    return tmp_path
+
+
+def loader_of(models: Path, **settings: str) -> ModelLoader:
+    given = {"models_dir": models, "threads": 1, "device": "cpu", "niceness": 0, "max_batch": 1} | settings
+    return ModelLoader(DiffusionSettings.model_validate(given))
+
+
+@pytest.fixture
+async def manager(models: Path) -> AsyncIterator[ModelManager]:
+    manager = Impatient("first", loader_of(models))
+    manager.start()
+    yield manager
+    await manager.close()
+
+
+async def serves(manager: ModelManager, name: str) -> None:
+    await wait_until(lambda: manager.describe()["model"] == name, deadline=30)
+
+
+async def failed(manager: ModelManager) -> str:
+    failure = await wait_until(lambda: manager.failure, deadline=30)
+    assert failure is not None
+    return failure.reason
+
+
+def write_not_finite(models: Path) -> None:
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(img2img_checkpoint(), models / "c")
+    weights = models / "c" / "unet" / WEIGHTS
+    save_file({key: value * np.nan for key, value in load_file(weights).items()}, weights, {"format": "pt"})
+    write_manifest(models, "bad", folder="c")
+
+
+def write_wrong_hash(models: Path) -> None:
+    path = write_manifest(models, "bad", folder=str(img2img_checkpoint()))
+    file = img2img_checkpoint() / "unet" / WEIGHTS
+    path.write_text(f"{path.read_text()}sha256:\n  {file}: '{'0' * 64}'\n")
+
+
+def write_cut_off(models: Path) -> None:
+    shutil.copytree(img2img_checkpoint(), models / "c")
+    weights = models / "c" / "unet" / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    write_manifest(models, "bad", folder="c")
+
+
+def write_wrong_name(models: Path) -> None:
+    write_manifest(models, "other", folder=str(img2img_checkpoint())).rename(models / "bad.yaml")
+
+
+# --- desired models -------------------------------------------------------------------------------------
+
+
+async def test_the_first_desired_model_serves(manager: ModelManager) -> None:
+    assert manager.state is ReplicaState.LOADING
+    async with manager.lease() as model:
+        assert model.manifest.name == "first"
+    assert manager.state is ReplicaState.SERVING
+    described = manager.describe()
+    assert described["seconds"].keys() == {"load", "warm_up"}
+    del described["seconds"]
+    assert described == {
+        "model": "first",
+        "desiredModel": "first",
+        "failure": None,
+        "device": "cpu",
+        "dtype": "float32",
+    }
+
+
+async def test_a_name_before_the_first_load_replaces_it(manager: ModelManager) -> None:
+    manager.set_desired("second")
+    async with manager.lease() as model:
+        assert model.manifest.name == "second"
+
+
+async def test_a_new_desired_model_serves_and_who_runs_keeps_the_old(manager: ModelManager) -> None:
+    async with manager.lease() as before:
+        manager.set_desired("second")
+        await serves(manager, "second")
+        async with manager.lease() as after:
+            assert (before.manifest.name, after.manifest.name) == ("first", "second")
+        # Still open, since it is held: a closed engine takes no work.
+        await before.engine.warm_up(128, 2.0)
+    with pytest.raises(DeviceFailed, match="closed"):
+        await before.engine.warm_up(128, 2.0)
+
+
+async def test_the_same_name_again_changes_nothing(manager: ModelManager) -> None:
+    async with manager.lease() as before:
+        pass
+    manager.changed.clear()
+    manager.set_desired("first")
+    manager.changed.clear()
+    await asyncio.wait_for(manager.changed.wait(), 30)
+    assert manager.serving_model is before
+
+
+async def test_a_changed_manifest_of_the_same_name_is_loaded(manager: ModelManager, models: Path) -> None:
+    async with manager.lease() as before:
+        pass
+    path = models / "first.yaml"
+    path.write_text(path.read_text().replace("title: first", "title: changed"))
+    manager.set_desired("first")
+    await wait_until(lambda: manager.serving_model is not before, deadline=30)
+    assert manager.serving_model is not None
+    assert manager.serving_model.manifest.title == "changed"
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (write_not_finite, "not finite"),
+        (write_wrong_hash, "but the manifest says 0000"),
+        (write_cut_off, "Unable to load weights"),
+        (write_wrong_name, "says that its name is 'other'"),
+        (lambda models: None, "no manifest of this name"),
+    ],
+)
+async def test_a_model_that_cannot_be_loaded_leaves_the_old_one_and_the_failure_says_why(
+    manager: ModelManager, models: Path, make: object, reason: str
+) -> None:
+    assert callable(make)
+    make(models)
+    await serves(manager, "first")
+    manager.set_desired("bad")
+    assert reason in await failed(manager)
+    assert (manager.describe()["model"], manager.describe()["desiredModel"]) == ("first", "bad")
+    async with manager.lease() as model:
+        assert model.manifest.name == "first"
+    manager.check_health()
+
+
+async def test_going_back_clears_the_failure(manager: ModelManager) -> None:
+    await serves(manager, "first")
+    manager.set_desired("nosuch")
+    await failed(manager)
+    manager.set_desired("first")
+    await wait_until(lambda: manager.failure is None, deadline=30)
+
+
+# --- without the desired model ---------------------------------------------------------------------------
+
+
+async def test_without_any_model_generations_are_given_back_until_one_loads(manager: ModelManager) -> None:
+    manager.set_desired("broken")
+    await wait_until(lambda: manager.state is ReplicaState.NO_MODEL, deadline=30)
+    with pytest.raises(ModelMissing, match="broken"):
+        async with manager.lease():
+            pass
+    manager.set_desired("second")
+    assert manager.state is ReplicaState.LOADING
+    async with manager.lease() as model:
+        assert model.manifest.name == "second"
+
+
+async def test_a_model_that_is_repaired_is_found_without_another_request(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ModelManager, "RETRY_SECONDS", 0.1)
+    manager = ModelManager("later", loader_of(models))
+    manager.start()
+    try:
+        await failed(manager)
+        write_manifest(models, "later", folder=str(img2img_checkpoint()))
+        await serves(manager, "later")
+        assert manager.failure is None
+    finally:
+        await manager.close()
+
+
+async def test_a_replica_that_starts_with_a_broken_model_serves_the_last_good_model(models: Path) -> None:
+    async def last_good() -> str:
+        return "second"
+
+    manager = ModelManager("broken", loader_of(models))
+    manager.start(last_good)
+    try:
+        async with manager.lease() as model:
+            assert model.manifest.name == "second"
+        assert "'broken' cannot be used" in await failed(manager)
+        manager.set_desired("first")
+        await serves(manager, "first")
+        assert manager.failure is None
+    finally:
+        await manager.close()
+
+
+async def test_generations_wait_while_another_model_is_loaded_instead(models: Path) -> None:
+    told = asyncio.Event()
+
+    async def last_good() -> str:
+        await told.wait()
+        return "second"
+
+    manager = Impatient("broken", loader_of(models))
+    manager.start(last_good)
+    try:
+        await failed(manager)
+        assert manager.state is ReplicaState.LOADING
+
+        async def name() -> str:
+            async with manager.lease() as model:
+                return model.manifest.name
+
+        waiting = asyncio.create_task(name())
+        await asyncio.wait({waiting}, timeout=2 * Impatient.MODEL_WAIT_SECONDS)
+        assert not waiting.done()
+        told.set()
+        assert await asyncio.wait_for(waiting, 30) == "second"
+    finally:
+        await manager.close()
+
+
+async def test_who_waits_for_the_first_model_can_be_cancelled(manager: ModelManager) -> None:
+    async def hold() -> None:
+        async with manager.lease():
+            pass
+
+    waiting = asyncio.create_task(hold())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    assert waiting.cancelled()
+
+
+async def test_a_broken_device_makes_the_replica_unfit(manager: ModelManager) -> None:
+    async with manager.lease() as model:
+        model.engine.device_error = DeviceFailed("cuda:0", "an illegal memory access was encountered")
+    with pytest.raises(DeviceFailed):
+        manager.check_health()
+
+
+# --- memory that does not hold two --------------------------------------------------------------------------
+
+
+async def test_an_engine_that_does_not_close_does_not_leave_the_replica_draining(models: Path) -> None:
+    def stuck() -> None:
+        raise RuntimeError("the device hangs")
+
+    manager = Impatient("first", loader_of(models, swap="drain"))
+    manager.start()
+    try:
+        async with manager.lease() as first:
+            close = first.engine.close
+        first.engine.close = stuck  # type: ignore[method-assign]  # as a driver's fault would have it
+        manager.set_desired("second")
+        assert "the device hangs" in await failed(manager)
+        await serves(manager, "first")
+        assert manager.state is ReplicaState.SERVING
+        close()
+    finally:
+        await manager.close()
+
+
+class OneAtATime(ModelLoader):
+    """A loader whose memory holds one model: it notes when two are there."""
+
+    def __init__(self, models: Path, swap: str) -> None:
+        given = {
+            "models_dir": models,
+            "threads": 1,
+            "device": "cpu",
+            "niceness": 0,
+            "max_batch": 1,
+            "swap": swap,
+        }
+        super().__init__(DiffusionSettings.model_validate(given))
+        self.loaded: list[LoadedModel] = []
+
+    async def load(self, manifest: Manifest) -> LoadedModel:
+        if any(model.engine._thread.is_alive() for model in self.loaded):  # type: ignore[attr-defined]  # of both engines
+            raise ModelUnusable(manifest.name, "two do not fit") from MemoryError()
+        model = await super().load(manifest)
+        self.loaded.append(model)
+        return model
+
+
+@pytest.fixture(params=["drain", "beside"])
+async def narrow(request: pytest.FixtureRequest, models: Path) -> AsyncIterator[ModelManager]:
+    """Memory that holds one model only: as is known before, or is found out by loading a second one."""
+    manager = ModelManager("first", OneAtATime(models, request.param))
+    manager.start()
+    await serves(manager, "first")
+    yield manager
+    await manager.close()
+
+
+async def test_what_runs_is_finished_first_and_who_comes_waits_for_the_new_one(narrow: ModelManager) -> None:
+    async def name() -> str:
+        async with narrow.lease() as model:
+            return model.manifest.name
+
+    async with narrow.lease() as before:
+        narrow.set_desired("second")
+        await wait_until(lambda: narrow.state is ReplicaState.DRAINING)
+        waiting = asyncio.create_task(name())
+        await before.engine.warm_up(128, 2.0)
+        assert not waiting.done()
+    assert await asyncio.wait_for(waiting, 30) == "second"
+    assert (narrow.state, narrow.failure) == (ReplicaState.SERVING, None)
+
+
+async def test_the_old_one_is_loaded_again_where_the_new_one_cannot(narrow: ModelManager) -> None:
+    narrow.set_desired("broken")
+    assert "'broken' cannot be used" in await failed(narrow)
+    await serves(narrow, "first")
+    async with narrow.lease() as model:
+        await model.engine.warm_up(128, 2.0)

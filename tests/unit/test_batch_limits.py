@@ -1,0 +1,53 @@
+"""Limits of a batch that ran out of memory."""
+
+from avatarforge.diffusion.engines.batch_limits import BatchLimits
+
+SHAPE = (4, 16, 16)
+
+
+def steps(limits: BatchLimits, images: int, times: int = BatchLimits.QUIET_STEPS) -> int:
+    for _ in range(times):
+        limits.record_step(SHAPE, images, 0.1)
+    return limits.limit(SHAPE)
+
+
+def found() -> BatchLimits:
+    limits = BatchLimits(8)
+    limits.set_from_measurements(SHAPE, {1: 1.0, 2: 1.1, 4: 1.2, 8: 1.3})
+    return limits
+
+
+def test_a_lowered_limit_is_raised_again_after_a_quiet_while() -> None:
+    limits = found()
+    limits.lower(SHAPE, 8)
+    assert steps(limits, 4, BatchLimits.QUIET_STEPS - 1) == 4
+    assert steps(limits, 4, 1) == 8
+    assert steps(limits, 8) == 8
+
+
+def test_each_failure_makes_the_next_try_come_later() -> None:
+    limits = found()
+    limits.lower(SHAPE, 8)
+    steps(limits, 4)
+    limits.lower(SHAPE, 8)
+    assert steps(limits, 4) == 4
+    assert steps(limits, 4) == 8
+
+
+def test_it_is_never_raised_above_what_was_found() -> None:
+    limits = BatchLimits(8)
+    limits.set_from_measurements(SHAPE, {1: 1.0, 2: 1.1, 4: 1.2, 8: 9.0})
+    limits.lower(SHAPE, 4)
+    assert steps(limits, 2, 10 * BatchLimits.QUIET_STEPS) == 4
+
+
+def test_steps_that_do_not_fill_the_limit_say_nothing() -> None:
+    limits = found()
+    limits.lower(SHAPE, 8)
+    assert steps(limits, 2, 10 * BatchLimits.QUIET_STEPS) == 4
+
+
+def test_a_batch_that_is_not_full_halves_its_bucket() -> None:
+    limits = BatchLimits(8)
+    limits.lower(SHAPE, 3)
+    assert limits.limit(SHAPE) == 2
