@@ -125,6 +125,8 @@ class ModelMessage(Message):
     """Side of the square avatars, in pixels."""
     dials: tuple[Literal["strength", "imageGuidance"], ...]
     """The fields of an upload that say how close the avatar stays to the photo. Others are refused."""
+    samplers: tuple[str, ...]
+    """What the field `sampler` of an upload takes; empty where the model has its own alone."""
     defaults: DefaultsMessage
     styles: tuple[StyleMessage, ...]
 

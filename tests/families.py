@@ -23,6 +23,10 @@ SCHEDULERS = {
     "unipc": ("UniPCMultistepScheduler", {}),
     "lcm": ("LCMScheduler", {"clip_sample": False}),
     # No wish of a manifest, but what checkpoints come with, or a step of its own kind.
+    "dpm-sde": (
+        "DPMSolverMultistepScheduler",
+        {"use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++"},
+    ),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "heun": ("HeunDiscreteScheduler", {}),
     "ddpm": ("DDPMScheduler", {"clip_sample": False}),

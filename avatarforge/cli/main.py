@@ -98,6 +98,9 @@ def forge(
     image_guidance: Annotated[
         float | None, typer.Option(help="1 to 5: how closely the photo is followed, in models that edit.")
     ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="Such as 'Euler a', where the model leaves a choice.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed makes the same avatar.")] = None,
     crop_to_face: Annotated[
         bool | None,
@@ -139,6 +142,7 @@ def forge(
             "steps": steps,
             "guidance": guidance,
             "image_guidance": image_guidance,
+            "sampler": sampler,
             "seed": seed,
             "crop_to_face": crop_to_face,
             "timeout_seconds": job_timeout,

@@ -115,6 +115,7 @@ class AsyncClient:
         steps: int | None = None,
         guidance: float | None = None,
         image_guidance: float | None = None,
+        sampler: str | None = None,
         seed: int | None = None,
         format: Literal["png", "webp", "jpeg"] | None = None,
         priority: int | None = None,
@@ -140,6 +141,7 @@ class AsyncClient:
             steps: Steps of the sampler.
             guidance: How closely the prompt is followed.
             image_guidance: 1 to 5: how closely the photo is followed, if the model's `dials` name it.
+            sampler: One of the model's `samplers`, such as `Euler a`.
             seed: The same seed makes the same avatar.
             format: The avatar's file format.
             priority: -10 to 10; higher goes first.
@@ -158,6 +160,7 @@ class AsyncClient:
             steps=steps,
             guidance=guidance,
             image_guidance=image_guidance,
+            sampler=sampler,
             seed=seed,
             format=format,
             priority=priority,

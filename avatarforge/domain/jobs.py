@@ -86,6 +86,9 @@ class RequestedParameters:
         minimum=1,
         maximum=5,
     )
+    sampler: str | None = parameter(
+        None, "One of the model's `samplers` in `GET /models`; by default the model's own."
+    )
     format: ImageFormat = parameter(ImageFormat.PNG, "The avatar's file format.")
     allow_remote: bool = parameter(
         True, "Whether the photo may go to another server where this one uses one."

@@ -25,7 +25,7 @@ PROCESSING_STATUS_FAILED: ProcessingStatus
 PROCESSING_STATUS_CANCELLED: ProcessingStatus
 
 class SubmitPhotoRequest(_message.Message):
-    __slots__ = ("customer_id", "photo", "callback_url", "prompt", "negative_prompt", "style", "strength", "steps", "guidance", "seed", "format", "priority", "allow_remote", "crop_to_face", "timeout_seconds", "start_timeout_seconds", "image_guidance")
+    __slots__ = ("customer_id", "photo", "callback_url", "prompt", "negative_prompt", "style", "strength", "steps", "guidance", "seed", "format", "priority", "allow_remote", "crop_to_face", "timeout_seconds", "start_timeout_seconds", "image_guidance", "sampler")
     CUSTOMER_ID_FIELD_NUMBER: _ClassVar[int]
     PHOTO_FIELD_NUMBER: _ClassVar[int]
     CALLBACK_URL_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +43,7 @@ class SubmitPhotoRequest(_message.Message):
     TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     START_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     IMAGE_GUIDANCE_FIELD_NUMBER: _ClassVar[int]
+    SAMPLER_FIELD_NUMBER: _ClassVar[int]
     customer_id: str
     photo: bytes
     callback_url: str
@@ -60,7 +61,8 @@ class SubmitPhotoRequest(_message.Message):
     timeout_seconds: float
     start_timeout_seconds: float
     image_guidance: float
-    def __init__(self, customer_id: _Optional[str] = ..., photo: _Optional[bytes] = ..., callback_url: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., style: _Optional[str] = ..., strength: _Optional[float] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., seed: _Optional[int] = ..., format: _Optional[str] = ..., priority: _Optional[int] = ..., allow_remote: _Optional[bool] = ..., crop_to_face: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ..., start_timeout_seconds: _Optional[float] = ..., image_guidance: _Optional[float] = ...) -> None: ...
+    sampler: str
+    def __init__(self, customer_id: _Optional[str] = ..., photo: _Optional[bytes] = ..., callback_url: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., style: _Optional[str] = ..., strength: _Optional[float] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., seed: _Optional[int] = ..., format: _Optional[str] = ..., priority: _Optional[int] = ..., allow_remote: _Optional[bool] = ..., crop_to_face: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ..., start_timeout_seconds: _Optional[float] = ..., image_guidance: _Optional[float] = ..., sampler: _Optional[str] = ...) -> None: ...
 
 class JobStatusRequest(_message.Message):
     __slots__ = ("customer_id", "job_id", "wait_seconds", "after_seq")
@@ -125,7 +127,7 @@ class Timings(_message.Message):
     def __init__(self, queued: _Optional[float] = ..., fetch: _Optional[float] = ..., encode: _Optional[float] = ..., steps: _Optional[float] = ..., decode: _Optional[float] = ..., upload: _Optional[float] = ...) -> None: ...
 
 class Parameters(_message.Message):
-    __slots__ = ("prompt", "negative_prompt", "style", "strength", "steps", "guidance", "format", "priority", "allow_remote", "crop_to_face", "timeout_seconds", "start_timeout_seconds", "image_guidance")
+    __slots__ = ("prompt", "negative_prompt", "style", "strength", "steps", "guidance", "format", "priority", "allow_remote", "crop_to_face", "timeout_seconds", "start_timeout_seconds", "image_guidance", "sampler")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     NEGATIVE_PROMPT_FIELD_NUMBER: _ClassVar[int]
     STYLE_FIELD_NUMBER: _ClassVar[int]
@@ -139,6 +141,7 @@ class Parameters(_message.Message):
     TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     START_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     IMAGE_GUIDANCE_FIELD_NUMBER: _ClassVar[int]
+    SAMPLER_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     negative_prompt: str
     style: str
@@ -152,7 +155,8 @@ class Parameters(_message.Message):
     timeout_seconds: float
     start_timeout_seconds: float
     image_guidance: float
-    def __init__(self, prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., style: _Optional[str] = ..., strength: _Optional[float] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., format: _Optional[str] = ..., priority: _Optional[int] = ..., allow_remote: _Optional[bool] = ..., crop_to_face: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ..., start_timeout_seconds: _Optional[float] = ..., image_guidance: _Optional[float] = ...) -> None: ...
+    sampler: str
+    def __init__(self, prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., style: _Optional[str] = ..., strength: _Optional[float] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., format: _Optional[str] = ..., priority: _Optional[int] = ..., allow_remote: _Optional[bool] = ..., crop_to_face: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ..., start_timeout_seconds: _Optional[float] = ..., image_guidance: _Optional[float] = ..., sampler: _Optional[str] = ...) -> None: ...
 
 class ProfilePhotoJobStatus(_message.Message):
     __slots__ = ("job_id", "customer_id", "status", "is_terminal", "progress", "eta_seconds", "queue_position", "original_url", "generated_url", "callback_url", "error", "attempt", "retry_of", "backend", "model", "seed", "crop", "seq", "created_at", "started_at", "finished_at", "timings", "parameters", "reset")

@@ -210,6 +210,10 @@ async def test_forge_hands_its_options_on(run: Shell, service: Service) -> None:
     assert (asked.crop_to_face, asked.guidance) == (False, 5)
     assert (asked.timeout_seconds, asked.start_timeout_seconds) == (500, 90.5)
 
+    refused = await run.process("forge", "--sampler", "Euler a")
+    assert refused.code == ExitCode.API_ERROR
+    assert "this model has its own sampler alone" in refused.err
+
 
 async def test_a_bench_measures_and_leaves_nothing_behind(run: Shell, service: Service) -> None:
     report = (await run.process("bench", "--photos", "5", "--at-once", "2", "--json")).json

@@ -30,6 +30,7 @@ from avatarforge.domain.jobs import Stage
 from avatarforge.imaging.crop import square
 from avatarforge.settings import DiffusionSettings
 from tests.checkpoints import CARRIED, img2img, img2img_checkpoint, load, loaded, write_manifest
+from tests.families import tiny
 from tests.single_file import single_file
 from tests.waiting import wait_until
 
@@ -371,6 +372,32 @@ def test_the_manifest_picks_the_scheduler(tmp_path: Path, name: Any, kind: str) 
     assert type(scheduler).__name__ == kind
     # What the checkpoint was trained for stays.
     assert scheduler.config.prediction_type == "v_prediction"
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_a_manifests_samplers_are_told_apart_whatever_the_models_own_is(tmp_path: Path) -> None:
+    manifest = described(tmp_path, folder=str(img2img_checkpoint())).model_copy(
+        update={"scheduler": "dpm++-2m-karras", "samplers": ("Euler", "DPM++ 2M SDE Karras", "UniPC")}
+    )
+    pipeline = load(manifest)
+    made = pipelines.create_schedulers(manifest, pipeline)
+
+    assert {
+        name: (type(one).__name__, one.config.use_karras_sigmas, one.config.get("algorithm_type"))
+        for name, one in made.items()
+    } == {
+        "Euler": ("EulerDiscreteScheduler", False, "dpmsolver++"),
+        "DPM++ 2M SDE Karras": ("DPMSolverMultistepScheduler", True, "sde-dpmsolver++"),
+        "UniPC": ("UniPCMultistepScheduler", False, "dpmsolver++"),
+    }
+    assert pipeline.scheduler.config.algorithm_type == "dpmsolver++"
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_a_latent_consistency_model_has_its_own_sampler_alone(tmp_path: Path) -> None:
+    manifest = described(tmp_path, folder="unused").model_copy(update={"samplers": ("Euler a",)})
+    with pytest.raises(ModelUnusable, match="cannot use the sampler 'Euler a'"):
+        pipelines.create_schedulers(manifest, tiny("lcm"))
 
 
 async def test_a_pipeline_that_needs_more_than_a_photo_and_a_prompt_is_unusable(tmp_path: Path) -> None:

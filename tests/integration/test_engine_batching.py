@@ -14,6 +14,7 @@ from avatarforge.diffusion.engines.batching import BatchingEngine
 from avatarforge.diffusion.engines.engine import EngineRequest, EngineResult, EngineStep
 from avatarforge.diffusion.engines.sequential import SequentialEngine
 from avatarforge.diffusion.models.catalogue import SchedulerName
+from avatarforge.domain.errors import InvalidRequest
 from tests.families import EDITING_FAMILIES, FAMILIES, SCHEDULERS, photo, scheduled, tiny
 
 # Euler's schedulers in diffusers convert tensors in a way that NumPy gives up.
@@ -67,9 +68,9 @@ async def result_of(engine: BatchingEngine, request: EngineRequest) -> Image.Ima
     return last.image
 
 
-async def together(pipeline: Any, requests: Sequence[EngineRequest]) -> list[Any]:
+async def together(pipeline: Any, requests: Sequence[EngineRequest], **options: Any) -> list[Any]:
     """Their pixels in 0 to 1, made by one engine at the same time."""
-    with Decoded(pipeline) as decoded, BatchingEngine(pipeline, "tiny", threads=2) as engine:
+    with Decoded(pipeline) as decoded, BatchingEngine(pipeline, "tiny", threads=2, **options) as engine:
         images = await asyncio.gather(*(result_of(engine, request) for request in requests))
         return [decoded.of(image) for image in images]
 
@@ -137,6 +138,42 @@ async def test_who_else_is_in_the_batch_makes_no_difference(family: str, schedul
     among_others = await together(pipeline, REQUESTS)
     alone = await together(pipeline, [REQUESTS[3]])
     assert furthest(alone, [among_others[3]]) < ALIKE
+
+
+@pytest.mark.parametrize("family", ["sd-v", "xl", "edit"])
+async def test_samplers_share_a_batch_and_each_steps_as_diffusers_steps(family: str) -> None:
+    """Among them one that keeps no state, some that keep much, one that draws noise, and one that clips."""
+    names = [
+        None,
+        "euler-ancestral",
+        "dpm++-2m-karras",
+        "unipc",
+        "heun",
+        "lcm",
+        "ddim-thresholding",
+        "dpm-sde",
+    ]
+    pipeline = tiny(family)
+    others = {name: scheduled(pipeline, name) for name in names if name is not None}
+    requests = [replace(request, sampler=name) for request, name in zip(REQUESTS, names, strict=True)]
+    schedulers = {name: other.scheduler for name, other in others.items()}
+    made = await together(pipeline, requests, schedulers=schedulers)
+    alone = [by_diffusers(others.get(name, pipeline), one) for name, one in zip(names, requests, strict=True)]
+    assert furthest(made, alone) < ALIKE
+
+
+async def test_the_sequential_engine_takes_each_requests_sampler() -> None:
+    pipeline = tiny("sd-epsilon")
+    other = scheduled(pipeline, "euler-ancestral")
+    schedulers = {"Euler a": other.scheduler}
+    with SequentialEngine(pipeline, "tiny", threads=1, schedulers=schedulers) as engine:
+        own = await engine.generate_image(REQUESTS[0])
+        theirs = await engine.generate_image(replace(REQUESTS[0], sampler="Euler a"))
+        again = await engine.generate_image(REQUESTS[0])
+        with pytest.raises(InvalidRequest, match="one of Euler a"):
+            await engine.generate_image(replace(REQUESTS[0], sampler="Heun"))
+    assert own == again
+    assert (np.asarray(theirs) == (by_diffusers(other, REQUESTS[0]) * 255).round()).all()
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,13 @@ async def test_a_configured_checkpoint_and_sampler_are_asked_for(bench: Bench) -
     assert asked["sampler_name"] == "Euler a"
 
 
+async def test_the_sampler_of_an_upload_goes_before_the_configured_one(bench: Bench) -> None:
+    bench.manifest = a_manifest(samplers=["Euler"])
+    await bench.updates(bench.worker(sampler="Euler a"), sampler="Euler")
+    [asked] = bench.twin.requests
+    assert asked["sampler_name"] == "Euler"
+
+
 async def test_a_server_that_names_no_model_leaves_the_configured_one_on_record(bench: Bench) -> None:
     [*_, made] = await bench.updates()
     assert isinstance(made, GenerationFinished)

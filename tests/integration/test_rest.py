@@ -113,6 +113,26 @@ async def test_what_the_model_has_not_is_refused(rest: Rest, monkeypatch: pytest
     assert (await rest.post("ana", a_jpeg())).status_code == 202
 
 
+async def test_a_sampler_is_refused_where_the_model_leaves_no_choice(rest: Rest) -> None:
+    told = problem(await rest.post("ana", a_jpeg(), sampler="Euler a"))
+    assert (told["status"], told["field"], told["value"]) == (422, "sampler", "Euler a")
+    assert "this model has its own sampler alone" in told["detail"]
+
+
+async def test_a_sampler_is_one_of_those_that_the_model_names(
+    rest: Rest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = a_manifest(name="avatar-mini", scheduler="ddim", samplers=["Euler a", "UniPC"])
+    monkeypatch.setattr(rest.photos.model, "_catalogue", Shelf(manifest))
+    [model] = (await rest.client.get("/models")).json()["models"]
+    assert model["samplers"] == ["DDIM", "Euler a", "UniPC"]
+    assert (
+        "one of DDIM, Euler a, UniPC" in problem(await rest.post("ana", a_jpeg(), sampler="Heun"))["detail"]
+    )
+    accepted = await rest.post("ana", a_jpeg(), sampler="UniPC")
+    assert accepted.json()["parameters"]["sampler"] == "UniPC"
+
+
 async def test_a_model_that_edits_tells_its_dial_and_takes_it(
     rest: Rest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

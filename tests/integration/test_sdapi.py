@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -299,6 +299,52 @@ async def test_info_has_what_automatic1111_tells(service: Service) -> None:
     assert (info["steps"], info["cfg_scale"], info["denoising_strength"]) == (25, 3.0, 0.6)
     assert "Steps: 25, Sampler: Default" in info["infotexts"][0]
     assert info["styles"] == ["neon"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "sampler", "told"),
+    [
+        ({}, None, ("Default", "Automatic")),
+        ({"sampler_name": "Default", "scheduler": "Automatic"}, None, ("Default", "Automatic")),
+        ({"sampler_name": "Euler a"}, "Euler a", ("Euler a", "Automatic")),
+        ({"sampler_name": "euler A", "scheduler": "normal"}, "Euler a", ("Euler a", "Automatic")),
+        ({"sampler_name": "DPM++ 2M"}, "DPM++ 2M Karras", ("DPM++ 2M", "Karras")),
+        ({"sampler_name": "DPM++ 2M", "scheduler": "karras"}, "DPM++ 2M Karras", ("DPM++ 2M", "Karras")),
+        ({"sampler_name": "DPM++ 2M Karras"}, "DPM++ 2M Karras", ("DPM++ 2M", "Karras")),
+    ],
+)
+async def test_a_sampler_and_its_schedule_are_honoured_where_there_is_a_choice(
+    tmp_path: Path, fields: dict[str, str], sampler: str | None, told: tuple[str, str]
+) -> None:
+    async with choosing(tmp_path) as service:
+        answer = await asked(service, **fields)
+        assert answer.status_code == 200, answer.text
+        [job] = service.records.list_jobs("sdapi", None, 10)
+    assert job.parameters.sampler == sampler
+    info = json.loads(answer.json()["info"])
+    assert (info["sampler_name"], info["extra_generation_params"]["Schedule type"]) == told
+
+
+async def test_a_sampler_that_the_model_has_not_is_refused_with_those_it_has(tmp_path: Path) -> None:
+    async with choosing(tmp_path) as service:
+        unknown = await asked(service, sampler_name="Heun")
+        other = await asked(service, sampler_name="Euler a", scheduler="Karras")
+        lists = [(await service.client.get(f"/sdapi/v1/{name}s")).json() for name in ("sampler", "scheduler")]
+
+    [fault] = unknown.json()["detail"]
+    assert (unknown.status_code, fault["loc"]) == (422, ["body", "sampler_name"])
+    assert fault["msg"] == "'Heun' must be one of Default, Euler a, DPM++ 2M"
+    [fault] = other.json()["detail"]
+    assert fault["loc"] == ["body", "scheduler"]
+    assert fault["msg"] == "'Karras' must be one of Automatic, Uniform, Normal with the sampler Euler a"
+    assert [one["name"] for one in lists[0]] == ["Default", "Euler a", "DPM++ 2M"]
+    assert [one["label"] for one in lists[1]] == ["Automatic", "Karras"]
+
+
+def choosing(folder: Path) -> AbstractAsyncContextManager[Service]:
+    """A service whose model leaves a choice of samplers."""
+    manifest = a_manifest(name="avatar-mini", samplers=["Euler a", "DPM++ 2M Karras"])
+    return running_service(folder, http={"sdapi": True}, diffusion=write_model(manifest, folder))
 
 
 async def test_the_serving_model_may_be_chosen_and_no_other(service: Service) -> None:

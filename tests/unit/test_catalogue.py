@@ -124,6 +124,7 @@ def test_a_name_cannot_leave_the_folder(tmp_path: Path) -> None:
         ({"styles": {"x": {"title": "X", "prompt": "no place"}}}, "must hold {prompt} once"),
         ({"dtype": "int8"}, "dtype: Input should be"),
         ({"scheduler": "plms"}, "scheduler: Input should be 'ddim', 'euler'"),
+        ({"samplers": ["PLMS"]}, "samplers.0: Input should be 'DDIM', 'Euler'"),
         ({"loras": [{"file": "a.safetensors", "weight": 9}]}, "loras.0.weight: Input should be less than"),
         ({"safety_checker": "maybe"}, "safety_checker: Input should be a valid boolean"),
         ({"name": "other"}, "says that its name is 'other'"),

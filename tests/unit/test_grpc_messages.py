@@ -20,7 +20,7 @@ from avatarforge.messages import LiveJob, ProfilePhotoJobStatus
 from tests.factories import NOON, a_job, a_manifest, an_outcome
 
 MANIFEST = a_manifest()
-BOTH_DIALS = a_manifest(capabilities={"strength": True, "image_guidance": True})
+EVERY_FIELD = a_manifest(capabilities={"strength": True, "image_guidance": True}, samplers=["Euler a"])
 
 
 def numbered(seq: int, **changes: Any) -> ProfilePhotoJob:
@@ -88,6 +88,7 @@ def test_a_request_becomes_the_form_that_rest_reads() -> None:
         steps=20,
         guidance=7,
         image_guidance=1.5,
+        sampler="Euler a",
         seed=2**63 - 1,
         format="webp",
         priority=-3,
@@ -98,14 +99,14 @@ def test_a_request_becomes_the_form_that_rest_reads() -> None:
     )
     fields = messages.form_fields(request)
     assert set(fields) == set(FORM_NAMES.values())
-    submission = read_submission(fields, BOTH_DIALS)
+    submission = read_submission(fields, EVERY_FIELD)
     parameters = submission.parameters
     assert (submission.callback_url, submission.priority) == ("https://example.org/hook", -3)
     assert (parameters.allow_remote, parameters.crop_to_face) == (False, False)
     assert (parameters.timeout_seconds, parameters.start_timeout_seconds) == (90.5, 30)
     assert (parameters.prompt, parameters.negative_prompt) == ("smiling, 50 % {brighter}", "hat")
     assert (parameters.strength, parameters.guidance, parameters.steps) == (0.1 + 0.2, 7, 20)
-    assert parameters.image_guidance == 1.5
+    assert (parameters.image_guidance, parameters.sampler) == (1.5, "Euler a")
     assert (parameters.seed, parameters.style, parameters.format) == (2**63 - 1, "neon", "webp")
 
 

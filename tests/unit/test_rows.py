@@ -78,6 +78,7 @@ parameters = st.builds(
     steps=st.none() | st.integers(1, 200),
     guidance=st.none() | st.floats(allow_nan=False, allow_infinity=False),
     image_guidance=st.none() | st.floats(1, 5),
+    sampler=st.none() | st.text(st.characters(exclude_categories=["Cs"])),
     format=st.sampled_from(ImageFormat),
     allow_remote=st.booleans(),
     crop_to_face=st.booleans(),

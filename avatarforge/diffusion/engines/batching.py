@@ -1,13 +1,13 @@
 """The engine that denoises many images at once, step by step.
 
-Every step runs one UNet pass over all active images, whatever their prompt, seed, strength, steps and
-guidance. A new request joins at the next step; a finished or cancelled one leaves at once.
+Every step runs one UNet pass over all active images, whatever their prompt, seed, strength, steps, guidance
+and sampler. A new request joins at the next step; a finished or cancelled one leaves at once.
 """
 
 import asyncio
 import os
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
@@ -73,13 +73,18 @@ class BatchingEngine(Engine):
         max_batch: int = 8,
         compilation: Compilation = "none",
         niceness: int = 0,
+        schedulers: Mapping[str, Any] | None = None,
     ) -> None:
+        """`schedulers` are those that requests may ask for beside the pipeline's, by the samplers' names."""
         architecture = find_architecture(pipeline)
         if architecture is None:
             raise ModelUnusable(name, f"the steps of {type(pipeline).__name__} are not known from inside")
         super().__init__(name, str(pipeline.device))
         self._architecture = architecture(pipeline)
         self._sampler = Sampler(pipeline.scheduler, architecture.strength_use)
+        self._samplers: dict[str | None, Sampler] = {None: self._sampler}
+        for sampler, scheduler in (schedulers or {}).items():
+            self._samplers[sampler] = Sampler(scheduler, architecture.strength_use)
         self._cpu_pool = CpuPool(self._architecture.device, threads, niceness)
         self._denoiser = Denoiser(self._architecture, self._cpu_pool, compilation)
         self._embeddings = EmbeddingCache()
@@ -100,7 +105,7 @@ class BatchingEngine(Engine):
         self._thread.start()
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineUpdate, None]:
-        check_parameters(request)
+        check_parameters(request, self._samplers)
         check_step_count(request, self.count_steps(request.steps, request.strength))
         active = ActiveRequest(request, self.name, UpdateChannel())
         try:
@@ -166,7 +171,8 @@ class BatchingEngine(Engine):
 
         def prepare() -> None:
             request.pixels = self._architecture.to_pixels(request.params.image)
-            request.plan = self._sampler.plan(request.params.steps, request.params.strength)
+            sampler = self._samplers[request.params.sampler]
+            request.plan = sampler.plan(request.params.steps, request.params.strength)
 
         try:
             await asyncio.get_running_loop().run_in_executor(self._io_pool, prepare)

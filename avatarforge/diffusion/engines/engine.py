@@ -6,7 +6,7 @@ any pipeline of diffusers, one image after the other.
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from threading import Event
@@ -35,6 +35,8 @@ class EngineRequest:
     image_guidance: float = 1.5
     """At least 1: how much the photo counts in models that edit, if `guidance` is above 1."""
     negative_prompt: str = ""
+    sampler: str | None = None
+    """One of the engine's `schedulers`; `None` for the pipeline's own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,14 +179,17 @@ class UpdateChannel:
                     raise error
 
 
-def check_parameters(request: EngineRequest) -> None:
-    """Raise `InvalidRequest` for a number of steps, a strength or an image guidance out of bounds."""
+def check_parameters(request: EngineRequest, samplers: Collection[str | None]) -> None:
+    """Raise `InvalidRequest` for a number of steps, a strength or an image guidance out of bounds, and for a
+    sampler that is not one of these."""
     if request.steps < 1:
         raise InvalidRequest("The number of steps", request.steps, "at least 1")
     if not 0 < request.strength <= 1:
         raise InvalidRequest("The strength", request.strength, "above 0 and at most 1")
     if not request.image_guidance >= 1:
         raise InvalidRequest("The image guidance", request.image_guidance, "at least 1")
+    if request.sampler not in samplers:
+        raise InvalidRequest("The sampler", request.sampler, f"one of {', '.join(filter(None, samplers))}")
 
 
 def check_step_count(request: EngineRequest, steps: int) -> None:

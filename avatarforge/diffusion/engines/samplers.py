@@ -107,11 +107,17 @@ class Trajectory:
 
 def advance(trajectories: Sequence[Trajectory], outputs: Tensor) -> None:
     """Advance each by one step; `outputs` (B, C, H, W) are the model's."""
-    if trajectories[0].plan.matrices is None:
-        for trajectory, output in zip(trajectories, outputs, strict=True):
-            _step_alone(trajectory, output[None])
-    else:
-        _step_together(trajectories, outputs)
+    # Those whose matrices have one size are stepped together.
+    slots = [None if (one := each.plan.matrices) is None else len(one[0]) for each in trajectories]
+    for size in dict.fromkeys(slots):
+        places = [place for place, other in enumerate(slots) if other == size]
+        same = [trajectories[place] for place in places]
+        theirs = outputs if len(same) == len(slots) else outputs[places]
+        if size is None:
+            for trajectory, output in zip(same, theirs, strict=True):
+                _step_alone(trajectory, output[None])
+        else:
+            _step_together(same, theirs)
     for trajectory in trajectories:
         trajectory.steps_done += 1
 
@@ -131,7 +137,7 @@ def _step_together(trajectories: Sequence[Trajectory], outputs: Tensor) -> None:
 
 
 def _current_matrix(trajectory: Trajectory) -> Tensor:
-    assert trajectory.plan.matrices is not None, "all of a scheduler's plans have matrices, or none"
+    assert trajectory.plan.matrices is not None, "only plans with matrices are stepped together"
     return trajectory.plan.matrices[trajectory.steps_done]
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from functools import partial
@@ -42,11 +42,21 @@ class SequentialEngine(Engine):
     """
 
     def __init__(
-        self, pipeline: Any, name: str, *, threads: int, niceness: int = 0, device: str | None = None
+        self,
+        pipeline: Any,
+        name: str,
+        *,
+        threads: int,
+        niceness: int = 0,
+        device: str | None = None,
+        schedulers: Mapping[str, Any] | None = None,
     ) -> None:
-        """`device` is where the pipeline computes, if its weights lie elsewhere."""
+        """`device` is where the pipeline computes, if its weights lie elsewhere; `schedulers` are those that
+        requests may ask for, by the samplers' names."""
         super().__init__(name, device or str(pipeline.device))
         self._pipeline = pipeline
+        self._schedulers: dict[str | None, Any] = {None: getattr(pipeline, "scheduler", None)}
+        self._schedulers.update(schedulers or {})
         self._parameters = inspect.signature(type(pipeline).__call__).parameters
         if missing := {"image", "prompt"} - self._parameters.keys():
             kind = type(pipeline).__name__
@@ -60,7 +70,7 @@ class SequentialEngine(Engine):
         self._steps = self._images_generated = 0
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineUpdate, None]:
-        check_parameters(request)
+        check_parameters(request, self._schedulers)
         total_steps = self.count_steps(request.steps, request.strength)
         check_step_count(request, total_steps)
         active = _ActiveRequest(request, total_steps, UpdateChannel())
@@ -117,6 +127,8 @@ class SequentialEngine(Engine):
 
     def _generate_image(self, active: "_ActiveRequest") -> EngineResult:
         active.start()
+        if len(self._schedulers) > 1:
+            self._pipeline.scheduler = self._schedulers[active.request.sampler]
         with active.watch_denoiser(self._get_denoiser()):
             output = self._pipeline(**self._build_arguments(active))
         if any(getattr(output, "nsfw_content_detected", None) or ()):

@@ -131,6 +131,19 @@ class Defaults(_Part):
 
 
 SchedulerName = Literal["ddim", "euler", "euler-ancestral", "dpm++-2m-karras", "unipc", "lcm"]
+SamplerName = Literal[
+    "DDIM", "Euler", "Euler a", "Heun", "DPM++ 2M Karras", "DPM++ 2M SDE Karras", "UniPC", "LCM"
+]
+"""What a request may ask for, by AUTOMATIC1111's names of sampler and noise schedule."""
+
+_SAMPLERS: Mapping[SchedulerName, SamplerName] = {
+    "ddim": "DDIM",
+    "euler": "Euler",
+    "euler-ancestral": "Euler a",
+    "dpm++-2m-karras": "DPM++ 2M Karras",
+    "unipc": "UniPC",
+    "lcm": "LCM",
+}
 
 
 class Lora(_Part):
@@ -211,6 +224,8 @@ class Manifest(_Part):
     """Number format on a GPU, where the automatic choice does not suit the model."""
     scheduler: SchedulerName | None = None
     """The scheduler, where the checkpoint's own is not wanted."""
+    samplers: tuple[SamplerName, ...] = ()
+    """What a request may ask for beside the model's own."""
     loras: tuple[Lora, ...] = ()
     """Merged into the weights at loading, in this order."""
     capabilities: Capabilities = Capabilities()
@@ -269,6 +284,23 @@ class Manifest(_Part):
             raise InvalidRequest("The style", style, f"one of those of the model {self.name}: {known}")
         # A template such as "neon portrait, {prompt}" should leave no comma hanging.
         return self.styles[style].prompt.replace(PLACEHOLDER, prompt).strip(" ,")
+
+    @property
+    def own_sampler(self) -> SamplerName | None:
+        """The name of the manifest's scheduler; `None` for the checkpoint's own, which may be any."""
+        return None if self.scheduler is None else _SAMPLERS[self.scheduler]
+
+    @property
+    def sampler_names(self) -> tuple[SamplerName, ...]:
+        """What a request may ask for: the model's own first, if it has a name."""
+        own = () if self.own_sampler is None else (self.own_sampler,)
+        return tuple(dict.fromkeys((*own, *self.samplers)))
+
+    def check_sampler(self, name: str | None) -> None:
+        """Raise `InvalidRequest` for a sampler that requests to this model may not ask for."""
+        if name is not None and name not in self.sampler_names:
+            known = ", ".join(self.sampler_names) or "left out: this model has its own sampler alone"
+            raise InvalidRequest("sampler", name, f"one of {known}" if self.sampler_names else known)
 
     def check_files(self) -> None:
         """Raise `ModelUnusable` unless every file with a digest is there and matches it."""

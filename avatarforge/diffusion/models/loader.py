@@ -118,9 +118,12 @@ def _create_engine(pipeline: Any, manifest: Manifest, settings: DiffusionSetting
 
     threads = pipelines.count_threads(settings.threads)
     niceness = settings.niceness if device == "cpu" else 0
+    schedulers = pipelines.create_schedulers(manifest, pipeline)
     # Parts that come and go are not thread-safe.
     if pipelines.is_offloaded(manifest, device) or find_architecture(pipeline) is None:
-        return SequentialEngine(pipeline, manifest.name, threads=threads, niceness=niceness, device=device)
+        return SequentialEngine(
+            pipeline, manifest.name, threads=threads, niceness=niceness, device=device, schedulers=schedulers
+        )
     return BatchingEngine(
         pipeline,
         manifest.name,
@@ -128,6 +131,7 @@ def _create_engine(pipeline: Any, manifest: Manifest, settings: DiffusionSetting
         niceness=niceness,
         max_batch=settings.max_batch,
         compilation=settings.compile,
+        schedulers=schedulers,
     )
 
 

@@ -14,7 +14,7 @@ from avatarforge.diffusion.models.catalogue import (
     HubAddress,
     HubSource,
     Manifest,
-    SchedulerName,
+    SamplerName,
 )
 from avatarforge.diffusion.models.loras import merge_loras
 from avatarforge.diffusion.models.weights import find_missing_part
@@ -24,13 +24,22 @@ if TYPE_CHECKING:
     import torch
 
 
-_SCHEDULERS: Mapping[SchedulerName, tuple[str, Mapping[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {"clip_sample": False}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}),
-    "dpm++-2m-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-    "lcm": ("LCMScheduler", {"clip_sample": False}),
+# What one of them sets, each of them sets: the configuration that it starts from may be another's.
+_SCHEDULERS: Mapping[SamplerName, tuple[str, Mapping[str, Any]]] = {
+    "DDIM": ("DDIMScheduler", {"clip_sample": False}),
+    "Euler": ("EulerDiscreteScheduler", {"use_karras_sigmas": False}),
+    "Euler a": ("EulerAncestralDiscreteScheduler", {}),
+    "Heun": ("HeunDiscreteScheduler", {"use_karras_sigmas": False, "clip_sample": False}),
+    "DPM++ 2M Karras": (
+        "DPMSolverMultistepScheduler",
+        {"use_karras_sigmas": True, "algorithm_type": "dpmsolver++"},
+    ),
+    "DPM++ 2M SDE Karras": (
+        "DPMSolverMultistepScheduler",
+        {"use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++"},
+    ),
+    "UniPC": ("UniPCMultistepScheduler", {"use_karras_sigmas": False}),
+    "LCM": ("LCMScheduler", {"clip_sample": False}),
 }
 
 
@@ -136,8 +145,8 @@ def load(
     try:
         with _silence_libraries():
             pipeline = _from_source(manifest, dtype, allow_pickle, allow_remote_code)
-            if manifest.scheduler is not None:
-                pipeline.scheduler = _create_scheduler(manifest.scheduler, pipeline.scheduler.config)
+            if manifest.own_sampler is not None:
+                pipeline.scheduler = _create_scheduler(manifest.own_sampler, pipeline.scheduler.config)
             merge_loras(pipeline, manifest)
             move_to_device(pipeline, manifest, device)
     except ModelUnusable:
@@ -168,6 +177,23 @@ def move_to_device(pipeline: Any, manifest: Manifest, device: str) -> None:
         pipeline.enable_model_cpu_offload(device=device)
     else:
         pipeline.enable_sequential_cpu_offload(device=device)
+
+
+def create_schedulers(manifest: Manifest, pipeline: Any) -> dict[str, Any]:
+    """Create the schedulers that requests may ask for beside the model's own, by the samplers' names.
+
+    Raises `ModelUnusable` for one that the pipeline cannot use.
+    """
+    schedulers: dict[str, Any] = {}
+    for name in set(manifest.samplers) - {manifest.own_sampler}:
+        own, kind = pipeline.scheduler, type(pipeline).__name__
+        schedulers[name] = _create_scheduler(name, own.config)
+        # Latent consistency models have a call that only their own scheduler understands.
+        if kind.startswith("LatentConsistency") or type(schedulers[name]) not in own.compatibles:
+            raise ModelUnusable(
+                manifest.name, f"{kind} cannot use the sampler {name!r} in its manifest's `samplers`"
+            )
+    return schedulers
 
 
 def _from_source(
@@ -234,8 +260,8 @@ def _explain_download_error(manifest: Manifest, hub: HubAddress, error: OSError)
     )
 
 
-def _create_scheduler(name: SchedulerName, config: Any) -> Any:
-    """Create the scheduler of this name, with the configuration of the checkpoint's own."""
+def _create_scheduler(name: SamplerName, config: Any) -> Any:
+    """Create the scheduler of this sampler, with the configuration of the checkpoint's own."""
     kind, options = _SCHEDULERS[name]
     return getattr(importlib.import_module("diffusers"), kind).from_config(config, **options)
 

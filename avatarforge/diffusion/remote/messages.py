@@ -56,8 +56,8 @@ def build_request_body(
         # The server's model may be of either kind: it takes the one that it has.
         body["image_cfg_scale"] = request.image_guidance
         body["denoising_strength"] = strength_for(request.image_guidance)
-    if sampler is not None:
-        body["sampler_name"] = sampler
+    if (wanted := request.sampler or sampler) is not None:
+        body["sampler_name"] = wanted
     if model is not None:
         body["override_settings"] = {"sd_model_checkpoint": model}
         # Else it would load its own checkpoint again after every image.

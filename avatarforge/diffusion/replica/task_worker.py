@@ -180,9 +180,10 @@ class TaskWorker(ABC):
         Also returns how the photo was cropped. Raises `InvalidRequest` and `DamagedPhoto`.
         """
         parameters, defaults = generation.task.parameters, manifest.defaults
-        # First: a request with an unknown style needs no decoding.
+        # First: a request with an unknown style or sampler needs no decoding.
         steps = defaults.steps if parameters.steps is None else parameters.steps
         prompt = manifest.build_prompt(parameters.style, parameters.prompt)
+        manifest.check_sampler(parameters.sampler)
         began = perf_counter()
         image, crop = await asyncio.to_thread(_prepare_photo, original, manifest.size, parameters)
         generation.seconds[Stage.FETCH] += perf_counter() - began
@@ -199,6 +200,7 @@ class TaskWorker(ABC):
             image_guidance=(
                 defaults.image_guidance if parameters.image_guidance is None else parameters.image_guidance
             ),
+            sampler=None if parameters.sampler == manifest.own_sampler else parameters.sampler,
         )
         return request, crop
 

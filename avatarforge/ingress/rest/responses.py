@@ -70,6 +70,7 @@ def model_message(manifest: Manifest) -> ModelMessage:
         licence=manifest.licence,
         size=manifest.size,
         dials=tuple(capabilities.dials),
+        samplers=manifest.sampler_names,
         defaults=DefaultsMessage(**defaults),
         styles=style_messages(manifest),
     )

@@ -31,14 +31,15 @@ from avatarforge.ingress.live.events import Overflowed, Progressed
 from avatarforge.ingress.middleware.authentication import AuthScheme, parse_bearer
 from avatarforge.ingress.problems import error_response
 from avatarforge.ingress.sdapi.messages import (
+    AUTOMATIC,
     Img2Img,
     SdapiError,
     WrongBody,
     check_options,
     img2img_response,
+    list_samplers,
     model_response,
     progress_response,
-    sampler_names,
 )
 from avatarforge.ingress.service import ImageKind, ProfilePhotoService
 from avatarforge.ingress.upload.multipart import (
@@ -207,15 +208,20 @@ class _Calls:
         return JSONResponse(None)
 
     async def samplers(self, request: Request) -> Response:
-        """List the sampler that the model is served with."""
-        name, _ = sampler_names(await self._service.model.manifest())
-        return JSONResponse([{"name": name, "aliases": [], "options": {}}])
+        """List the samplers that a request may ask for, the model's own first."""
+        return JSONResponse(
+            [
+                {"name": sampler.name, "aliases": [], "options": {"scheduler": sampler.schedule.lower()}}
+                for sampler in list_samplers(await self._service.model.manifest())
+            ]
+        )
 
     async def schedulers(self, request: Request) -> Response:
-        """List the noise schedule that the model is served with."""
-        _, label = sampler_names(await self._service.model.manifest())
+        """List the noise schedules of the samplers."""
+        samplers = list_samplers(await self._service.model.manifest())
+        labels = dict.fromkeys((AUTOMATIC, *(sampler.schedule for sampler in samplers)))
         schedule = {"aliases": None, "default_rho": -1.0, "need_inner_model": False}
-        return JSONResponse([{"name": label.lower(), "label": label, **schedule}])
+        return JSONResponse([{"name": label.lower(), "label": label, **schedule} for label in labels])
 
     async def loras(self, request: Request) -> Response:
         """List the LoRA that are merged into the model."""

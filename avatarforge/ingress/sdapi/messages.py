@@ -17,6 +17,12 @@ from avatarforge.ingress.problems import http_status_of, problem_type_of
 from avatarforge.ingress.upload.form import FORM_NAMES, Submission, read_submission
 from avatarforge.messages import LiveJob
 
+AUTOMATIC, KARRAS = "Automatic", "Karras"
+"""Noise schedules: the one that belongs to the sampler, and that of https://arxiv.org/abs/2206.00364."""
+EVEN = ("Uniform", "Normal")
+"""Names of the schedule with even timesteps, which samplers have that are not named after another."""
+DEFAULT_SAMPLER = "Default"
+"""The checkpoint's own, which may be any."""
 SHORTEST_SIDE, LONGEST_SIDE = 64, 2048
 """Pixels of the square that a client may ask for."""
 
@@ -59,6 +65,8 @@ class Img2Img(BaseModel):
     steps: int | None = None
     cfg_scale: float | None = None
     image_cfg_scale: float | None = None
+    sampler_name: str | None = None
+    scheduler: str | None = None
     width: int | None = None
     height: int | None = None
     batch_size: int | None = None
@@ -106,11 +114,11 @@ class Img2Img(BaseModel):
         seed = None if self.seed == -1 else self.seed
         given = self.model_dump(include=set(_FORM_FIELDS)) | {"seed": seed}
         fields = {_FORM_FIELDS[name]: str(value) for name, value in given.items() if value is not None}
-        fields |= self._choose_image_guidance(manifest)
+        fields |= self._choose_image_guidance(manifest) | self._choose_sampler(manifest)
         if (style := next((name for name in self.styles or () if name in manifest.styles), None)) is not None:
             # Several cannot be laid over each other here.
             fields["style"] = style
-        # Clients of this API always send them: what the model has not is passed over, as samplers are.
+        # Clients of this API always send them: what the model has not is passed over.
         for name in manifest.capabilities.missing:
             fields.pop(name, None)
         try:
@@ -131,6 +139,27 @@ class Img2Img(BaseModel):
         if not has_strength and self.image_cfg_scale is None and self.denoising_strength is not None:
             return {"imageGuidance": f"{image_guidance_for(min(max(self.denoising_strength, 0), 1)):g}"}
         return {}
+
+    def _choose_sampler(self, manifest: Manifest) -> dict[str, str]:
+        """Choose the form field for the sampler and noise schedule. Raises `InvalidRequest`.
+
+        As `validate_sampler_name` and `get_sampler_and_scheduler` of AUTOMATIC1111 do, it takes names in any
+        case, and a sampler with the name of its schedule behind it.
+        """
+        if not manifest.samplers:
+            # There is no choice, and clients of this API always send some sampler.
+            return {}
+        known = list_samplers(manifest)
+        name = (self.sampler_name or known[0].name).strip().lower()
+        sampler = next((one for one in known if name in (one.name.lower(), one.full_name.lower())), None)
+        if sampler is None:
+            names = ", ".join(one.name for one in known)
+            raise InvalidRequest("sampler_name", self.sampler_name, f"one of {names}")
+        schedules = (AUTOMATIC, *(EVEN if sampler.schedule == AUTOMATIC else (KARRAS,)))
+        if (self.scheduler or AUTOMATIC).lower() not in [schedule.lower() for schedule in schedules]:
+            expected = f"one of {', '.join(schedules)} with the sampler {sampler.name}"
+            raise InvalidRequest("scheduler", self.scheduler, expected)
+        return {} if sampler.full_name == DEFAULT_SAMPLER else {"sampler": sampler.full_name}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,7 +200,7 @@ def img2img_response(
 ) -> dict[str, Any]:
     """Build the answer for an avatar, given its file; `None` for an interrupted one that had not begun."""
     parameters, defaults = job.parameters, manifest.defaults
-    sampler, schedule = sampler_names(manifest)
+    sampler = Sampler.parse(parameters.sampler or manifest.own_sampler)
     model = manifest.name if job.outcome is None else job.outcome.model
     guidance = defaults.guidance if parameters.guidance is None else parameters.guidance
     steps = defaults.steps if parameters.steps is None else parameters.steps
@@ -181,8 +210,9 @@ def img2img_response(
     version = f"AvatarForge {avatarforge.__version__}"
     infotext = (
         f"{parameters.prompt}\nNegative prompt: {parameters.negative_prompt}\nSteps: {steps}, "
-        f"Sampler: {sampler}, Schedule type: {schedule}, CFG scale: {guidance:g}, Seed: {parameters.seed}, "
-        f"Size: {side}x{side}, Model: {model}, Denoising strength: {strength}, Version: {version}"
+        f"Sampler: {sampler.name}, Schedule type: {sampler.schedule}, CFG scale: {guidance:g}, "
+        f"Seed: {parameters.seed}, Size: {side}x{side}, Model: {model}, "
+        f"Denoising strength: {strength}, Version: {version}"
     )
     info = {
         "prompt": parameters.prompt,
@@ -196,7 +226,7 @@ def img2img_response(
         "subseed_strength": 0.0,
         "width": side,
         "height": side,
-        "sampler_name": sampler,
+        "sampler_name": sampler.name,
         "cfg_scale": guidance,
         "steps": steps,
         "denoising_strength": strength,
@@ -210,7 +240,7 @@ def img2img_response(
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
-        "extra_generation_params": {"Schedule type": schedule},
+        "extra_generation_params": {"Schedule type": sampler.schedule},
         "index_of_first_image": 0,
         "infotexts": [infotext],
         "styles": [parameters.style] if parameters.style else [],
@@ -253,17 +283,25 @@ def progress_response(live: LiveJob | None, task_id: str | None, *, image: bool)
     }
 
 
-def sampler_names(manifest: Manifest) -> tuple[str, str]:
-    """Return AUTOMATIC1111's names of the model's sampler and noise schedule."""
-    match manifest.scheduler:
-        case None:
-            return "Default", "Automatic"
-        case "dpm++-2m-karras":
-            return "DPM++ 2M", "Karras"
-        case name:
-            return {"euler": "Euler", "euler-ancestral": "Euler a", "unipc": "UniPC"}.get(
-                name, name.upper()
-            ), "Automatic"
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampler:
+    """A sampler with its noise schedule, which AUTOMATIC1111 names apart."""
+
+    name: str
+    schedule: str
+    full_name: str
+
+    @classmethod
+    def parse(cls, full_name: str | None) -> "Sampler":
+        """Parse one of the manifest's names; `None` is the checkpoint's own sampler."""
+        full_name = full_name or DEFAULT_SAMPLER
+        name = full_name.removesuffix(f" {KARRAS}")
+        return cls(name=name, schedule=AUTOMATIC if name == full_name else KARRAS, full_name=full_name)
+
+
+def list_samplers(manifest: Manifest) -> list[Sampler]:
+    """Return the samplers that a request may ask for, the model's own first."""
+    return [Sampler.parse(name) for name in dict.fromkeys((manifest.own_sampler, *manifest.samplers))]
 
 
 def check_options(content: bytes, manifest: Manifest) -> None:
