@@ -41,7 +41,7 @@ IMAGE_ROOMS = ("diffusion/engines/", "imaging/")
 BY_THE_CLOCK = ("janitor", "sweeper", "retention of jobs", "retention of events")
 """Tasks that run beside."""
 BESIDE_FILES = (
-    *("telemetry/", "storage/metered.py", "tracker/metrics.py"),
+    *("telemetry/", "storage/metered.py", "tracker/metrics.py", "ingress/middleware/request_metrics.py"),
     *("domain/", "background.py", "persistence/tables.py"),
 )
 BESIDE_FUNCTIONS = (".on_change", "._notify_webhooks")

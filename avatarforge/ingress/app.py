@@ -6,14 +6,13 @@ from contextlib import AbstractAsyncContextManager
 from fastapi import FastAPI
 from pydantic.alias_generators import to_camel
 from starlette.middleware import Middleware
-from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Route
 
 from avatarforge import __version__
 from avatarforge.access.authorizer import Authorizer
 from avatarforge.access.permissions import Permission
 from avatarforge.ingress.middleware.authentication import AccessControl
-from avatarforge.ingress.middleware.head_requests import HeadRequests
+from avatarforge.ingress.middleware.bodies import Compression, HeadRequests
 from avatarforge.ingress.middleware.public_prefix import PublicPrefix
 from avatarforge.ingress.middleware.request_metrics import RequestMetrics
 from avatarforge.ingress.middleware.security_headers import SecurityHeaders
@@ -24,9 +23,6 @@ from avatarforge.ingress.rest.openapi import add_documentation
 from avatarforge.ingress.sdapi import SDAPI_SCHEME, sdapi_routes
 from avatarforge.ingress.service import ProfilePhotoService
 from avatarforge.ingress.studio import add_studio
-
-MIN_COMPRESSED_BYTES = 2048
-"""Smaller answers fit a packet or two as they are, and compressing them would take longer than it saves."""
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -100,8 +96,7 @@ def _middleware(
         Middleware(SecurityHeaders),
         *trusted_hosts,
         *([cors(access)] if origins else []),
-        # Not for images and events, which it knows; a job's status is too small to gain.
-        Middleware(GZipMiddleware, minimum_size=MIN_COMPRESSED_BYTES, compresslevel=5),
+        Middleware(Compression),
         Middleware(AccessControl, authorizer=authorizer, schemes={Permission.SDAPI: SDAPI_SCHEME}),
         Middleware(HeadRequests),
     ]
