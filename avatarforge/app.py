@@ -54,6 +54,8 @@ def _stable_diffusion(settings: Settings) -> "serve.Deployment":
         max_ongoing_requests=settings.diffusion.max_batch + settings.diffusion.prefetch,
         ray_actor_options={"num_cpus": settings.diffusion.num_cpus, "num_gpus": settings.diffusion.num_gpus},
         user_config={"model": settings.diffusion.model},
+        # A replica is replaced after three failures in a row, soon enough for a job's second attempt.
+        health_check_period_s=2,
         health_check_timeout_s=PATIENCE,
     )(StableDiffusion)
 

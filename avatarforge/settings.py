@@ -313,6 +313,9 @@ class DiffusionSettings(Group):
     """Run the code that a checkpoint brings along: only for checkpoints whose author you trust."""
     prefetch: int = Field(4, ge=0)
     """Tasks that a replica holds beyond those it generates, so that it never waits for a download."""
+    stall_timeout_seconds: float = Field(120, gt=0)
+    """Seconds without a step after which a device that has work counts as hung, and its replica is replaced;
+    never less than 20 measured steps."""
     storage_retry_seconds: float = Field(600, ge=0)
     """Seconds that a replica keeps asking storage that does not answer before it gives its task back."""
 

@@ -110,7 +110,7 @@ def _shorten(place: str) -> str:
 
 def check_model(name: str, target: Path | None, as_json: bool) -> None:
     """Make an image of the sample portrait. Raises `ModelUnusable` for whatever prevents that."""
-    settings = _load_settings()
+    settings = load_settings(environ=os.environ).diffusion
     # Read first: a wrong name is reported before seconds go into imports.
     manifest = Catalogue(settings.models_dir).read(name)
     with err.status(f"Loading {name} and making an image …"):
@@ -132,8 +132,7 @@ def check_model(name: str, target: Path | None, as_json: bool) -> None:
 
 
 async def _make_sample(settings: DiffusionSettings, manifest: Manifest) -> tuple[dict[str, Any], Image.Image]:
-    loader = ModelLoader(settings)
-    await loader.prepare()
+    loader = await _prepare_loader(settings)
     model = await loader.load(manifest)
     with model.engine as engine:
         photo, _ = square(read_photo(SAMPLE), manifest.size)
@@ -220,7 +219,7 @@ def compare_models(
     first: str, second: str, photo: Path | None, target: Path, strengths: str, seed: int
 ) -> None:
     """Write the contact sheet. Raises `ModelUnusable`, and `InvalidRequest` for invalid strengths."""
-    settings = _load_settings()
+    settings = load_settings(environ=os.environ).diffusion
     catalogue = Catalogue(settings.models_dir)
     manifests = [catalogue.read(name) for name in (first, second)]
     titles = {key: style.title for manifest in manifests for key, style in manifest.styles.items()}
@@ -258,8 +257,7 @@ async def _make_panel(
         for strength in comparison.strengths[: None if manifest.capabilities.strength or edits else 1]
     ]
     task = progress.add_task(manifest.name, total=len(cells), state="loading")
-    loader = ModelLoader(settings)
-    await loader.prepare()
+    loader = await _prepare_loader(settings)
     model = await loader.load(manifest)
     with model.engine:
         progress.update(task, state="making images")
@@ -311,9 +309,12 @@ def _create_progress() -> Progress:
 # --- shared ------------------------------------------------------------------------------------------------
 
 
-def _load_settings() -> DiffusionSettings:
-    """Return the settings in force, but with a GPU if there is one: no Ray reserves it here."""
-    return load_settings(environ=os.environ).diffusion.model_copy(update={"num_gpus": 1})
+async def _prepare_loader(settings: DiffusionSettings) -> ModelLoader:
+    """Return a loader that takes a GPU if there is one: no Ray sets it aside here."""
+    await ModelLoader(settings).prepare()
+    import torch
+
+    return ModelLoader(settings.model_copy(update={"num_gpus": int(torch.cuda.is_available())}))
 
 
 def _build_request(

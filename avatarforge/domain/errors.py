@@ -592,6 +592,12 @@ class DeviceFailed(AvatarForgeError):
     reason: str
 
 
+class DeviceLost(DeviceFailed):
+    """This process cannot use its accelerator, now or later: another process has to take its place."""
+
+    code = "device_lost"
+
+
 class DeadlineExceeded(AvatarForgeError):
     """The job did not start, or did not end, within the time that its client gave it."""
 

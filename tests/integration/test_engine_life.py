@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from avatarforge.diffusion.engines.batch_limits import BatchLimits
 from avatarforge.diffusion.engines.batching import BatchingEngine
 from avatarforge.diffusion.engines.engine import EngineRequest, EngineResult, EngineStep, EngineUpdate
 from avatarforge.diffusion.models.catalogue import Catalogue
-from avatarforge.domain.errors import DeviceFailed, ImageNotFinite, PipelineFailed
+from avatarforge.domain.errors import DeviceFailed, DeviceLost, ImageNotFinite, PipelineFailed
 from tests.checkpoints import avatar_mini
 from tests.families import photo, tiny
 from tests.waiting import wait_until
@@ -172,12 +173,14 @@ async def test_too_little_memory_makes_batches_smaller_and_fails_nobody(
     assert engine.device_error is None
 
 
+@pytest.mark.parametrize("kind", ["OutOfMemoryError", "AcceleratorError"])
 async def test_too_little_memory_for_one_picture_gives_it_back(
-    engine: BatchingEngine, passes: Passes
+    engine: BatchingEngine, passes: Passes, kind: str
 ) -> None:
-    from torch import OutOfMemoryError
+    import torch
 
-    passes.fault = lambda images: OutOfMemoryError("CUDA out of memory")
+    details = (2,) if kind == "AcceleratorError" else ()
+    passes.fault = lambda images: getattr(torch, kind)("CUDA error: out of memory", *details)
     with pytest.raises(DeviceFailed, match="too little memory"):
         await picture_of(engine, SHORT)
     passes.fault = lambda images: None
@@ -193,12 +196,54 @@ async def test_a_device_that_broke_fails_whoever_is_there_and_whoever_comes(
     await wait_until(lambda: passes.images and passes.images[-1] == 2)
     passes.fault = lambda images: AcceleratorError("an illegal memory access was encountered", 700)
     assert [type(error) for error in await asyncio.gather(*running, return_exceptions=True)] == [
-        DeviceFailed,
-        DeviceFailed,
+        DeviceLost,
+        DeviceLost,
     ]
-    with pytest.raises(DeviceFailed, match="illegal memory access"):
+    with pytest.raises(DeviceLost, match="illegal memory access"):
         await picture_of(engine, SHORT)
     assert engine.device_error is not None
+
+
+async def test_a_device_that_broke_before_the_first_step_fails_whoever_came(
+    engine: BatchingEngine, pipeline: Any
+) -> None:
+    from torch import AcceleratorError
+
+    def broken(module: Any, arguments: Any) -> None:
+        raise AcceleratorError("an illegal memory access was encountered", 700)
+
+    hook = pipeline.text_encoder.register_forward_pre_hook(broken)
+    try:
+        with pytest.raises(DeviceLost, match="illegal memory access"):
+            await picture_of(engine, replace(SHORT, prompt="nobody asked for this before"))
+    finally:
+        hook.remove()
+
+
+async def test_decoding_takes_no_more_at_once_than_memory_held_before(
+    engine: BatchingEngine, pipeline: Any
+) -> None:
+    from torch import OutOfMemoryError
+
+    decoded: list[int] = []
+
+    def narrow(module: Any, arguments: Any) -> None:
+        if (images := len(arguments[0])) > 2:
+            raise OutOfMemoryError("CUDA out of memory")
+        decoded.append(images)
+
+    # As on a GPU: a CPU decodes image by image.
+    engine._autoencoder_limits = BatchLimits(8)
+    hook = pipeline.vae.decoder.register_forward_pre_hook(narrow)
+    try:
+        for _ in range(2):
+            requests = [replace(SHORT, seed=seed, steps=20) for seed in range(4)]
+            assert all(await asyncio.gather(*(picture_of(engine, request) for request in requests)))
+    finally:
+        hook.remove()
+    assert sum(decoded) == 8
+    assert engine._autoencoder_limits.limit() == 2
+    assert engine.report().limit == 8
 
 
 # --- what is measured and shown -----------------------------------------------------------------------------

@@ -260,13 +260,6 @@ async def test_who_waits_for_the_first_model_can_be_cancelled(manager: ModelMana
     assert waiting.cancelled()
 
 
-async def test_a_broken_device_makes_the_replica_unfit(manager: ModelManager) -> None:
-    async with manager.lease() as model:
-        model.engine.device_error = DeviceFailed("cuda:0", "an illegal memory access was encountered")
-    with pytest.raises(DeviceFailed):
-        manager.check_health()
-
-
 # --- memory that does not hold two --------------------------------------------------------------------------
 
 

@@ -71,7 +71,7 @@ class BatchLimits:
             times = self._seconds.setdefault(shape, {})
             bucket = bucket_of(images)
             times[bucket] = times.get(bucket, seconds) * (1 - _SMOOTHING) + seconds * _SMOOTHING
-            self._raise_again(shape, images)
+        self.record_success(shape, images)
 
     def lower(self, shape: Shape, failed: int) -> None:
         """Lower the limit to half the bucket of `failed` images, which ran out of memory."""
@@ -84,14 +84,16 @@ class BatchLimits:
             lowered.quiet_steps = 0
             self._limits[shape] = max(1, min(limit, bucket_of(failed) // 2))
 
-    def _raise_again(self, shape: Shape, images: int) -> None:
-        """Raise a lowered limit after enough steps at it: what took the memory may be gone."""
-        lowered, limit = self._lowered.get(shape), self._limits.get(shape, self._max_batch)
-        if lowered is None or limit >= lowered.original or images < limit:
-            return
-        lowered.quiet_steps += 1
-        if lowered.quiet_steps >= lowered.steps_needed:
-            self._limits[shape], lowered.quiet_steps = min(lowered.original, 2 * limit), 0
+    def record_success(self, shape: Shape, images: int) -> None:
+        """Record a pass of so many images that had enough memory. After enough of them at a lowered limit it
+        is raised: what took the memory may be gone."""
+        with self._lock:
+            lowered, limit = self._lowered.get(shape), self._limits.get(shape, self._max_batch)
+            if lowered is None or limit >= lowered.original or images < limit:
+                return
+            lowered.quiet_steps += 1
+            if lowered.quiet_steps >= lowered.steps_needed:
+                self._limits[shape], lowered.quiet_steps = min(lowered.original, 2 * limit), 0
 
     def step_seconds(self) -> dict[int, float]:
         """Return the seconds of a step by bucket, at the resolution that was met last."""

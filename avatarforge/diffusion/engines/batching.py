@@ -27,7 +27,7 @@ from avatarforge.diffusion.engines.architectures import (
     Text,
     find_architecture,
 )
-from avatarforge.diffusion.engines.batch_limits import BatchLimits
+from avatarforge.diffusion.engines.batch_limits import BatchLimits, Shape
 from avatarforge.diffusion.engines.cpu_pool import CpuPool
 from avatarforge.diffusion.engines.denoiser import Compilation, Denoiser, StepTensors
 from avatarforge.diffusion.engines.engine import (
@@ -35,7 +35,6 @@ from avatarforge.diffusion.engines.engine import (
     EngineReport,
     EngineRequest,
     EngineUpdate,
-    UpdateChannel,
     check_parameters,
     check_step_count,
 )
@@ -43,7 +42,7 @@ from avatarforge.diffusion.engines.previews import Previewer
 from avatarforge.diffusion.engines.request import ActiveRequest, PendingTensor
 from avatarforge.diffusion.engines.samplers import Sampler, Trajectory
 from avatarforge.diffusion.engines.torch_errors import is_fatal, is_out_of_memory, translate_error
-from avatarforge.domain.errors import DeviceFailed, ModelUnusable
+from avatarforge.domain.errors import DeviceLost, ModelUnusable
 
 _SLOW_STEP_SECONDS: Final = 5.0
 """No larger batch is tried after a step that takes longer: nobody would wait for it."""
@@ -89,6 +88,8 @@ class BatchingEngine(Engine):
         self._denoiser = Denoiser(self._architecture, self._cpu_pool, compilation)
         self._embeddings = EmbeddingCache()
         self._batch_limits = BatchLimits(max_batch)
+        # Of the autoencoder's batches: singly on a CPU, where threads gain and batches do not.
+        self._autoencoder_limits = BatchLimits(1 if self._architecture.device.type == "cpu" else max_batch)
         self._previewer: Previewer | None = None
         self._busy_seconds = 0.0
         self._steps_by_images: Counter[int] = Counter()
@@ -107,16 +108,16 @@ class BatchingEngine(Engine):
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineUpdate, None]:
         check_parameters(request, self._samplers)
         check_step_count(request, self.count_steps(request.steps, request.strength))
-        active = ActiveRequest(request, self.name, UpdateChannel())
-        try:
-            await self._prepare(active)
-            self._enqueue(active)
-            async with aclosing(active.channel.receive()) as updates:
-                async for update in updates:
-                    yield update
-        finally:
-            active.channel.close()
-            self._dequeue(active)
+        with self._open_channel() as channel:
+            active = ActiveRequest(request, self.name, channel)
+            try:
+                await self._prepare(active)
+                self._enqueue(active)
+                async with aclosing(channel.receive()) as updates:
+                    async for update in updates:
+                        yield update
+            finally:
+                self._dequeue(active)
 
     async def warm_up(self, size: int, guidance: float) -> None:
         """Find the best batch size, and fit the weights of previews."""
@@ -135,7 +136,8 @@ class BatchingEngine(Engine):
                 raise self._make_closed_error()
             self._control_queue.append(measure)
             self._changed.notify()
-        await asyncio.wrap_future(measured)
+        with self.watchdog.working():
+            await asyncio.wrap_future(measured)
 
     def count_steps(self, steps: int, strength: float) -> int:
         return self._sampler.count_steps(steps, strength)
@@ -205,6 +207,7 @@ class BatchingEngine(Engine):
             while (admitted := self._admit()) is not None:
                 began = perf_counter()
                 self._run_iteration(admitted)
+                self.watchdog.beat()
                 self._busy_seconds += perf_counter() - began
 
     def _admit(self) -> list[ActiveRequest] | None:
@@ -241,7 +244,10 @@ class BatchingEngine(Engine):
         )
         self._run_isolated(admitted, self._build_conditions)
         running = [
-            request for request in (*running, *admitted) if request.is_active and not request.is_denoised
+            request
+            for request in (*running, *admitted)
+            # Where the device was lost, the admitted may not even be encoded.
+            if self.device_error is None and request.is_active and not request.is_denoised
         ]
         with self._changed:
             self._active = running
@@ -255,19 +261,12 @@ class BatchingEngine(Engine):
             self._batch_limits.record_step(batches[0][0].shape, len(batches[0]), perf_counter() - began)
 
     def _group(self, requests: Sequence[ActiveRequest]) -> Iterable[Sequence[ActiveRequest]]:
-        """Group for the autoencoder: by size; singly on a CPU, where threads gain and batches do not."""
-        if self._architecture.device.type == "cpu":
-            return [[request] for request in requests]
-        by_size = sorted(requests, key=_pixel_shape)
-        return [list(group) for _, group in groupby(by_size, _pixel_shape)]
+        """Group for the autoencoder: by size, each group within its limit."""
+        return _split(requests, _pixel_shape, self._autoencoder_limits)
 
-    def _split_into_batches(self, requests: Sequence[ActiveRequest]) -> Iterator[list[ActiveRequest]]:
-        """Yield batches of equal shape, each within its limit."""
-        by_shape = sorted(requests, key=lambda request: request.shape)
-        for shape, group in groupby(by_shape, lambda request: request.shape):
-            same, limit = list(group), self._batch_limits.limit(shape)
-            for start in range(0, len(same), limit):
-                yield same[start : start + limit]
+    def _split_into_batches(self, requests: Sequence[ActiveRequest]) -> Iterable[Sequence[ActiveRequest]]:
+        """Group for a step: by shape, each group within its limit."""
+        return _split(requests, lambda request: request.shape, self._batch_limits)
 
     def _run_isolated(self, requests: Sequence[ActiveRequest], work: BatchWork) -> None:
         """Run the work; if it fails, run it in halves, so that only the faulty request fails."""
@@ -297,15 +296,13 @@ class BatchingEngine(Engine):
             torch.cuda.empty_cache()
         if work == self._step:
             self._batch_limits.lower(requests[0].shape, len(requests))
+        elif work in (self._encode, self._decode):
+            self._autoencoder_limits.lower(_pixel_shape(requests[0]), len(requests))
 
     def _fail_device(self, error: Exception) -> None:
         device_error = translate_error(error, self.name, self.device)
-        assert isinstance(device_error, DeviceFailed), "a fatal error is the device's"
-        with self._changed:
-            self.device_error = device_error
-            failed, self._active = self._active, []
-        for request in failed:
-            request.fail(device_error)
+        assert isinstance(device_error, DeviceLost), "a fatal error is the device's"
+        self.fail_device(device_error)
 
     # --- work ---------------------------------------------------------------------------------------
 
@@ -341,6 +338,7 @@ class BatchingEngine(Engine):
         latents = self._architecture.encode(torch.cat([request.pixels for request in requests]), generators)
         for request, one, generator in zip(requests, latents, generators, strict=True):
             request.set_latents(one, Trajectory.start(request.plan, one, generator))
+        self._autoencoder_limits.record_success(_pixel_shape(requests[0]), len(requests))
 
     def _step(self, requests: Sequence[ActiveRequest]) -> None:
         trajectories = [request.trajectory for request in requests]
@@ -366,6 +364,7 @@ class BatchingEngine(Engine):
     def _decode(self, requests: Sequence[ActiveRequest]) -> None:
         latents = torch.stack([request.trajectory.sample for request in requests])
         pixels, withheld = self._architecture.decode(latents.to(self._architecture.dtype))
+        self._autoencoder_limits.record_success(_pixel_shape(requests[0]), len(requests))
         self._images_generated += len(requests)
         for request, one, is_withheld in zip(requests, pixels, withheld, strict=True):
             self._io_pool.submit(request.deliver, _copy_to_cpu(one), is_withheld)
@@ -419,11 +418,22 @@ class BatchingEngine(Engine):
         self._denoiser.step(trajectories, [conditions] * images)
         if self._architecture.device.type == "cuda":
             torch.cuda.synchronize()
+        self.watchdog.beat()
         return perf_counter() - began
 
 
-def _pixel_shape(request: ActiveRequest) -> tuple[int, ...]:
+def _pixel_shape(request: ActiveRequest) -> Shape:
     return tuple(request.pixels.shape)
+
+
+def _split(
+    requests: Sequence[ActiveRequest], shape_of: Callable[[ActiveRequest], Shape], limits: BatchLimits
+) -> Iterator[list[ActiveRequest]]:
+    """Yield groups of equal shape, each within the limit of that shape."""
+    for shape, group in groupby(sorted(requests, key=shape_of), shape_of):
+        same, limit = list(group), limits.limit(shape)
+        for start in range(0, len(same), limit):
+            yield same[start : start + limit]
 
 
 def _copy_to_cpu(tensor: Tensor) -> PendingTensor:

@@ -6,8 +6,8 @@ any pipeline of diffusers, one image after the other.
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Collection, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from threading import Event
 from types import TracebackType
@@ -15,7 +15,8 @@ from typing import Any, Self
 
 from PIL import Image
 
-from avatarforge.domain.errors import DeviceFailed, InvalidRequest
+from avatarforge.diffusion.engines.watchdog import Watchdog
+from avatarforge.domain.errors import DeviceFailed, DeviceLost, InvalidRequest
 from avatarforge.domain.jobs import Stage
 
 
@@ -89,8 +90,10 @@ class Engine(ABC):
     def __init__(self, name: str, device: str) -> None:
         self.name = name
         self.device = device
-        self.device_error: DeviceFailed | None = None
-        """The error that makes the device unusable for this process, if there is one."""
+        self.device_error: DeviceLost | None = None
+        """Why this process cannot use the device any more, if so."""
+        self.watchdog = Watchdog()
+        self._channels: set[UpdateChannel] = set()
 
     @abstractmethod
     def generate(self, request: EngineRequest) -> AsyncGenerator[EngineUpdate, None]:
@@ -124,6 +127,24 @@ class Engine(ABC):
     @abstractmethod
     def close(self) -> None:
         """Finish the running images, fail the waiting requests, and join the thread."""
+
+    def fail_device(self, error: DeviceLost) -> None:
+        """Fail every request, those to come too; from any thread, whatever the engine's own does."""
+        self.device_error = error
+        for channel in tuple(self._channels):
+            channel.send(error)
+
+    @contextmanager
+    def _open_channel(self) -> "Iterator[UpdateChannel]":
+        """Open the channel of one request, for as long as its receiver is there."""
+        channel = UpdateChannel()
+        self._channels.add(channel)
+        try:
+            with self.watchdog.working():
+                yield channel
+        finally:
+            channel.close()
+            self._channels.discard(channel)
 
     def __enter__(self) -> Self:
         return self

@@ -22,9 +22,10 @@ from avatarforge.diffusion.engines.engine import (
     to_image,
 )
 from avatarforge.diffusion.engines.torch_errors import is_fatal, is_out_of_memory, translate_error
+from avatarforge.diffusion.engines.watchdog import Watchdog
 from avatarforge.domain.errors import (
     AvatarForgeError,
-    DeviceFailed,
+    DeviceLost,
     GenerationCancelled,
     ImageNotFinite,
     ImageWithheld,
@@ -73,18 +74,19 @@ class SequentialEngine(Engine):
         check_parameters(request, self._schedulers)
         total_steps = self.count_steps(request.steps, request.strength)
         check_step_count(request, total_steps)
-        active = _ActiveRequest(request, total_steps, UpdateChannel())
-        self._active.add(active)
-        waiting = self._executor.submit(self._process, active)
-        waiting.add_done_callback(partial(self._fail_if_cancelled, active))
-        try:
-            async with aclosing(active.channel.receive()) as updates:
-                async for update in updates:
-                    yield update
-        finally:
-            active.channel.close()
-            waiting.cancel()
-            self._active.discard(active)
+        with self._open_channel() as channel:
+            active = _ActiveRequest(request, total_steps, channel, self.watchdog)
+            self._active.add(active)
+            waiting = self._executor.submit(self._process, active)
+            waiting.add_done_callback(partial(self._fail_if_cancelled, active))
+            try:
+                async with aclosing(channel.receive()) as updates:
+                    async for update in updates:
+                        yield update
+            finally:
+                channel.close()
+                waiting.cancel()
+                self._active.discard(active)
 
     async def warm_up(self, size: int, guidance: float) -> None:
         """Do nothing: this engine needs no measurements."""
@@ -118,6 +120,7 @@ class SequentialEngine(Engine):
         except Exception as error:
             # The edge of one image: it fails alone, whatever the reason.
             active.channel.send(self._translate_error(error))
+        self.watchdog.beat()
         self._busy_seconds += perf_counter() - began
 
     def _fail_if_cancelled(self, active: "_ActiveRequest", future: "Future[None]") -> None:
@@ -185,17 +188,20 @@ class SequentialEngine(Engine):
 
             torch.cuda.empty_cache()
         elif is_fatal(error):
-            assert isinstance(translated, DeviceFailed), "a fatal error is the device's"
-            self.device_error = translated
+            assert isinstance(translated, DeviceLost), "a fatal error is the device's"
+            self.fail_device(translated)
         return translated
 
 
 class _ActiveRequest:
     """The state of one request: takes the times, and stops the pipeline when the request is cancelled."""
 
-    def __init__(self, request: EngineRequest, total_steps: int, channel: UpdateChannel) -> None:
+    def __init__(
+        self, request: EngineRequest, total_steps: int, channel: UpdateChannel, watchdog: Watchdog
+    ) -> None:
         self.request = request
         self.channel = channel
+        self._watchdog = watchdog
         self._total_steps = total_steps
         self._started_at = self._encoded_at = self._denoised_at = 0.0
         self.steps_done = 0
@@ -222,6 +228,7 @@ class _ActiveRequest:
             hook.remove()
 
     def _record_encoding_end(self, module: Any, arguments: Any) -> None:
+        self._watchdog.beat()
         if not self._encoded_at:
             _synchronize(module.device)
             self._encoded_at = perf_counter()
@@ -230,6 +237,7 @@ class _ActiveRequest:
         self, pipeline: Any, index: int, timestep: Any, tensors: dict[str, Any]
     ) -> dict[str, Any]:
         """Implement diffusers' `callback_on_step_end`. Raises `GenerationCancelled` through the pipeline."""
+        self._watchdog.beat()
         self._raise_if_cancelled()
         # Schedulers of higher order take more steps than were asked for.
         total_steps = getattr(pipeline, "num_timesteps", None) or self._total_steps

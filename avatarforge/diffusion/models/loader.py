@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
+from weakref import WeakSet
 
 import structlog
 from PIL import Image
@@ -14,7 +15,7 @@ from avatarforge.diffusion.engines.sequential import SequentialEngine
 from avatarforge.diffusion.models import pipelines
 from avatarforge.diffusion.models.catalogue import Catalogue, Manifest
 from avatarforge.diffusion.models.weights import estimate_gpu_bytes, fits_in_memory
-from avatarforge.domain.errors import ModelUnusable
+from avatarforge.domain.errors import DeviceLost, ModelUnusable
 from avatarforge.settings import DiffusionSettings
 
 log = structlog.get_logger(__name__)
@@ -39,6 +40,7 @@ class ModelLoader:
     def __init__(self, settings: DiffusionSettings) -> None:
         self._settings = settings
         self._catalogue = Catalogue(settings.models_dir)
+        self._engines: WeakSet[Engine] = WeakSet()
 
     async def prepare(self) -> None:
         """Import what every model needs, in a thread; takes seconds, and can run before a model is known."""
@@ -60,12 +62,13 @@ class ModelLoader:
         name = manifest.name
         began = perf_counter()
         engine, dtype = await asyncio.to_thread(self._load_engine, manifest)
+        self._engines.add(engine)
         loaded = perf_counter()
         try:
             await engine.warm_up(manifest.size, manifest.defaults.guidance)
             await _generate_first_image(engine, manifest)
         except BaseException as error:
-            engine.close()
+            await asyncio.to_thread(engine.close)
             if isinstance(error, Exception):
                 raise ModelUnusable(name, f"it makes no image ({error})") from error
             raise
@@ -77,6 +80,21 @@ class ModelLoader:
             seconds=seconds,
             strength_skips_steps=engine.count_steps(10, 0.5) < 10,
         )
+
+    def check_engines(self) -> DeviceLost | None:
+        """Return why the device cannot be used any more, if an engine has met it or stands still.
+
+        Call it every `CHECK_INTERVAL_SECONDS`. Covers the engines that are being loaded or drained, too.
+        """
+        for engine in tuple(self._engines):
+            step_seconds = max(engine.report().step_seconds.values(), default=None)
+            silence = engine.watchdog.check(self._settings.stall_timeout_seconds, step_seconds)
+            if silence is not None and engine.device_error is None:
+                reason = f"it has work, and has made no step for {silence:.0f} seconds."
+                engine.fail_device(DeviceLost(engine.device, reason))
+            if engine.device_error is not None:
+                return engine.device_error
+        return None
 
     async def free_memory(self) -> None:
         """Free the memory of models that nobody refers to any more."""

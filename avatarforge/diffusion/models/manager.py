@@ -9,10 +9,12 @@ from typing import Any
 
 import structlog
 
-from avatarforge.diffusion.engines.torch_errors import is_out_of_memory
+from avatarforge.background import PeriodicTask
+from avatarforge.diffusion.engines.torch_errors import find_device_loss, has_run_out_of_memory
+from avatarforge.diffusion.engines.watchdog import CHECK_INTERVAL_SECONDS
 from avatarforge.diffusion.models.catalogue import Manifest
 from avatarforge.diffusion.models.loader import LoadedModel, ModelLoader
-from avatarforge.domain.errors import ModelMissing, ModelUnusable
+from avatarforge.domain.errors import DeviceLost, ModelMissing, ModelUnusable
 from avatarforge.domain.replicas import ModelFailure, ReplicaState
 
 log = structlog.get_logger(__name__)
@@ -39,12 +41,18 @@ class ModelManager:
     Where memory does not hold two, the old model finishes what runs and goes first; if the new one then
     cannot be loaded, the old one is loaded again. If the desired model cannot be loaded, `failure` says why,
     and the old one serves on. With no model at all, the last one known to be good serves meanwhile.
+
+    A device that is lost, or that does not answer, is lost for good: nothing serves any more, and
+    `check_health` raises, so that Serve replaces the process.
     """
 
     RETRY_SECONDS = 30.0
     """Until the desired model is tried again while no model serves: its files may be repaired meanwhile."""
     MODEL_WAIT_SECONDS = 15.0
     """How long a generation waits for a model if none can be loaded, before it is given back."""
+    LOST_DEVICE_WAIT_SECONDS = 1.0
+    """How long a generation waits before it is given back once the device is lost: a replica that gave them
+    back at once would be the least busy of all, and get them all."""
 
     def __init__(
         self, desired: str, loader: ModelLoader, now: Callable[[], datetime] = lambda: datetime.now(UTC)
@@ -63,6 +71,8 @@ class ModelManager:
         self._desired_changed.set()
         self._available = asyncio.Event()
         self._reconciling: asyncio.Task[None] | None = None
+        self._device_loss: DeviceLost | None = None
+        self._engine_checks = PeriodicTask("engine checks", self._check_engines, CHECK_INTERVAL_SECONDS)
         self.changed = asyncio.Event()
         """Set when what serves, or why another does not, has changed. The waiter clears it."""
 
@@ -73,13 +83,14 @@ class ModelManager:
         """
         self._find_last_good = find_last_good
         self._reconciling = asyncio.get_running_loop().create_task(self._reconcile_forever())
+        self._engine_checks.start()
 
     def set_desired(self, name: str) -> None:
         """Record the desired model and return; the newest counts. The same name again has its manifest read
         anew, and is tried again if it failed."""
         self.desired_model = name
         self._desired_changed.set()
-        if self._serving is None:
+        if self._serving is None and self._device_loss is None:
             # The new one may well be loaded: generations wait for it.
             self.failure, self._has_no_model = None, False
         self.changed.set()
@@ -88,7 +99,8 @@ class ModelManager:
     async def lease(self) -> AsyncIterator[LoadedModel]:
         """Hold the serving model for one generation. Waits while it is being loaded.
 
-        Raises `ModelMissing` if none has come for a while, since the desired one cannot be loaded.
+        Raises `ModelMissing` if none has come for a while, since the desired one cannot be loaded, and if the
+        device is lost.
         """
         shared = await self._wait_for_model()
         shared.users += 1
@@ -99,7 +111,10 @@ class ModelManager:
             await self._close_unused(shared)
 
     async def _wait_for_model(self) -> _SharedModel:
-        while self._serving is None:
+        while self._serving is None or self._device_loss is not None:
+            if self._device_loss is not None:
+                await asyncio.sleep(self.LOST_DEVICE_WAIT_SECONDS)
+                raise ModelMissing(self.desired_model, str(self._device_loss))
             try:
                 async with asyncio.timeout(self.MODEL_WAIT_SECONDS):
                     await self._available.wait()
@@ -110,15 +125,29 @@ class ModelManager:
 
     def check_health(self) -> None:
         """Raise what makes this process unfit to go on."""
-        if self._serving is not None and self._serving.model.engine.device_error is not None:
-            raise self._serving.model.engine.device_error
+        if self._device_loss is not None:
+            raise self._device_loss
         if self._reconciling is not None and self._reconciling.done():
             self._reconciling.result()
+
+    async def _check_engines(self) -> None:
+        if self._device_loss is None and (loss := self._loader.check_engines()) is not None:
+            self._lose_device(loss)
+
+    def _lose_device(self, loss: DeviceLost) -> None:
+        log.error("device is lost", reason=str(loss))
+        self._device_loss = loss
+        self.failure = ModelFailure(model=self.desired_model, reason=str(loss), at=self._now())
+        # Who waits for a model is told.
+        self._available.set()
+        self.changed.set()
 
     # --- state -------------------------------------------------------------------------------------------
 
     @property
     def state(self) -> ReplicaState:
+        if self._device_loss is not None:
+            return ReplicaState.NO_MODEL
         if self._is_draining:
             return ReplicaState.DRAINING
         if self._serving is not None:
@@ -127,7 +156,7 @@ class ModelManager:
 
     @property
     def serving_model(self) -> LoadedModel | None:
-        return None if self._serving is None else self._serving.model
+        return None if self._serving is None or self._device_loss is not None else self._serving.model
 
     @property
     def since(self) -> datetime | None:
@@ -148,6 +177,7 @@ class ModelManager:
 
     async def close(self) -> None:
         """Stop reconciling and close the engine after its running image."""
+        await self._engine_checks.stop()
         if self._reconciling is not None:
             self._reconciling.cancel()
             await asyncio.gather(self._reconciling, return_exceptions=True)
@@ -158,7 +188,7 @@ class ModelManager:
 
     async def _reconcile_forever(self) -> None:
         await self._loader.prepare()
-        while True:
+        while self._device_loss is None:
             await self._wait_for_change()
             self._desired_changed.clear()
             await self._reconcile(self.desired_model)
@@ -182,7 +212,9 @@ class ModelManager:
             log.error("model cannot be used", model=name, exc_info=error)
             self.failure = ModelFailure(model=name, reason=_format_reason(name, error), at=self._now())
             self.changed.set()
-            if self._serving is None:
+            if (loss := find_device_loss(error)) is not None:
+                self._lose_device(loss)
+            elif self._serving is None:
                 await self._fall_back(name)
                 self._has_no_model = self._serving is None and not self._desired_changed.is_set()
 
@@ -193,7 +225,7 @@ class ModelManager:
                 await self._activate(await self._loader.load(manifest))
                 return
             except ModelUnusable as error:
-                if self._serving is None or not _was_too_large(error):
+                if self._serving is None or not has_run_out_of_memory(error):
                     raise
         # The manifest alone: the model itself would be kept in memory.
         previous = self._serving.model.manifest
@@ -267,10 +299,6 @@ class ModelManager:
                 await asyncio.to_thread(shared.model.engine.close)
             finally:
                 shared.closed.set()
-
-
-def _was_too_large(error: ModelUnusable) -> bool:
-    return error.__cause__ is not None and is_out_of_memory(error.__cause__)
 
 
 def _format_reason(name: str, error: Exception) -> str:

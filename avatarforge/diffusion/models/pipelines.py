@@ -18,7 +18,7 @@ from avatarforge.diffusion.models.catalogue import (
 )
 from avatarforge.diffusion.models.loras import merge_loras
 from avatarforge.diffusion.models.weights import find_missing_part
-from avatarforge.domain.errors import ModelUnusable
+from avatarforge.domain.errors import DeviceLost, ModelUnusable
 
 if TYPE_CHECKING:
     import torch
@@ -79,12 +79,21 @@ def count_threads(configured: int) -> int:
 
 
 def pick_device(configured: str, *, has_gpu: bool) -> str:
-    """Return the configured device; for `auto` the GPU if the replica has one, else the CPU."""
+    """Return the configured device; for `auto` the GPU if the replica was given one, else the CPU.
+
+    Raises `DeviceLost` if a GPU is meant and torch finds none.
+    """
     import torch
 
-    if configured != "auto":
-        return configured
-    return "cuda" if has_gpu and torch.cuda.is_available() else "cpu"
+    device = configured if configured != "auto" else "cuda" if has_gpu else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        try:
+            torch.cuda.init()  # type: ignore[no-untyped-call]  # torch leaves it out
+            reason = "CUDA_VISIBLE_DEVICES shows none"
+        except (RuntimeError, AssertionError) as error:
+            reason = _get_first_line(error)
+        raise DeviceLost(device, f"a GPU was asked for, and torch finds none: {reason}.")
+    return device
 
 
 def is_offloaded(manifest: Manifest, device: str) -> bool:
