@@ -232,6 +232,33 @@ async def test_a_change_that_fails_while_no_other_passes_waits(bench: Bench, poi
     assert bench.outage.has_ended()
 
 
+@pytest.mark.parametrize("apart", [False, True])
+async def test_nothing_is_told_before_a_change_whose_outcome_is_not_known(
+    bench: Bench, poison: Poison, apart: bool
+) -> None:
+    job = (await bench.committer.accept(submission(a_job()))).job
+    if apart:
+        poison.jobs.add(job.job_id)
+    moved = asyncio.create_task(bench.committer.commit(start(job)))
+    if apart:
+        await wait_until(lambda: poison.tries > Committer.TRIES)
+    read_back, asked = bench.records.read_back, 0
+
+    def answer_late(changes: Sequence[JobChange]) -> list[int] | None:
+        nonlocal asked
+        if bench.records.log[-1].event.kind is EventKind.STARTED and (asked := asked + 1) < 20:
+            raise DatabaseUnavailable("connection cut")
+        return read_back(changes)
+
+    bench.records.read_back = answer_late  # type: ignore[method-assign]  # it fails where `check` does not
+    bench.records.lose_answers = 1
+    poison.jobs.clear()
+    await wait_until(lambda: asked)
+    later = await bench.committer.commit(submission(a_job()))
+    assert ((await moved).event.seq, later.event.seq) == (2, 3)
+    assert [change.event.seq for change in bench.committed] == [1, 2, 3]
+
+
 async def test_an_outage_is_told_once_it_lasts_and_ends_when_something_could_be_written(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,46 @@ class _Pending:
     """Its caller was told 503: it must not stay, should it turn out to be committed."""
 
 
+_Written = list[tuple[_Pending, int]]
+"""What was written, with its `seq`s."""
+
+
+class _Attempt:
+    """Tries to write a group until that succeeds, and knows what the last try has come to."""
+
+    def __init__(
+        self,
+        write: Callable[[list[_Pending]], _Written],
+        store: JobRepository,
+        group: list[_Pending],
+        *,
+        is_new: bool,
+    ) -> None:
+        """What is not new may be written already."""
+        self._write = write
+        self._store = store
+        self._group = group
+        self._tried = [] if is_new else group
+
+    def write(self) -> _Written:
+        """Write the group, unless the last try has. What was rejected meanwhile is left out."""
+        written = self.read_back()
+        if written is None:
+            self._tried = [pending for pending in self._group if not pending.is_rejected]
+            written = self._write(self._tried)
+        return written
+
+    def read_back(self) -> _Written | None:
+        """Return what the last try has written, `None` if it has certainly written nothing."""
+        if not self._tried:
+            return None
+        seqs = self._store.read_back([pending.change for pending in self._tried])
+        if seqs is None:
+            self._tried = []
+            return None
+        return list(zip(self._tried, seqs, strict=True))
+
+
 class _Unwritable(Exception):
     """Something in a group of changes keeps it from being written, though the database works."""
 
@@ -50,8 +90,8 @@ class Committer:
 
     A database that goes away is asked again with growing pauses for as long as it takes: changes of jobs
     wait, submissions are refused after a while. When a commit's outcome is unknown it is read back before
-    anything is repeated. A change that fails though the database works is tried beside the others from then
-    on, and refused at last.
+    anything is repeated, or anything else written: it may have got its number. A change that fails though
+    the database works is tried beside the others from then on, and refused at last.
     """
 
     BACKOFF = Backoff(first=0.1, longest=2.0)
@@ -270,43 +310,26 @@ class Committer:
     async def _write(self, group: list[_Pending], tries: int, *, is_new: bool) -> None:
         """Write the group, however long the database is away. Raises `_Unwritable` once that has failed so
         many times, and once more after the database was found to work."""
-        attempt, failures = self._retries(group, is_new=is_new), 0
+        attempt, failures = _Attempt(self._try, self._store, group, is_new=is_new), 0
 
-        async def write_or_give_up() -> list[tuple[_Pending, int]]:
+        async def write_or_give_up() -> _Written:
             nonlocal failures
             if failures < tries:
                 failures += 1
-                return await self._pool.run(attempt)
+                return await self._pool.run(attempt.write)
             await self._pool.run(self._store.check, self._shard, self._epoch)
             try:
-                return await self._pool.run(attempt)
+                return await self._pool.run(attempt.write)
             except DatabaseUnavailable as error:
-                raise _Unwritable(error) from error
+                if (written := await self._pool.run(attempt.read_back)) is None:
+                    raise _Unwritable(error) from error
+                return written
 
         self._confirm(
             await retry(write_or_give_up, DatabaseUnavailable, self.BACKOFF, on_error=self._outage.begin)
         )
 
-    def _retries(self, group: list[_Pending], *, is_new: bool) -> Callable[[], list[tuple[_Pending, int]]]:
-        """Return what writes the group and returns its numbers, to be called until that succeeds.
-
-        The outcome of the last try is read back before anything is repeated, and what was rejected meanwhile
-        is left out.
-        """
-        tried = [] if is_new else group
-
-        def read_back_or_write() -> list[tuple[_Pending, int]]:
-            nonlocal tried
-            if tried:
-                seqs = self._store.read_back([pending.change for pending in tried])
-                if seqs is not None:
-                    return list(zip(tried, seqs, strict=True))
-            tried = [pending for pending in group if not pending.is_rejected]
-            return self._try(tried)
-
-        return read_back_or_write
-
-    def _try(self, group: list[_Pending]) -> list[tuple[_Pending, int]]:
+    def _try(self, group: list[_Pending]) -> _Written:
         if not group:
             # All were rejected: the outage is over if they could be written now.
             self._store.check(self._shard, self._epoch)
@@ -318,7 +341,7 @@ class Committer:
         self._registry.observe(metrics.COMMIT_CHANGES, len(group))
         return list(zip(group, seqs, strict=True))
 
-    def _confirm(self, written: list[tuple[_Pending, int]]) -> None:
+    def _confirm(self, written: _Written) -> None:
         """Tell everybody of what was written."""
         self._writes += bool(written)
         self._note_success()
@@ -346,24 +369,24 @@ class Committer:
 
     async def _write_apart(self, pending: _Pending) -> None:
         """Write the change, or refuse it once it has failed again and again while others were written."""
-        attempt = self._retries([pending], is_new=False)
+        attempt = _Attempt(self._try, self._store, [pending], is_new=False)
         begun_at, writes, failures = monotonic(), self._writes, 0
         for delay in self.APART_BACKOFF.delays():
             await asyncio.sleep(delay)
             async with self._writing:
                 try:
-                    written = await self._pool.run(attempt)
+                    written = await self._write_or_read_back(attempt)
                     self._apart.remove(pending)
                     self._confirm(written)
                     return
                 except StaleEpoch:
                     raise
-                except DatabaseUnavailable as error:
+                except _Unwritable as failure:
                     failures += self._writes > writes
                     writes = self._writes
                     if failures < self.TRIES or monotonic() < begun_at + self.MIN_APART_SECONDS:
                         continue
-                    refused: Exception = error
+                    refused: Exception = failure.error
                 except Exception as error:
                     refused = error
                 log.error("change is given up", job_id=pending.change.job.job_id, exc_info=refused)
@@ -371,6 +394,23 @@ class Committer:
                 self._note_success()
                 _refuse(pending, refused)
                 return
+
+    async def _write_or_read_back(self, attempt: _Attempt) -> _Written:
+        """Write, or raise `_Unwritable` once it is certain that nothing was, however long that takes."""
+        try:
+            return await self._pool.run(attempt.write)
+        except DatabaseUnavailable as error:
+            failure = error
+        written = await retry(
+            partial(self._pool.run, attempt.read_back),
+            DatabaseUnavailable,
+            self.BACKOFF,
+            on_error=self._outage.begin,
+        )
+        if written is None:
+            self._note_success()
+            raise _Unwritable(failure)
+        return written
 
 
 def _refuse(pending: _Pending, error: Exception) -> None:
