@@ -67,6 +67,8 @@ trackers add it up. Therefore
   Prometheus takes for a reset;
 - a tracker's own metrics carry its `shard`, so that a restart resets only its own series. Add shards up in
   the query: `sum(rate(...))`;
+- counters are exported with 0 before they have counted anything, as far as their labels are known: the first
+  failure is a rise that `increase()` sees;
 - gauges of a process that has reported nothing for some seconds are absent.
 
 While a tracker does not answer, its series are absent and `avatarforge_tracker_up` is 0. Labels never hold

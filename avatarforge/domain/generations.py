@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from avatarforge.domain.jobs import GenerationParameters, JobError, Outcome, StoredImage
 
+ORIGINAL_MISSING, WORKER_STOPPING = "original_missing", "worker_stopping"
+"""Codes of failures that are no error of a caller: the original is not in storage; the worker stops."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationTask:

@@ -14,7 +14,7 @@ from avatarforge.access.permissions import Permission
 from avatarforge.ingress.middleware.authentication import AccessControl
 from avatarforge.ingress.middleware.bodies import Compression, HeadRequests
 from avatarforge.ingress.middleware.public_prefix import PublicPrefix
-from avatarforge.ingress.middleware.request_metrics import RequestMetrics
+from avatarforge.ingress.middleware.request_metrics import RequestMetrics, declare_requests
 from avatarforge.ingress.middleware.security_headers import SecurityHeaders
 from avatarforge.ingress.middleware.trusted_hosts import TrustedHosts, cors
 from avatarforge.ingress.problems import add_problem_handlers
@@ -23,6 +23,9 @@ from avatarforge.ingress.rest.openapi import add_documentation
 from avatarforge.ingress.sdapi import SDAPI_SCHEME, sdapi_routes
 from avatarforge.ingress.service import ProfilePhotoService
 from avatarforge.ingress.studio import add_studio
+
+ROUTERS = (photos.router, job_commands.router, tickets.router, system.router)
+"""Of the documented calls."""
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -44,8 +47,8 @@ def create_documented_api(lifespan: Lifespan | None = None, middleware: Sequence
         # FastAPI's own spans show addresses with their queries, in which links and tickets are.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    for calls in (photos, job_commands, tickets, system):
-        api.include_router(calls.router)
+    for router in ROUTERS:
+        api.include_router(router)
     add_documentation(api)
     return api
 
@@ -72,6 +75,8 @@ def create_api(
         api.router.routes.extend(sdapi_routes(service))
     add_problem_handlers(api)
     add_studio(api)
+    for routes in (api.routes, *(router.routes for router in ROUTERS)):
+        declare_requests(service.registry, routes)
     return api
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 
 import structlog
@@ -27,6 +28,7 @@ class MetricsEndpoint:
     hear of a tracker that hangs."""
 
     def __init__(self, registry: MetricsRegistry, trackers: TrackerClient) -> None:
+        self._registry = registry
         self._trackers = trackers
         self._reporter = MetricsReporter("ingress", registry, trackers.add_metrics)
         self._task = PeriodicTask("metrics", self._report, self.REPORT_INTERVAL_SECONDS)
@@ -46,7 +48,14 @@ class MetricsEndpoint:
         with suppress(TimeoutError):
             async with asyncio.timeout(self.REPORT_TIMEOUT_SECONDS):
                 await self._report()
-        return expose(await self._trackers.read_metrics(), accept)
+        shards = await self._trackers.read_metrics()
+        # It adds up what has no shard; while it is away a 0 would look like a counter that was reset.
+        if (first := shards.get(0)) is not None:
+            reported = self._registry.zeros()
+            reported.add(first.reported)
+            reported.gauges = first.reported.gauges
+            shards = {**shards, 0: replace(first, reported=reported)}
+        return expose(shards, accept)
 
     async def _report(self) -> None:
         try:

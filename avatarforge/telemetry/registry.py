@@ -89,6 +89,12 @@ class MetricsRegistry:
         self._since_taken = MetricsSnapshot()
         self._taken = MetricsSnapshot()
         self._gauges: dict[Series, Callable[[], float]] = {}
+        self._declared: dict[Series, float] = {}
+
+    def declare(self, counter: Counter, *labels: str) -> None:
+        """Export the series from now on, with 0 until it is counted: Prometheus sees no rise in the first
+        value that it hears of a series."""
+        self._declared[counter.name, labels] = 0.0
 
     def register_gauge(self, gauge: Gauge, read: Callable[[], float], *labels: str) -> None:
         """Call `read` whenever a snapshot is taken."""
@@ -135,13 +141,18 @@ class MetricsRegistry:
         return taken
 
     def snapshot(self) -> MetricsSnapshot:
-        """Return everything since the start, and the gauges."""
+        """Return everything since the start, declared series too, and the gauges."""
         gauges = self._read_gauges()
+        snapshot = self.zeros()
         with self._lock:
-            snapshot = self._taken.copy()
+            snapshot.add(self._taken)
             snapshot.add(self._since_taken)
         snapshot.gauges = gauges
         return snapshot
+
+    def zeros(self) -> MetricsSnapshot:
+        """Return the declared series, none of them counted."""
+        return MetricsSnapshot(counters=dict(self._declared))
 
     def _read_gauges(self) -> dict[Series, float]:
         return {series: float(read()) for series, read in self._gauges.items()}

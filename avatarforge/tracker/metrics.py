@@ -10,6 +10,7 @@ import structlog
 
 from avatarforge.background import monotonic
 from avatarforge.domain.changes import JobChange
+from avatarforge.domain.errors import DeadlineExceeded
 from avatarforge.domain.jobs import Stage
 from avatarforge.domain.replicas import ReplicaReport
 from avatarforge.domain.status import EventKind, ProcessingStatus
@@ -20,6 +21,7 @@ from avatarforge.telemetry.registry import Counter, Gauge, MetricsRegistry, Seri
 from avatarforge.tracker.eta import Forecaster
 from avatarforge.tracker.feed import Feed
 from avatarforge.tracker.jobs.job_table import JobTable
+from avatarforge.tracker.queue.attempts import ATTEMPT_FAILURES
 from avatarforge.tracker.queue.replica_registry import ReplicaRegistry
 
 log = structlog.get_logger(__name__)
@@ -52,6 +54,12 @@ class TrackerMetrics:
         for status in (ProcessingStatus.PENDING, ProcessingStatus.PROCESSING):
             registry.register_gauge(metrics.JOBS, partial(self._count_jobs, status), status.value)
         registry.register_gauge(metrics.OLDEST_WAITING, self._oldest_waiting_seconds)
+        for kind in EventKind:
+            registry.declare(metrics.JOB_EVENTS, kind.value)
+        for ended in (ProcessingStatus.DONE, ProcessingStatus.CANCELLED):
+            registry.declare(metrics.JOBS_ENDED, ended.value, "")
+        for code in (*ATTEMPT_FAILURES, DeadlineExceeded.code):
+            registry.declare(metrics.JOBS_ENDED, ProcessingStatus.FAILED.value, code)
 
     def on_change(self, change: JobChange) -> None:
         """Write one line in the log and count one event, of the same name."""
@@ -162,11 +170,14 @@ class ReplicaMetrics:
         since = None if report.model is None else report.model.since
         now = self._counted[report.replica_id] = _Counted(since, dict(_counters(report)))
         if before is None:
-            return
-        past = before.counters if before.since == since else {}
+            past = now.counters
+        elif before.since == since:
+            past = before.counters
+        else:
+            past = {}
         for (counter, labels), total in now.counters.items():
-            if (added := total - past.get((counter, labels), 0.0)) > 0:
-                self._registry.count(counter, *labels, by=added)
+            # A series begins with 0, so that its first rise is seen.
+            self._registry.count(counter, *labels, by=max(0.0, total - past.get((counter, labels), 0.0)))
 
     def counters(self) -> dict[Series, float]:
         """Return the sums so far."""

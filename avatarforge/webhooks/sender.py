@@ -203,6 +203,8 @@ class WebhookSender:
         What comes of a call is kept only while the fence stands: an outdated sender's calls are made again.
         Nothing may be committed for this shard meanwhile, or it could be called twice.
         """
+        for outcome in _OUTCOMES.values():
+            self._registry.declare(metrics.WEBHOOK_ATTEMPTS, outcome)
         if not self._signer.can_sign:
             log.info("no webhooks: no secret is set", shard=self._shard)
             return

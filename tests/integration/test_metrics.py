@@ -187,6 +187,29 @@ def test_every_alert_has_a_test() -> None:
     assert {case["alertname"] for case in tested if not case["exp_alerts"]} == alerts
 
 
+async def test_all_counters_of_the_rule_tests_are_exported_with_0_from_the_start(service: Service) -> None:
+    """But for statuses that are nobody's fault: those a client brings about."""
+    exported = {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(await scraped(service.client))
+        for sample in family.samples
+    }
+    given = {
+        series["series"]
+        for test in yaml.safe_load(ALERT_TESTS.read_text())["tests"]
+        for series in test["input_series"]
+    }
+    counters = {metric.name: metric for metric in metrics.ALL if isinstance(metric, Counter)}
+    asked = [text for text in given if text.partition("{")[0] in counters]
+    for text in asked:
+        name, _, rest = text.partition("{")
+        labels = dict(re.findall(r'(\w+)="([^"]*)"', rest))
+        assert set(labels) == set(counters[name].label_names), text
+        if labels.get("status") not in ("503", "NOT_FOUND"):
+            assert exported[name, frozenset(labels.items())] == 0, text
+    assert len(asked) >= 9
+
+
 def expressions() -> Iterator[str]:
     """All that the dashboard and the alerts ask Prometheus."""
     dashboard: dict[str, Any] = json.loads(DASHBOARD.read_text())

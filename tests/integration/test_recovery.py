@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from avatarforge.diffusion.replica.draining import WORKER_STOPPING
+from avatarforge.diffusion.replica.draining import GIVEN_BACK
 from avatarforge.domain.changes import JobChange
 from avatarforge.domain.errors import DatabaseUnavailable
 from avatarforge.domain.generations import GenerationProgress, GenerationTask, GenerationUpdate
@@ -53,7 +53,7 @@ async def test_a_job_whose_attempts_are_all_lost_keeps_nothing_but_its_original(
 async def test_work_that_is_given_back_by_stopping_workers_burns_no_attempt(service: Service) -> None:
     async def stopping(task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
         yield GenerationProgress(step=1, total_steps=2)
-        yield WORKER_STOPPING
+        yield GIVEN_BACK
 
     service.script(*[stopping] * 5)
     job_id = await service.submitted()

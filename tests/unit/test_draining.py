@@ -5,7 +5,7 @@ from contextlib import aclosing
 
 import pytest
 
-from avatarforge.diffusion.replica.draining import WORKER_STOPPING, DrainMonitor
+from avatarforge.diffusion.replica.draining import GIVEN_BACK, DrainMonitor
 from avatarforge.domain.generations import GenerationFinished, GenerationProgress, GenerationUpdate
 from tests.factories import an_outcome
 
@@ -45,7 +45,7 @@ def bench() -> Bench:
 async def test_a_task_that_waits_is_given_back_at_once(bench: Bench) -> None:
     bench.internals.is_stopping = True
     await bench.monitor.check()
-    assert [update async for update in bench.monitor.guard(bench.updates(3))] == [WORKER_STOPPING]
+    assert [update async for update in bench.monitor.guard(bench.updates(3))] == [GIVEN_BACK]
     assert bench.closed
 
 
@@ -65,9 +65,9 @@ async def test_a_task_that_runs_for_too_long_is_given_back_before_the_replica_is
         await anext(updates)
         bench.internals.is_stopping = True
         await bench.monitor.check()
-        assert (await anext(updates)) != WORKER_STOPPING
+        assert (await anext(updates)) != GIVEN_BACK
         bench.time = 12.0
-        assert [update async for update in updates] == [WORKER_STOPPING]
+        assert [update async for update in updates] == [GIVEN_BACK]
     assert bench.closed
 
 

@@ -1,16 +1,21 @@
 """How metrics are collected, and how several processes' metrics become one application's."""
 
+import re
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import avatarforge
+from avatarforge.domain import errors
 from avatarforge.telemetry import metrics
 from avatarforge.telemetry.aggregation import MetricsAggregator, MetricsReport, MetricsReporter
 from avatarforge.telemetry.exposition import ShardMetrics, expose
 from avatarforge.telemetry.registry import Histogram, MetricsRegistry, MetricsSnapshot, cumulative
+from avatarforge.tracker.queue.attempts import ATTEMPT_FAILURES
 
 REFUSED = (metrics.ERRORS.name, ("rate_limited",))
 
@@ -187,6 +192,30 @@ def test_a_scrape_gets_the_form_that_it_accepts(accept: str, media_type: str) ->
     body, told = expose({0: None}, accept)
     assert told.startswith(media_type)
     assert body.endswith(b"# EOF\n") is told.startswith("application/openmetrics-text")
+
+
+def test_a_declared_series_is_exported_before_it_is_counted() -> None:
+    registry = MetricsRegistry()
+    registry.declare(metrics.JOB_EVENTS, "done")
+    registry.declare(metrics.JOB_EVENTS, "failed")
+    registry.count(metrics.JOB_EVENTS, "done")
+    text = scrape(ShardMetrics(own=registry.snapshot(), reported=MetricsSnapshot()))
+    assert 'avatarforge_job_events_total{kind="done",shard="0"} 1.0' in text
+    assert 'avatarforge_job_events_total{kind="failed",shard="0"} 0.0' in text
+    # Reports hold only what was counted: each is added up.
+    assert registry.take_new().counters == {(metrics.JOB_EVENTS.name, ("done",)): 1.0}
+
+
+def test_every_error_with_which_a_worker_ends_an_attempt_is_declared() -> None:
+    diffusion = Path(avatarforge.__file__).parent / "diffusion"
+    raised = {
+        name
+        for path in diffusion.rglob("*.py")
+        for name in re.findall(r"raise (\w+)\(", path.read_text(encoding="utf-8"))
+    }
+    codes = {kind.code for name in raised if (kind := getattr(errors, name, None)) is not None}
+    # A manifest that cannot be used stops a model from being loaded, and a cancelled job has no error.
+    assert codes - {errors.ModelUnusable.code, errors.GenerationCancelled.code} <= set(ATTEMPT_FAILURES)
 
 
 def test_labels_hold_no_ids_and_names_follow_prometheus() -> None:

@@ -12,13 +12,18 @@ import structlog
 from ray._private.worker import global_worker
 
 from avatarforge.background import PeriodicTask
-from avatarforge.domain.generations import GenerationFailed, GenerationProgress, GenerationUpdate
+from avatarforge.domain.generations import (
+    WORKER_STOPPING,
+    GenerationFailed,
+    GenerationProgress,
+    GenerationUpdate,
+)
 from avatarforge.domain.jobs import JobError
 
 log = structlog.get_logger(__name__)
 
-WORKER_STOPPING = GenerationFailed(
-    error=JobError(code="worker_stopping", message="The worker is about to be stopped."),
+GIVEN_BACK = GenerationFailed(
+    error=JobError(code=WORKER_STOPPING, message="The worker is about to be stopped."),
     retryable=True,
     counts_as_failure=False,
 )
@@ -56,7 +61,7 @@ class DrainMonitor:
             async for update in updates:
                 has_begun = has_begun or not isinstance(update, GenerationProgress) or update.total_steps > 0
                 if isinstance(update, GenerationProgress) and self._should_give_back(has_begun=has_begun):
-                    yield WORKER_STOPPING
+                    yield GIVEN_BACK
                     return
                 yield update
 

@@ -33,6 +33,7 @@ from avatarforge.domain.errors import (
     StorageUnavailable,
 )
 from avatarforge.domain.generations import (
+    ORIGINAL_MISSING,
     GenerationFailed,
     GenerationFinished,
     GenerationProgress,
@@ -133,7 +134,7 @@ class TaskWorker(ABC):
         try:
             return GenerationFinished(outcome=await self._process(generation))
         except ObjectNotFound as error:
-            return _create_failure("original_missing", f"The original is gone: {error}")
+            return _create_failure(ORIGINAL_MISSING, f"The original is gone: {error}")
         except (StorageUnavailable, DeviceFailed, SigningFailed, RemoteFailed, RemoteUnavailable) as error:
             log.warning("generation given back", reason=str(error))
             given_back = _create_failure(error.code, str(error), retryable=True)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass
+from itertools import product
 
 from avatarforge.access.authorizer import Authorizer, Credentials, check_scope
 from avatarforge.access.permissions import GRPC, Permission
@@ -18,7 +19,7 @@ from avatarforge.ingress.live.events import Overflowed
 from avatarforge.ingress.middleware.authentication import parse_bearer
 from avatarforge.ingress.service import ProfilePhotoService
 from avatarforge.ingress.upload.multipart import Spool, until_silence
-from avatarforge.telemetry import traces
+from avatarforge.telemetry import metrics, traces
 
 HEARTBEAT_SECONDS = 15.0
 """How long a stream waits for an event at a time. Nothing is sent then: HTTP/2 has keep-alives of its own."""
@@ -34,6 +35,8 @@ class JobMethods:
         self._photos = photos
         self._authorizer = authorizer
         self._reraise = reraise
+        for method, status in product(SERVICE.methods_by_name, ("OK", "INTERNAL")):
+            photos.registry.declare(metrics.GRPC_CALLS, method, status)
 
     async def SubmitPhoto(
         self, requests: AsyncIterator[pb.SubmitPhotoRequest], grpc_context: CallContext

@@ -1,8 +1,12 @@
 """Counts requests as they are answered. The outermost layer, so that every answer passes here."""
 
+from collections.abc import Iterable
+from itertools import product
+
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from avatarforge.ingress.problems import ERROR_CODE
+from avatarforge.ingress.problems import ERROR_CODE, PROBLEM_TYPES
 from avatarforge.telemetry import metrics
 from avatarforge.telemetry.registry import MetricsRegistry
 
@@ -11,6 +15,17 @@ OTHER = "other"
 number."""
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+def declare_requests(registry: MetricsRegistry, routes: Iterable[BaseRoute]) -> None:
+    """Declare the answers of each route that goes well or breaks, and all errors."""
+    for route in routes:
+        if isinstance(route, Route):
+            well = str(getattr(route, "status_code", None) or 200)
+            for method, status in product((route.methods or set()) - {"HEAD"}, (well, "500")):
+                registry.declare(metrics.HTTP_REQUESTS, method, route.path, status)
+    for error in PROBLEM_TYPES:
+        registry.declare(metrics.ERRORS, error.code)
 
 
 class RequestMetrics:

@@ -6,7 +6,10 @@ from contextlib import aclosing
 
 import structlog
 
+from avatarforge.domain import errors
 from avatarforge.domain.generations import (
+    ORIGINAL_MISSING,
+    WORKER_STOPPING,
     GenerationFailed,
     GenerationFinished,
     GenerationProgress,
@@ -25,6 +28,31 @@ AttemptEnd = GenerationFinished | GenerationFailed
 WORKER_LOST, LEASE_EXPIRED = "worker_lost", "lease_expired"
 LOST_WORKER_CODES = frozenset({WORKER_LOST, LEASE_EXPIRED})
 """Codes of attempts whose worker is gone: another one takes the job, as soon as there is one."""
+
+ATTEMPT_FAILURES = (
+    *(WORKER_LOST, LEASE_EXPIRED, WORKER_STOPPING, ORIGINAL_MISSING),
+    *(
+        error.code
+        for error in (
+            errors.AvatarForgeError,
+            errors.DamagedPhoto,
+            errors.DeviceFailed,
+            errors.DeviceLost,
+            errors.ImageNotFinite,
+            errors.ImageWithheld,
+            errors.InvalidRequest,
+            errors.ModelMissing,
+            errors.PipelineFailed,
+            errors.RemoteFailed,
+            errors.RemoteRefused,
+            errors.RemoteUnavailable,
+            errors.SigningFailed,
+            errors.StorageFull,
+            errors.StorageUnavailable,
+        )
+    ),
+)
+"""Codes with which attempts end."""
 
 
 def build_task(job: ProfilePhotoJob) -> GenerationTask:

@@ -20,7 +20,13 @@ from avatarforge.telemetry.registry import MetricsRegistry
 from avatarforge.tracker.availability import DatabaseOutage
 from avatarforge.tracker.jobs.job_table import JobFinished, JobTable
 from avatarforge.tracker.ports import Ports, Reservation
-from avatarforge.tracker.queue.attempts import LOST_WORKER_CODES, AttemptEnd, attempt_identity, run_attempt
+from avatarforge.tracker.queue.attempts import (
+    ATTEMPT_FAILURES,
+    LOST_WORKER_CODES,
+    AttemptEnd,
+    attempt_identity,
+    run_attempt,
+)
 from avatarforge.tracker.queue.backends import Backend, Backends
 from avatarforge.tracker.queue.fair_queue import FairQueue
 from avatarforge.tracker.queue.replica_registry import ReplicaRegistry
@@ -93,6 +99,8 @@ class Dispatcher:
         registry.register_gauge(metrics.BACKLOG_JOBS, self.queue.__len__)
         for backend in self._backends.all:
             backend.register_gauges(registry)
+            for outcome in ("finished", "cancelled", *ATTEMPT_FAILURES):
+                registry.declare(metrics.ATTEMPTS_ENDED, backend.name, outcome)
 
     def subscribe(self, listener: ProgressListener) -> None:
         """Call the listener with every step of a running job: live only, never stored."""
