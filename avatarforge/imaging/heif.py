@@ -8,6 +8,9 @@ from PIL import Image
 
 from avatarforge.imaging.colour import TELEVISION, ColourCodes
 
+_OPTIONS = (4, True, False, True, True, "", False)
+"""Of `_pi_heif.load_file`: 4 threads, 8 bits a channel, RGB, rows without gaps, any decoder, usual limits."""
+
 
 @cache
 def is_available() -> bool:
@@ -17,7 +20,7 @@ def is_available() -> bool:
 
 def read_size(content: bytes) -> tuple[int, int]:
     """Return width and height in pixels of the primary image, turned upright. Raises pi-heif's errors."""
-    width, height = _open(content).size
+    (width, height), _ = _open(content).size_mode
     return width, height
 
 
@@ -26,10 +29,13 @@ def decode(content: bytes) -> tuple[Image.Image, bytes | None, ColourCodes | Non
 
     The file's own turns (`irot`, `imir`) are applied; an orientation in EXIF does not count beside them.
     """
-    file = _open(content)
-    # Not its own way to Pillow, which reads EXIF too.
-    image = Image.frombytes(file.mode, file.size, file.data, "raw", file.mode, file.stride)
-    return image, file.info.get("icc_profile"), _get_codes(file)
+    primary = _open(content)
+    data = primary.data
+    # Known once the data are decoded.
+    size, mode = primary.size_mode
+    image = Image.frombytes(mode, size, data, "raw", mode, primary.stride)
+    profile = primary.color_profile or {}
+    return image, None if profile.get("type") == "nclx" else profile.get("data"), _get_codes(primary)
 
 
 def read_codes(content: bytes) -> ColourCodes | None:
@@ -42,14 +48,24 @@ def read_codes(content: bytes) -> ColourCodes | None:
 
 
 def _open(content: bytes) -> Any:
-    # A library of 4 MB that only some uploads have a use for.
-    import pi_heif
+    """Return the primary image, not yet decoded, in pi-heif's own form.
 
+    Not by `pi_heif.open_heif`, which reads the metadata as well: types that are no UTF-8 crash the process
+    there, and thumbnails and depth maps would be read for nothing.
+    """
     try:
-        return pi_heif.open_heif(content, convert_hdr_to_8bit=True)
+        return _load_primary(content)
     # The package raises errors of many kinds.
     except Exception:
-        return pi_heif.open_heif(_mend_handler(content), convert_hdr_to_8bit=True)
+        return _load_primary(_mend_handler(content))
+
+
+def _load_primary(content: bytes) -> Any:
+    # A library of 4 MB that only some uploads have a use for.
+    import _pi_heif
+
+    images = _pi_heif.load_file(content, *_OPTIONS)
+    return next(image for image in images if image is not None and image.primary)
 
 
 def _mend_handler(content: bytes) -> bytes:
@@ -65,10 +81,11 @@ def _mend_handler(content: bytes) -> bytes:
     return content[: meta + 8] + bytes(4) + handler + content[meta + 12 + size :]
 
 
-def _get_codes(file: Any) -> ColourCodes | None:
-    codes = file.info.get("nclx_profile")
-    if not codes:
+def _get_codes(primary: Any) -> ColourCodes | None:
+    profile = primary.color_profile
+    if not profile or profile["type"] != "nclx":
         return None
+    codes = profile["data"]
     transfer = codes["transfer_characteristics"]
     # Cameras write a television's transfer where they mean sRGB's, and Chromium shows it so.
     return ColourCodes(codes["color_primaries"], 13 if transfer in TELEVISION else transfer)

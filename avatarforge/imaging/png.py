@@ -83,7 +83,7 @@ def strip_metadata(source: Source) -> StrippedPng:
     for _ in range(MAX_CHUNKS):
         length, name = int.from_bytes(source[at : at + 4], "big"), source[at + 4 : at + 8]
         end = min(at + 8 + length, len(source))
-        if name == b"IEND" or len(name) < 4 or not name.isalpha():
+        if name == b"IEND" or len(name) < 4 or (data and not name.isalpha()):
             break
         if name == b"IDAT":
             _add_data(data, source, at, end)

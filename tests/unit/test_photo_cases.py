@@ -1,6 +1,7 @@
 """Photos as people have them, in tests/photos/: taken, in the colours that Chromium shows, without a mark.
 
-All but the last show the same picture, made from the sample portrait.
+Photos (`COLOURS` and what follows) show the sample portrait. HEIC's variants (`CHARTS`) show a chart of 24
+colours, at the places that heif-convert has them, and Display P3 as littlecms converts it.
 """
 
 from io import BytesIO
@@ -42,6 +43,16 @@ TURNED = {
     (0.25, 0.75): (196, 149, 133),
     (0.75, 0.75): (27, 31, 120),
 }
+CHARTS = {
+    # Ten bits a channel, turned by `irot`.
+    "turned-10-bit.heic": {(0.4, 0.4): (87, 108, 67), (0.9, 0.1): (90, 60, 120), (0.1, 0.9): (201, 60, 49)},
+    # Turned by `irot` and mirrored by `imir`; Display P3 by the codes of an `nclx`.
+    "mirrored-p3.heic": {(0.6, 0.75): (203, 148, 128), (0.9, 0.1): (0, 173, 193), (0.1, 0.9): (255, 111, 0)},
+    # Display P3 by a profile, with an `nclx` beside it.
+    "p3-icc.heic": {(0.4, 0.4): (92, 123, 161), (0.9, 0.1): (0, 173, 193), (0.6, 0.75): (0, 123, 54)},
+    # A grid of four tiles, with a depth map, a gain map, a thumbnail, XMP, and EXIF that does not turn it.
+    "grid-depth.heic": {(0.9, 0.1): (219, 41, 39), (0.1, 0.9): (95, 58, 124), (0.6, 0.75): (136, 127, 182)},
+}
 
 
 def cleaned(name: str) -> bytes:
@@ -62,6 +73,7 @@ def cleaned(name: str) -> bytes:
         ("grayalphag18.png", GREYS),
         ("gama1.png", COLOURS),
         ("o6longMM.jpg", TURNED),
+        *CHARTS.items(),
     ],
 )
 def test_it_is_taken_in_the_colours_that_viewers_show(

@@ -48,6 +48,13 @@ def test_heic_is_refused_where_its_decoder_is_not_installed(monkeypatch: pytest.
         clean_photo(BytesIO((FOLDER / "iphone.heic").read_bytes()), "me.heic", UploadSettings())
 
 
+def test_metadata_of_a_broken_type_are_not_read() -> None:
+    """pi-heif makes text of the types, without a look at what came of it: it crashes the process."""
+    content = (FOLDER / "grid-depth.heic").read_bytes().replace(b"\0Exif\0", b"\0\xc6\xf9if\0")
+    photo = clean_photo(BytesIO(content), "me", UploadSettings())
+    assert (photo.width, photo.height) == (160, 240)
+
+
 @pytest.mark.parametrize("turn", [1, 3, 6, 8])
 @pytest.mark.parametrize("kind", ["TIFF", "BMP", "AVIF"])
 def test_other_formats_come_out_upright(kind: str, turn: int) -> None:

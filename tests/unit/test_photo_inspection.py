@@ -416,6 +416,12 @@ def test_a_broken_colour_profile_is_no_reason_to_refuse() -> None:
         assert_quarters(shown(content))
 
 
+def test_a_chunk_with_a_broken_name_is_passed_over_before_the_pixels() -> None:
+    content = pictures.png()
+    broken = content[:33] + pictures.chunk(b"=CCP", bytes(100)) + content[33:]
+    assert cleaned(broken).sha256 == cleaned(content).sha256
+
+
 @pytest.mark.parametrize("place", ["behind the profile", "in a tag of its own"])
 def test_a_huge_colour_profile_is_applied_and_dropped(place: str) -> None:
     content = pictures.jpeg(swap_red_and_green(), icc_profile=pictures.huge_profile(place))

@@ -3,7 +3,9 @@
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,16 +54,16 @@ def marked_profile(place: str) -> bytes:
 PROFILES = {f"ICC {place}": marked_profile(place) for place in ("mmod", "desc", "gap", "behind", "header")}
 XMP = b"<x:xmpmeta>" + MARK + b"</x:xmpmeta>"
 EXIF = pictures.exif(1, MARK)
+THUMBNAIL = EXIF + pictures.jpeg(pictures.quarters(32, 32))[:-2] + MARK + b"\xff\xd9"
 PHOTO = pictures.photo(128, 128, 9000, restart_marker_blocks=8)
 PROGRESSIVE = pictures.photo(128, 128, 9000, progressive=True)
 
 
 def jpegs() -> Iterator[tuple[str, bytes]]:
     photoshop = b"Photoshop 3.0\0" + b"8BIM" + struct.pack(">HxxI", 0x0404, len(MARK)) + MARK
-    thumbnail = pictures.jpeg(pictures.quarters(32, 32))[:-2] + MARK + b"\xff\xd9"
     bodies = {
         "EXIF": (0xE1, EXIF),
-        "EXIF thumbnail": (0xE1, EXIF + thumbnail),
+        "EXIF thumbnail": (0xE1, THUMBNAIL),
         "XMP": (0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP),
         "extended XMP": (0xE1, b"http://ns.adobe.com/xmp/extension/\0" + bytes(40) + XMP),
         "IPTC": (0xED, photoshop),
@@ -141,34 +143,230 @@ def hidden_text() -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def others() -> Iterator[tuple[str, bytes]]:
-    for kind in ("WEBP", "AVIF"):
-        options = {"lossless": True} if kind == "WEBP" else {}
-        yield f"{kind} EXIF", pictures.saved(pictures.quarters(), kind, exif=EXIF, **options)
-        yield f"{kind} XMP", pictures.saved(pictures.quarters(), kind, xmp=XMP, **options)
-        for name, profile in PROFILES.items():
-            yield f"{kind} {name}", pictures.saved(pictures.quarters(), kind, icc_profile=profile, **options)
-        yield f"{kind} behind the end", pictures.saved(pictures.quarters(), kind, **options) + MARK
-    yield "WEBP under alpha 0", pictures.saved(hidden_text(), "WEBP", lossless=True, exact=True)
-    yield "GIF comment", pictures.gif(comment=MARK)
-    yield "GIF behind the end", pictures.gif() + MARK
-    tags = TiffImagePlugin.ImageFileDirectory_v2()
-    tags[270], tags[315], tags[33432] = (MARK.decode(),) * 3
+def webps() -> Iterator[tuple[str, bytes]]:
+    for lossless in (True, False):
+        kind = "lossless" if lossless else "lossy"
+        options: dict[str, Any] = {
+            "EXIF": {"exif": EXIF},
+            "XMP": {"xmp": XMP},
+            "thumbnail": {"exif": THUMBNAIL},
+        }
+        options |= {name: {"icc_profile": profile} for name, profile in PROFILES.items()}
+        for name, option in options.items():
+            yield f"{kind}, {name}", pictures.saved(pictures.quarters(), "WEBP", lossless=lossless, **option)
+        bare = pictures.saved(pictures.quarters(), "WEBP", lossless=lossless, exif=EXIF)
+        # The extended header ends at 30, the pixels where the EXIF block begins.
+        for place, at in {"first": 30, "behind the pixels": bare.index(b"EXIF"), "last": len(bare)}.items():
+            for name in (b"XMP ", b"META", b"JUNK", b"C2PA", b"ICMT", b"mark"):
+                grown = bytearray(bare[:at] + name + struct.pack("<I", len(MARK)) + MARK + bare[at:])
+                struct.pack_into("<I", grown, 4, len(grown) - 8)
+                yield f"{kind}, {name.decode()} {place}", bytes(grown)
+        yield f"{kind}, behind the end", bare + MARK
+    yield "under alpha 0", pictures.saved(hidden_text(), "WEBP", lossless=True, exact=True)
+    second = hidden_text()
+    frames = {"save_all": True, "append_images": [second], "lossless": True, "exact": True}
+    yield "in a second frame", pictures.saved(pictures.quarters(), "WEBP", **frames)
+
+
+def isos(photo: bytes) -> Iterator[tuple[str, bytes]]:
+    """Files of boxes (AVIF and HEIC), with boxes more within and behind `meta`, and items of other types."""
+    meta = photo.index(b"meta") - 4
+    end = meta + int.from_bytes(photo[meta : meta + 4], "big")
+    places = {"behind ftyp": meta, "first in meta": end, "behind meta": end, "last": len(photo)}
+    names = (b"free", b"skip", b"uuid", b"udta", b"mdat", b"moof", b"jumb", b"Exif", b"GPS ")
+    for place, at in places.items():
+        for name in names:
+            box = struct.pack(">I4s", 8 + len(MARK), name) + MARK
+            yield (
+                f"{name.decode()} {place}",
+                insert(photo, box, at, meta if place == "first in meta" else None),
+            )
+    yield "behind the end", photo + MARK
+    handler = photo.index(b"hdlr") - 4
+    name_at = handler + int.from_bytes(photo[handler : handler + 4], "big") - 1
+    grown = bytearray(insert(photo, MARK, name_at, meta))
+    struct.pack_into(">I", grown, handler, name_at + 1 - handler + len(MARK))
+    yield "the handler's name", bytes(grown)
+
+
+def insert(photo: bytes, extra: bytes, at: int, within: int | None) -> bytes:
+    """Insert bytes before the pixels of a file of boxes, in the box at `within` if one is named."""
+    grown = bytearray(photo[:at] + extra + photo[at:])
+    if within is not None:
+        struct.pack_into(">I", grown, within, int.from_bytes(photo[within : within + 4], "big") + len(extra))
+    if at == len(photo):
+        return bytes(grown)
+    place = grown.index(b"iloc") + 4
+    assert grown[place : place + 2] == b"\0\0", "the other versions have fields more"
+    assert grown[place + 4] == 0x44, "offsets and lengths of four bytes"
+    base_size = grown[place + 5] >> 4
+    (count,) = struct.unpack_from(">H", grown, place + 6)
+    for item in range(count):
+        # An id, a reference, a base if there is one, the number of extents (one): offset and length.
+        offset_at = place + 8 + (14 + base_size) * item + (4 if base_size else 6)
+        struct.pack_into(
+            ">I", grown, offset_at, *(len(extra) + one for one in struct.unpack_from(">I", grown, offset_at))
+        )
+    return bytes(grown)
+
+
+def avifs() -> Iterator[tuple[str, bytes]]:
+    options: dict[str, Any] = {"EXIF": {"exif": EXIF}, "XMP": {"xmp": XMP}, "thumbnail": {"exif": THUMBNAIL}}
+    options |= {name: {"icc_profile": profile} for name, profile in PROFILES.items()}
+    for name, option in options.items():
+        yield name, pictures.saved(pictures.quarters(), "AVIF", **option)
+    yield from isos(pictures.saved(pictures.quarters(), "AVIF"))
+
+
+def heics() -> Iterator[tuple[str, bytes]]:
+    """In `grid-depth.heic` the items that are no pixels are overwritten."""
+    items = (FOLDER / "grid-depth.heic").read_bytes()
+    for name, old in {"EXIF": b"SECRET\0", "XMP": b"<x:xmpmeta>SECRET</x:xmpmeta>"}.items():
+        assert items.count(old) == 1
+        mark = MARK[: len(old)]
+        yield name, items.replace(old, mark)
+    profile = (FOLDER / "p3-icc.heic").read_bytes()
+    header = profile.index(b"acsp") + 44
+    yield "ICC header", profile[:header] + MARK[:28] + profile[header + 28 :]
+    yield from isos((FOLDER / "iphone.heic").read_bytes())
+
+
+def gifs() -> Iterator[tuple[str, bytes]]:
+    bare = pictures.gif()
+    first = bare.index(b",\0\0\0\0")
+    block = bytes([len(MARK)]) + MARK + b"\0"
+    extensions = {
+        "comment": b"!\xfe" + block,
+        "XMP": b"!\xff\x0bXMP DataXMP" + block,
+        "ICC": b"!\xff\x0bICCRGBG1012" + block,
+        "loops": b"!\xff\x0bNETSCAPE2.0" + block,
+        "EXIF": b"!\xff\x0bMAGICKEXIF0" + block,
+        "IPTC": b"!\xff\x0bMGK8BIM0000" + block,
+        "an application": b"!\xff\x0bSECRETS 1.0" + block,
+        "an application's name": b"!\xff\x0b" + MARK[:11] + b"\0",
+        "text": b"!\x01\x0c" + bytes(12) + block,
+        "text's grid": b"!\x01\x0c" + MARK[:12] + b"\0",
+        **{f"extension {label:#x}": bytes([0x21, label]) + block for label in (0, 0x42, 0x7F, 0xCE)},
+    }
+    for name, extension in extensions.items():
+        for place, at in {"before": first, "behind": len(bare) - 1, "last": len(bare)}.items():
+            yield f"{name} {place}", bare[:at] + extension + bare[at:]
+    yield "behind the end", bare + MARK
+    colours = bytearray(bare)
+    # Colours that no pixel has; the picture needs four.
+    colours[13 + 3 * 4 : 13 + 3 * 4] = MARK + bytes(3 * 12 - len(MARK))
+    colours[10] = 0xF3
+    yield "unused colours", bytes(colours)
     yield (
-        "TIFF tags",
-        pictures.saved(pictures.quarters(), "TIFF", tiffinfo=tags, icc_profile=PROFILES["ICC mmod"]),
+        "in a second frame",
+        pictures.saved(
+            pictures.quarters(), "GIF", save_all=True, append_images=[hidden_text().convert("RGB")]
+        ),
     )
-    heic = (FOLDER / "iphone.heic").read_bytes()
-    for box in (b"free", b"uuid", b"mdat"):
-        yield f"HEIC {box.decode()}", heic + struct.pack(">I4s", 8 + len(MARK), box) + MARK
-    yield "BMP behind the end", pictures.saved(pictures.quarters(), "BMP") + MARK
 
 
-FILES = [
-    *((f"JPEG {name}", content) for name, content in jpegs()),
-    *((f"PNG {name}", content) for name, content in pngs()),
-    *others(),
-]
+def tiffs() -> Iterator[tuple[str, bytes]]:
+    texts = (
+        269,
+        270,
+        271,
+        272,
+        285,
+        305,
+        306,
+        315,
+        316,
+        333,
+        337,
+        33432,
+        36867,
+        42032,
+        42033,
+        42036,
+        50708,
+        50735,
+    )
+    raw = (
+        347,
+        700,
+        33723,
+        34377,
+        37500,
+        37510,
+        37724,
+        40091,
+        40092,
+        40093,
+        40094,
+        40095,
+        50341,
+        50831,
+        59932,
+        65000,
+    )
+    for tag in (*texts, *raw):
+        tags = TiffImagePlugin.ImageFileDirectory_v2()
+        tags.tagtype[tag] = 2 if tag in texts else 7
+        tags[tag] = MARK.decode() if tag in texts else MARK
+        yield f"tag {tag}", pictures.saved(pictures.quarters(), "TIFF", tiffinfo=tags)
+    for name, profile in PROFILES.items():
+        yield name, pictures.saved(pictures.quarters(), "TIFF", icc_profile=profile)
+    bare = pictures.saved(pictures.quarters(), "TIFF")
+    yield "behind the end", bare + MARK
+    yield (
+        "a second page",
+        pictures.saved(pictures.quarters(), "TIFF", save_all=True, append_images=[hidden_text()]),
+    )
+    yield "under alpha 0", pictures.saved(hidden_text(), "TIFF")
+
+
+def bmps() -> Iterator[tuple[str, bytes]]:
+    bare = pictures.saved(pictures.quarters(), "BMP")
+    pixels = bare[54:]
+
+    def build(header: bytes, between: bytes = b"", behind: bytes = b"", reserved: bytes = bytes(4)) -> bytes:
+        start = 14 + len(header) + len(between)
+        size = start + len(pixels) + len(behind)
+        return b"BM" + struct.pack("<I4sI", size, reserved, start) + header + between + pixels + behind
+
+    core = struct.pack("<IHHHH", 12, 96, 64, 1, 24)
+    yield "12, gap", build(core, between=MARK)
+    yield "12, behind", build(core, behind=MARK)
+    yield "12, gap and behind", build(core, between=MARK, behind=MARK)
+    for size in (40, 52, 56, 64, 108, 124):
+        header = struct.pack("<I", size) + bare[18:54] + bytes(size - 40)
+        header = (
+            header[:40] + struct.pack("<3I", 0xFF0000, 0xFF00, 0xFF) + header[52:] if size > 40 else header
+        )
+        yield f"{size}, gap", build(header, between=MARK)
+        yield f"{size}, behind", build(header, behind=MARK)
+        yield f"{size}, far behind", build(header, behind=bytes(5000) + MARK)
+        yield f"{size}, gap and reserved", build(header, between=MARK, reserved=MARK[:4])
+        yield f"{size}, resolution", build(header[:24] + MARK[:8] + header[32:])
+        if size > 64:
+            yield f"{size}, endpoints", build(header[:60] + MARK + header[60 + len(MARK) :])
+        if size == 124:
+            for name, profile in PROFILES.items():
+                embedded = (
+                    header[:56]
+                    + b"DEBM"
+                    + header[60:112]
+                    + struct.pack("<II", size + len(pixels), len(profile))
+                )
+                yield name, build(embedded + bytes(4), behind=profile)
+
+
+KINDS: dict[str, Callable[[], Iterator[tuple[str, bytes]]]] = {
+    "JPEG": jpegs,
+    "PNG": pngs,
+    "WebP": webps,
+    "AVIF": avifs,
+    "HEIC": heics,
+    "GIF": gifs,
+    "TIFF": tiffs,
+    "BMP": bmps,
+}
+FILES = [(f"{kind} {name}", content) for kind, files in KINDS.items() for name, content in files()]
 
 
 def traces(content: bytes) -> list[bytes]:
@@ -184,12 +382,20 @@ def traces(content: bytes) -> list[bytes]:
 @pytest.mark.parametrize(("name", "content"), FILES, ids=[name for name, _ in FILES])
 def test_no_mark_is_left(name: str, content: bytes) -> None:
     stored = clean_photo(BytesIO(content), name, UploadSettings()).content.read()
-    square, _ = cut(load_upright(stored), 64, GenerationParameters(seed=1))
-    encode: Callable[[Image.Image, ImageFormat], bytes] = ContentCredentials().encode
-    for kept in (stored, *(encode(square, image_format) for image_format in ImageFormat)):
+    for kept in (stored, *make_avatars(stored)):
         assert traces(kept) == []
 
 
-def test_there_are_forty_places_in_jpegs_and_pngs() -> None:
-    for kind in ("JPEG", "PNG"):
-        assert len([name for name, _ in FILES if name.startswith(kind)]) >= 40
+@cache
+def make_avatars(stored: bytes) -> list[bytes]:
+    """The square as an avatar in each format. Cached: what is left of most files is the same."""
+    square, _ = cut(load_upright(stored), 64, GenerationParameters(seed=1))
+    return [ContentCredentials().encode(square, image_format) for image_format in ImageFormat]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_there_are_forty_places_in_each_format_and_the_mark_is_in_each_file(kind: str) -> None:
+    files = [(name, content) for name, content in FILES if name.startswith(kind)]
+    assert len(files) >= 40
+    unpacked = ("alpha 0", "second frame", "second page", "zTXt")
+    assert [name for name, content in files if MARK[:4] not in content and not name.endswith(unpacked)] == []

@@ -204,15 +204,19 @@ def _read_size(file: BinaryIO, kind: PhotoFormat) -> tuple[int, int]:
     if kind is PhotoFormat.PNG:
         found = png.strip_metadata(_map_memory(file))
         return found.width, found.height
-    with Image.open(_name_brand(file) if kind is PhotoFormat.AVIF else file, formats=[kind]) as image:
+    with Image.open(_mend_avif(file) if kind is PhotoFormat.AVIF else file, formats=[kind]) as image:
         return image.size
 
 
-def _name_brand(file: BinaryIO) -> BinaryIO:
-    """Return an AVIF file with the brand in the first place that Pillow asks for there."""
+def _mend_avif(file: BinaryIO) -> BinaryIO:
+    """Return an AVIF file with the brand in the first place that Pillow asks for there, and no metadata.
+
+    Without a reference (`cdsc`) libavif passes them over; broken ones would be a reason to it to refuse.
+    """
     file.seek(0)
-    content = file.read()
-    return io.BytesIO(content[:8] + b"avif" + content[12:])
+    head, mark, rest = file.read().partition(b"mdat")
+    head = head[:8] + b"avif" + head[12:].replace(b"cdsc", b"free")
+    return io.BytesIO(head + mark + rest)
 
 
 def _clean_other(file: BinaryIO, kind: PhotoFormat, filename: str) -> CleanPhoto:
@@ -236,7 +240,7 @@ def _decode(file: BinaryIO, kind: PhotoFormat) -> Image.Image:
     codes = None
     if kind is PhotoFormat.AVIF:
         codes = heif.read_codes(file.read())
-        file = _name_brand(file)
+        file = _mend_avif(file)
     with Image.open(file, formats=[kind]) as image:
         picture = decode.to_srgb(image, image.info.get("icc_profile"), codes)
         return decode.apply_orientation(picture, read_orientation(image.info.get("exif", b"")))
