@@ -1,6 +1,7 @@
 """Checkpoints for tests: the carried one, and tiny ones of random weights."""
 
 import atexit
+import json
 import shutil
 import tempfile
 from functools import cache
@@ -47,6 +48,33 @@ def make_folder(prefix: str) -> Path:
     return folder
 
 
+def name_in_index(checkpoint: Path, **entries: Any) -> None:
+    """Change entries of the checkpoint's index."""
+    index = checkpoint / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | entries))
+
+
+def add_safety_checker(checkpoint: Path) -> None:
+    """Give the checkpoint a safety checker, of its true architecture and a tiny size."""
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": 32, "patch_size": 16,
+    }  # fmt: skip
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    StableDiffusionSafetyChecker(config).save_pretrained(checkpoint / "safety_checker")
+    CLIPImageProcessor(size=32, crop_size=32).save_pretrained(checkpoint / "feature_extractor")
+    name_in_index(
+        checkpoint,
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+        feature_extractor=["transformers", "CLIPImageProcessor"],
+        requires_safety_checker=True,
+    )
+
+
 @cache
 def img2img_checkpoint() -> Path:
     """A folder with an image-to-image checkpoint of random weights, the same in every run."""
@@ -80,7 +108,15 @@ def img2img() -> Any:
 
 def write_manifest(models: Path, name: str, /, **source: str) -> Path:
     """A plain manifest of this source in the folder `models`."""
-    values = {"name": name, "title": name, "family": "stable-diffusion", "licence": "none", "size": 128}
+    values: dict[str, Any] = {
+        "name": name,
+        "title": name,
+        "family": "stable-diffusion",
+        "licence": "none",
+        "size": 128,
+    }
+    # Loading makes an image with them.
+    values |= {"defaults": {"steps": 2, "strength": 1.0}}
     path = models / f"{name}.yaml"
     path.write_text(yaml.safe_dump(values | {"source": source}))
     return path

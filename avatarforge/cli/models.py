@@ -163,11 +163,12 @@ async def _make_sample(settings: DiffusionSettings, manifest: Manifest) -> tuple
 def _list_parts(manifest: Manifest) -> dict[str, str]:
     match manifest.source:
         case FolderSource(folder=folder) | FileSource(config=folder):
-            return read_parts(folder)
+            parts = read_parts(folder)
         case source:
             snapshot = find_snapshot(source.hub)
             assert snapshot is not None, "a model that was loaded is in the cache"
-            return read_parts(snapshot)
+            parts = read_parts(snapshot)
+    return {name: kind for name, (_, kind) in parts.items()}
 
 
 def _format_facts(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

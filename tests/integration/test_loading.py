@@ -1,6 +1,5 @@
 """What is read of a checkpoint, and what is not: pickled weights, code, the safety checker."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import yaml
 from avatarforge.diffusion.models import pipelines
 from avatarforge.diffusion.models.catalogue import Manifest
 from avatarforge.domain.errors import ModelUnusable
-from tests.checkpoints import img2img_checkpoint
+from tests.checkpoints import add_safety_checker, img2img_checkpoint, name_in_index
 from tests.single_file import single_file
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -33,11 +32,6 @@ def manifest_of(folder: Path, **changes: Any) -> Manifest:
 def load(manifest: Manifest, **allowed: bool) -> Any:
     pipelines.import_libraries(threads=1)
     return pipelines.load(manifest, "cpu", torch.float32, **allowed)
-
-
-def named_in_index(checkpoint: Path, **entries: Any) -> None:
-    index = checkpoint / "model_index.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | entries))
 
 
 # --- pickled weights ---------------------------------------------------------------------------------------
@@ -92,7 +86,7 @@ class Brought(StableDiffusionImg2ImgPipeline):
 
 def brings_code(checkpoint: Path) -> None:
     (checkpoint / "brought.py").write_text(CODE)
-    named_in_index(checkpoint, _class_name=["brought", "Brought"])
+    name_in_index(checkpoint, _class_name=["brought", "Brought"])
 
 
 def test_code_that_a_checkpoint_brings_is_not_run(
@@ -117,35 +111,14 @@ def test_it_is_run_where_the_settings_allow_it(
 # --- the safety checker ------------------------------------------------------------------------------------
 
 
-def with_checker(checkpoint: Path) -> None:
-    """Give the checkpoint a safety checker, of its true architecture and a tiny size."""
-    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
-    from transformers import CLIPConfig, CLIPImageProcessor
-
-    vision = {
-        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "image_size": 32, "patch_size": 16,
-    }  # fmt: skip
-    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
-    StableDiffusionSafetyChecker(config).save_pretrained(checkpoint / "safety_checker")
-    CLIPImageProcessor(size=32, crop_size=32).save_pretrained(checkpoint / "feature_extractor")
-    named_in_index(
-        checkpoint,
-        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
-        feature_extractor=["transformers", "CLIPImageProcessor"],
-        requires_safety_checker=True,
-    )
-
-
 def test_a_safety_checker_is_loaded_where_the_checkpoint_has_one(tmp_path: Path, checkpoint: Path) -> None:
-    with_checker(checkpoint)
+    add_safety_checker(checkpoint)
     assert load(manifest_of(tmp_path)).safety_checker is not None
     assert load(manifest_of(tmp_path, safety_checker=True)).safety_checker is not None
 
 
 def test_a_manifest_can_do_without_the_safety_checker(tmp_path: Path, checkpoint: Path) -> None:
-    with_checker(checkpoint)
+    add_safety_checker(checkpoint)
     shutil.rmtree(checkpoint / "safety_checker")
     assert load(manifest_of(tmp_path, safety_checker=False)).safety_checker is None
 

@@ -121,6 +121,7 @@ def test_a_name_cannot_leave_the_folder(tmp_path: Path) -> None:
         ({"source": {"file": "a", "pipeline": "P"}}, "config: Field required"),
         ({"source": {"hub": {"repository": "a/b"}}}, "revision: Field required"),
         ({"defaults": {"strength": 7}}, "defaults.strength: Input should be less than or equal to 1"),
+        ({"defaults": {"steps": 1, "strength": 0.5}}, "the strength must be at least 1/1"),
         ({"styles": {"x": {"title": "X", "prompt": "no place"}}}, "must hold {prompt} once"),
         ({"dtype": "int8"}, "dtype: Input should be"),
         ({"scheduler": "plms"}, "scheduler: Input should be 'ddim', 'euler'"),

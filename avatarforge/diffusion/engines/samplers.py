@@ -304,8 +304,11 @@ def _probe_step(
 def _step(
     scheduler: Any, timestep: Tensor, sample: Tensor, output: Tensor, generator: torch.Generator
 ) -> Tensor:
-    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-    extra = {"generator": generator} if takes_generator else {}
+    # As diffusers' pipelines call it: their eta is 0, while TCD's own is not.
+    extra: dict[str, Any] = {"generator": generator, "eta": 0.0}
+    extra = {
+        name: value for name, value in extra.items() if name in inspect.signature(scheduler.step).parameters
+    }
     stepped = scheduler.step(output, timestep, sample, **extra, return_dict=False)[0]
     assert isinstance(stepped, Tensor)
     return stepped

@@ -251,6 +251,18 @@ class Manifest(_Part):
             return values
         return values | {"capabilities": {"strength": False, "image_guidance": True} | given}
 
+    @model_validator(mode="after")
+    def _check_step_count(self) -> Self:
+        """Refuse defaults by which no step would be run, unless strength has another effect."""
+        steps, strength = self.defaults.steps, self.defaults.strength
+        keeps_steps = self.source.pipeline == "LatentConsistencyModelImg2ImgPipeline"
+        if self.capabilities.strength and not keeps_steps and int(steps * strength) < 1:
+            raise ValueError(
+                f"defaults of {steps} steps and a strength of {strength:g} run no step, since int(steps x "
+                f"strength) are run: the strength must be at least 1/{steps}"
+            )
+        return self
+
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read the manifest in the file `path`. Raises `ModelUnusable` with what is wrong in it."""

@@ -154,14 +154,16 @@ def _create_engine(pipeline: Any, manifest: Manifest, settings: DiffusionSetting
 
 
 async def _generate_first_image(engine: Engine, manifest: Manifest) -> None:
-    """Run two steps, so that what is compiled, allocated or broken at the first call is so before a job."""
+    """Take the manifest's defaults, so that whatever is broken at the first request is so before a job."""
+    defaults = manifest.defaults
     request = EngineRequest(
         image=Image.new("RGB", (manifest.size, manifest.size), (128, 128, 128)),
         prompt=manifest.build_prompt(None, ""),
+        negative_prompt=defaults.negative_prompt,
         seed=0,
-        strength=1.0,
-        steps=2,
-        guidance=manifest.defaults.guidance,
-        image_guidance=manifest.defaults.image_guidance,
+        strength=defaults.strength,
+        steps=defaults.steps,
+        guidance=defaults.guidance,
+        image_guidance=defaults.image_guidance,
     )
     await engine.generate_image(request)

@@ -2,11 +2,13 @@
 
 import gc
 import importlib
+import inspect
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any, Final
 
 from avatarforge.diffusion.models.catalogue import (
     FileSource,
@@ -17,7 +19,9 @@ from avatarforge.diffusion.models.catalogue import (
     SamplerName,
 )
 from avatarforge.diffusion.models.loras import merge_loras
-from avatarforge.diffusion.models.weights import find_missing_part
+from avatarforge.diffusion.models.parts import check_finite, load_part
+from avatarforge.diffusion.models.single_files import load_parts_of_file
+from avatarforge.diffusion.models.weights import find_missing_part, read_parts
 from avatarforge.domain.errors import DeviceLost, ModelUnusable
 
 if TYPE_CHECKING:
@@ -43,6 +47,7 @@ _SCHEDULERS: Mapping[SamplerName, tuple[str, Mapping[str, Any]]] = {
 }
 
 
+_MAX_REASON_LENGTH: Final = 200
 _REMOTE_CODE_REASON = (
     "it brings code of its own, which is not run without the setting diffusion.allow_remote_code "
     "(AVATARFORGE_DIFFUSION_ALLOW_REMOTE_CODE)"
@@ -155,16 +160,24 @@ def load(
         with _silence_libraries():
             pipeline = _from_source(manifest, dtype, allow_pickle, allow_remote_code)
             if manifest.own_sampler is not None:
-                pipeline.scheduler = _create_scheduler(manifest.own_sampler, pipeline.scheduler.config)
+                pipeline.scheduler = _create_scheduler(
+                    manifest.name, manifest.own_sampler, pipeline.scheduler
+                )
             merge_loras(pipeline, manifest)
-            move_to_device(pipeline, manifest, device)
+            if is_offloaded(manifest, device):
+                # Afterwards the weights are nowhere to be seen; without offloading the GPU reads them faster.
+                check_finite(manifest.name, pipeline.components)
+                move_to_device(pipeline, manifest, device)
+            else:
+                move_to_device(pipeline, manifest, device)
+                check_finite(manifest.name, pipeline.components)
     except ModelUnusable:
         raise
     # Whatever diffusers, transformers, safetensors or the hub may raise: the checkpoint is at fault.
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise ModelUnusable(manifest.name, _REMOTE_CODE_REASON) from error
-        raise ModelUnusable(manifest.name, f"{type(error).__name__}: {_get_first_line(error)}") from error
+        raise ModelUnusable(manifest.name, _format_error(error)) from error
     if manifest.safety_checker and getattr(pipeline, "safety_checker", None) is None:
         raise ModelUnusable(
             manifest.name, "its manifest asks for a safety checker, but the checkpoint has none"
@@ -196,7 +209,7 @@ def create_schedulers(manifest: Manifest, pipeline: Any) -> dict[str, Any]:
     schedulers: dict[str, Any] = {}
     for name in set(manifest.samplers) - {manifest.own_sampler}:
         own, kind = pipeline.scheduler, type(pipeline).__name__
-        schedulers[name] = _create_scheduler(name, own.config)
+        schedulers[name] = _create_scheduler(manifest.name, name, own)
         # Latent consistency models have a call that only their own scheduler understands.
         if kind.startswith("LatentConsistency") or type(schedulers[name]) not in own.compatibles:
             raise ModelUnusable(
@@ -226,16 +239,39 @@ def _from_source(
                 )
             _require(manifest, file.is_file(), f"the file {file}")
             _require(manifest, (config / "model_index.json").is_file(), f"{config / 'model_index.json'}")
-            # Without a folder of configuration diffusers would ask the hub for one.
-            return _find_class(manifest, name).from_single_file(str(file), config=str(config), **common)
+            parts = load_parts_of_file(
+                manifest.name, file, config, dtype, with_safety_checker=manifest.safety_checker is not False
+            )
+            return _find_class(manifest, name).from_pretrained(str(config), **folders | parts)
         case FolderSource(folder=folder, pipeline=name):
             # A folder that is absent would be taken for a name on the hub.
-            _require_complete(manifest, folder, allow_pickle)
-            return _find_class(manifest, name).from_pretrained(str(folder), **folders)
+            parts = _load_parts(manifest, folder, dtype, None, allow_pickle)
+            return _find_class(manifest, name).from_pretrained(str(folder), **folders | parts)
         case HubSource(hub=hub, pipeline=name):
             folder = _download(manifest, hub, folders)
-            _require_complete(manifest, folder, allow_pickle)
-            return _find_class(manifest, name).from_pretrained(str(folder), variant=hub.variant, **folders)
+            parts = _load_parts(manifest, folder, dtype, hub.variant, allow_pickle)
+            return _find_class(manifest, name).from_pretrained(
+                str(folder), variant=hub.variant, **folders | parts
+            )
+
+
+def _load_parts(
+    manifest: Manifest, folder: Path, dtype: "torch.dtype", variant: str | None, allow_pickle: bool
+) -> dict[str, Any]:
+    """Load the parts with weights. Those whose class the checkpoint itself brings are left to diffusers."""
+    known: Any = importlib.import_module("diffusers.pipelines")
+    missing = find_missing_part(folder, manifest, allow_pickle=allow_pickle)
+    if missing is not None:
+        raise ModelUnusable(manifest.name, missing)
+    parts = {
+        name: load_part(
+            manifest.name, folder / name, library, kind, dtype, variant=variant, allow_pickle=allow_pickle
+        )
+        for name, (library, kind) in read_parts(folder).items()
+        if library in {"diffusers", "transformers"} or hasattr(known, library)
+        if name != "safety_checker" or manifest.safety_checker is not False
+    }
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def _download(manifest: Manifest, hub: HubAddress, options: Mapping[str, Any]) -> Path:
@@ -269,10 +305,23 @@ def _explain_download_error(manifest: Manifest, hub: HubAddress, error: OSError)
     )
 
 
-def _create_scheduler(name: SamplerName, config: Any) -> Any:
-    """Create the scheduler of this sampler, with the configuration of the checkpoint's own."""
+def _create_scheduler(model: str, name: SamplerName, own: Any) -> Any:
+    """Create the scheduler of this sampler, with the configuration of the checkpoint's own.
+
+    Raises `ModelUnusable` where that one says of the training what the other cannot follow.
+    """
+    trained_for = type(own).__name__
     kind, options = _SCHEDULERS[name]
-    return getattr(importlib.import_module("diffusers"), kind).from_config(config, **options)
+    found = getattr(importlib.import_module("diffusers"), kind)
+    needed = [key for key in ("prediction_type", "rescale_betas_zero_snr") if own.config.get(key)]
+    is_continuous = own.config.get("timestep_type") == "continuous"
+    if trained_for.startswith(("EDM", "FlowMatch")) or own.config.get("use_flow_sigmas") or is_continuous:
+        reason = f"its noise is that of {trained_for}{' with continuous timesteps' if is_continuous else ''}"
+    elif lacking := [key for key in needed if key not in inspect.signature(found).parameters]:
+        reason = f"{kind} has no {lacking[0]}, with which it was trained"
+    else:
+        return found.from_config(own.config, **options)
+    raise ModelUnusable(model, f"the sampler {name!r} of its manifest does not suit it: {reason}")
 
 
 def _find_class(manifest: Manifest, name: str | None) -> Any:
@@ -290,21 +339,21 @@ def _require(manifest: Manifest, exists: bool, what: str) -> None:
         raise ModelUnusable(manifest.name, f"{what} is not there")
 
 
-def _require_complete(manifest: Manifest, folder: Path, allow_pickle: bool) -> None:
-    missing = find_missing_part(folder, manifest, allow_pickle=allow_pickle)
-    if missing is not None:
-        raise ModelUnusable(manifest.name, missing)
-
-
 def _format_root_cause(error: BaseException) -> str:
     """Format the innermost error: the hub's client wraps the network's errors several times."""
     while (deeper := error.__cause__ or error.__context__) is not None:
         error = deeper
+    return _format_error(error)
+
+
+def _format_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {_get_first_line(error)}"
 
 
 def _get_first_line(error: BaseException) -> str:
-    return next((line.strip(" .") for line in str(error).splitlines() if line.strip(" .")), "no reason given")
+    """Return it, not too long: libraries write whole pages, and lists of all tensors."""
+    line = next((line.strip(" .") for line in str(error).splitlines() if line.strip(" .")), "no reason given")
+    return shorten(line, _MAX_REASON_LENGTH, placeholder=" …")
 
 
 @contextmanager

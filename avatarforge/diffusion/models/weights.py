@@ -94,11 +94,11 @@ def _list_files(folder: Path, infix: str) -> dict[str, list[Path]]:
     }
 
 
-def read_parts(folder: Path) -> dict[str, str]:
-    """Return the classes of the checkpoint's parts by name, from its index."""
+def read_parts(folder: Path) -> dict[str, tuple[str, str]]:
+    """Return library and class of the checkpoint's parts by name, from its index."""
     index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     return {
-        name: entry[1]
+        name: (entry[0], entry[1])
         for name, entry in index.items()
         if not name.startswith("_") and isinstance(entry, list) and len(entry) == 2 and entry[1]
     }

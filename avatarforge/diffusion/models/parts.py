@@ -1,0 +1,156 @@
+"""Loads the parts of a checkpoint, each of whose weights must be there, fit and be finite.
+
+diffusers and transformers fill what a file lacks with random numbers, and pass over what they have no place
+for: such a model makes images too, but on each replica others.
+"""
+
+import importlib
+import json
+import re
+import shutil
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Final
+
+from avatarforge.diffusion.models.weight_files import (
+    UnreadableWeights,
+    describe_contents,
+    find_wrapper,
+    read_header,
+    unwrap_key,
+)
+from avatarforge.domain.errors import ModelUnusable
+
+if TYPE_CHECKING:
+    import torch
+
+_MAX_KEYS_NAMED: Final = 2
+_HARMLESS: Final = re.compile(r"(^|\.)position_ids$")
+"""Tensors that older versions of transformers saved, and newer ones compute."""
+
+
+def load_part(
+    model: str,
+    folder: Path,
+    library: str,
+    kind: str,
+    dtype: "torch.dtype",
+    *,
+    variant: str | None = None,
+    allow_pickle: bool = False,
+) -> Any:
+    """Load one part in diffusers' layout from its folder; `None` if its class has no weights.
+
+    Raises `ModelUnusable`, which names the part and the tensors that are missing, surplus, of another shape
+    or not finite.
+    """
+    import torch
+
+    loading: Any = importlib.import_module("diffusers.pipelines.pipeline_loading_utils")
+    found = loading.simple_get_class_obj(library, kind)
+    if not issubclass(found, torch.nn.Module):
+        return None
+    variant = variant or _find_variant(folder)
+    files = _list_safetensors(folder, variant)
+    shapes = _read_shapes(model, folder.name, files)
+    with TemporaryDirectory(prefix="avatarforge-") as temporary:
+        source = folder
+        if find_wrapper(shapes):
+            source = _write_unwrapped(folder, files, Path(temporary) / folder.name)
+        part, report = found.from_pretrained(
+            str(source),
+            dtype=dtype,
+            variant=variant if files else None,
+            local_files_only=True,
+            use_safetensors=None if allow_pickle else True,
+            # What does not fit is reported, where it would be raised without a name.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    try:
+        check_keys(
+            missing=report["missing_keys"],
+            surplus=report["unexpected_keys"],
+            mismatched=report["mismatched_keys"],
+        )
+    except ValueError as error:
+        contents = describe_contents(shapes)
+        raise ModelUnusable(model, f"its part {folder.name!r} {error}{_add_contents(contents)}") from None
+    return part
+
+
+def check_keys(
+    *, missing: Iterable[str], surplus: Iterable[str], mismatched: Iterable[tuple[str, Any, Any]]
+) -> None:
+    """Raise `ValueError`, with a part of a sentence, if a tensor is missing, surplus or of another shape."""
+    if wrong := sorted(mismatched):
+        key, found, needed = wrong[0]
+        raise ValueError(f"has {key} of the shape {tuple(found)}, where its config needs {tuple(needed)}")
+    if absent := sorted(missing):
+        raise ValueError(f"lacks {list_keys(absent)}")
+    if left := sorted(key for key in surplus if not _HARMLESS.search(key)):
+        raise ValueError(f"holds {list_keys(left)}, for which it has no place")
+
+
+def check_finite(model: str, parts: Mapping[str, Any]) -> None:
+    """Raise `ModelUnusable` if a weight of one of these modules is infinite or no number."""
+    import torch
+
+    for name, part in parts.items():
+        if not isinstance(part, torch.nn.Module):
+            continue
+        for key, tensor in part.state_dict().items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise ModelUnusable(model, f"its part {name!r} holds values that are not finite in {key}")
+
+
+def list_keys(keys: Sequence[str]) -> str:
+    """Name the first keys, and count the others."""
+    named = " and ".join(keys[:_MAX_KEYS_NAMED])
+    return (
+        named if len(keys) <= _MAX_KEYS_NAMED else f"{named} and {len(keys) - _MAX_KEYS_NAMED} more tensors"
+    )
+
+
+def _add_contents(contents: str | None) -> str:
+    return "" if contents is None else f": the file is {contents}"
+
+
+def _find_variant(folder: Path) -> str | None:
+    """Return the variant, such as `fp16`, of a folder that has weights of one variant alone."""
+    names = [re.sub(r"-\d+-of-\d+", "", path.name) for path in folder.glob("*.safetensors")]
+    variants = {name.split(".")[1] if name.count(".") > 1 else None for name in names}
+    return variants.pop() if len(variants) == 1 else None
+
+
+def _list_safetensors(folder: Path, variant: str | None) -> list[Path]:
+    files = sorted(folder.glob("*.safetensors"))
+    return [file for file in files if variant is None or f".{variant}" in file.name] or files
+
+
+def _read_shapes(model: str, part: str, files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        try:
+            shapes.update(read_header(file).shapes)
+        except UnreadableWeights as error:
+            raise ModelUnusable(model, f"its part {part!r} cannot be read: {file.name} {error}") from error
+    return shapes
+
+
+def _write_unwrapped(folder: Path, files: Sequence[Path], target: Path) -> Path:
+    """Copy the part with its tensors' true names: only headers, and the index of several files, change."""
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
+    for file in files:
+        with file.open("rb") as old, (target / file.name).open("wb") as new:
+            entries = json.loads(old.read(*struct.unpack("<Q", old.read(8))))
+            header = json.dumps({unwrap_key(key): entry for key, entry in entries.items()}).encode()
+            new.write(struct.pack("<Q", len(header)) + header)
+            shutil.copyfileobj(old, new)
+    for index in target.glob("*.index*.json"):
+        values = json.loads(index.read_text(encoding="utf-8"))
+        values["weight_map"] = {unwrap_key(key): name for key, name in values["weight_map"].items()}
+        index.write_text(json.dumps(values), encoding="utf-8")
+    return target
