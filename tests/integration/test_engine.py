@@ -336,20 +336,6 @@ def test_a_lora_is_added_to_the_weights(tmp_path: Path, pipeline: Any, layout: s
     assert torch.allclose(after, before + scale * up @ down, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "told"), [("lora_unet_nowhere", "does not fit"), ("something", "does not fit|holds nothing")]
-)
-def test_a_lora_for_another_model_is_refused(tmp_path: Path, name: str, told: str) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    tensors = {f"{name}.lora_down.weight": torch.ones((2, 4)), f"{name}.lora_up.weight": torch.ones((4, 2))}
-    save_file(tensors, tmp_path / "style.safetensors")
-    manifest = described(tmp_path, folder=str(img2img_checkpoint()))
-    with pytest.raises(ModelUnusable, match=told):
-        load(manifest.model_copy(update={"loras": (Lora(file=tmp_path / "style.safetensors"),)}))
-
-
 def test_a_lora_that_is_not_there_is_told(tmp_path: Path) -> None:
     manifest = described(tmp_path, folder=str(img2img_checkpoint()))
     with pytest.raises(ModelUnusable, match=r"style\.pt is no"):
