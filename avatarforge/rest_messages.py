@@ -184,6 +184,9 @@ class ReplicaMessage(Message):
     memory_bytes: int | None
     """Taken on a GPU."""
     cached_embeddings: int
+    tuning: dict[str, str]
+    """How the device is used, as warming up found it fastest: the memory formats of the model's parts, and
+    into how many passes and threads the rows of a step are split."""
     circuit: str | None
     """Of a remote one: whether its server is asked (`closed`) or left alone (`open`)."""
 

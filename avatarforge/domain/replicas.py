@@ -85,6 +85,8 @@ class ReplicaReport:
     memory_bytes: int | None = None
     """Allocated on the GPU; `None` on a CPU."""
     cached_embeddings: int = 0
+    tuning: Mapping[str, str] = field(default_factory=dict)
+    """How the device is used, as warming up found it fastest."""
     circuit: str | None = None
     """Of a remote backend: whether its server is asked (`closed`) or left alone (`open`)."""
 

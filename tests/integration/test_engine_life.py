@@ -1,6 +1,7 @@
 """The batching engine: who joins, who leaves, and what one request's fault means to the others."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
@@ -272,6 +273,70 @@ async def test_warming_up_measures_steps_by_the_number_of_images(engine: Batchin
     assert all(seconds > 0 for seconds in report.step_seconds.values())
     assert 1 <= report.limit <= 8
     assert (report.active, report.waiting, report.memory_bytes) == (0, 0, None)
+
+
+async def test_warming_up_tells_how_the_cpu_is_used_best(pipeline: Any) -> None:
+    with engine_of(pipeline, threads=2, max_batch=2) as engine:
+        await engine.warm_up(32, 1.0)
+        tuning = engine.report().tuning
+    assert {tuning["unet"], tuning["vae"]} <= {"channels_last", "contiguous_format"}
+    assert tuning["1 row"] == "1 pass of 2 threads"
+    assert tuning["2 rows"] in {"1 pass of 2 threads", "2 passes of 1 thread"}
+
+
+@pytest.mark.parametrize(("slow_threads", "rows_of_a_pass"), [(1, 2), (2, 1)])
+async def test_rows_are_split_as_is_fastest_here(
+    pipeline: Any, passes: Passes, slow_threads: int, rows_of_a_pass: int
+) -> None:
+    import torch
+
+    requests = [replace(SHORT, steps=30, seed=seed) for seed in (1, 2)]
+    with engine_of(pipeline, threads=2, max_batch=2) as engine:
+        alone = [await picture_of(engine, request) for request in requests]
+        passes.fault = lambda images: time.sleep(0.1) if torch.get_num_threads() == slow_threads else None
+        await engine.warm_up(32, 1.0)
+        passes.fault = lambda images: None
+        passes.images.clear()
+        together = await asyncio.gather(*(picture_of(engine, request) for request in requests))
+    assert max(passes.images) == rows_of_a_pass
+    assert all(map(alike, alone, together))
+
+
+@pytest.mark.parametrize("slow", ["channels_last", "contiguous_format"])
+async def test_weights_are_laid_out_as_is_fastest_here(pipeline: Any, slow: str) -> None:
+    import torch
+
+    weight, layout = pipeline.vae.decoder.conv_in.weight, getattr(torch, slow)
+
+    def burn(*_: Any) -> None:
+        ends = time.process_time() + 0.2 * weight.is_contiguous(memory_format=layout)
+        while time.process_time() < ends:
+            pass
+
+    hook = pipeline.vae.decoder.register_forward_pre_hook(burn)
+    try:
+        with engine_of(pipeline) as engine:
+            await engine.warm_up(32, 1.0)
+            assert engine.report().tuning["vae"] != slow
+    finally:
+        hook.remove()
+
+
+async def test_one_image_is_encoded_denoised_and_decoded_by_all_threads(pipeline: Any) -> None:
+    import torch
+
+    threads: list[int] = []
+    hooks = [
+        part.register_forward_pre_hook(lambda *_: threads.append(torch.get_num_threads()))
+        for part in (pipeline.vae.encoder, pipeline.unet, pipeline.vae.decoder)
+    ]
+    try:
+        with engine_of(pipeline, threads=2) as engine:
+            await picture_of(engine, replace(SHORT, steps=1))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert threads == [2, 2, 2]
 
 
 async def test_steps_are_counted_by_the_images_that_shared_them(engine: BatchingEngine) -> None:

@@ -46,6 +46,7 @@ async def test_what_each_replica_serves_and_what_failed_is_told(rest: Rest) -> N
             failure=failure,
             active=3,
             step_seconds={1: 0.1, 4: 0.25},
+            tuning={"vae": "contiguous"},
             steps_by_images={1: 1, 3: 1},
         ),
     )
@@ -83,6 +84,7 @@ async def test_what_each_replica_serves_and_what_failed_is_told(rest: Rest) -> N
         "busySeconds": 0.0,
         "memoryBytes": None,
         "cachedEmbeddings": 0,
+        "tuning": {"vae": "contiguous"},
         "circuit": None,
     }
 

@@ -57,12 +57,15 @@ class BatchLimits:
             size *= 2
         yield self._max_batch
 
-    def set_from_measurements(self, shape: Shape, seconds: Mapping[int, float]) -> None:
-        """Set the limit from what warming up measured: seconds of a step by the number of images."""
+    def set_from_measurements(self, shape: Shape, seconds: Mapping[int, float], lanes: int = 1) -> None:
+        """Set the limit from what warming up measured: seconds of a step by the number of images.
+
+        The limit gives each of the device's `lanes` an image at least: decoding gains by that.
+        """
         least = min(taken / images for images, taken in seconds.items())
         enough = [images for images, taken in seconds.items() if _MIN_GAIN * taken / images <= least]
         with self._lock:
-            self._limits[shape] = min(enough)
+            self._limits[shape] = max(min(enough), min(lanes, max(seconds)))
             self._seconds[shape] = {bucket_of(images): taken for images, taken in seconds.items()}
 
     def record_step(self, shape: Shape, images: int, seconds: float) -> None:

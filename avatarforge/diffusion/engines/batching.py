@@ -13,8 +13,8 @@ from contextlib import aclosing
 from functools import partial
 from itertools import groupby
 from threading import Condition, Thread
-from time import perf_counter
-from typing import Any, Final
+from time import perf_counter, process_time
+from typing import Any, Final, TypeVar
 
 import torch
 from PIL import Image
@@ -24,6 +24,7 @@ from avatarforge.diffusion.engines.architectures import (
     Conditions,
     Embedding,
     EmbeddingCache,
+    Part,
     Text,
     find_architecture,
 )
@@ -50,6 +51,14 @@ _QUICK_STEP_SECONDS: Final = 0.15
 """Steps that take less are measured in `_EXTRA_ROUNDS` more rounds: a longer one evens out by itself, and a
 replica shall serve soon."""
 _EXTRA_ROUNDS: Final = 3
+_CLEAR_GAIN: Final = 0.95
+"""Another than the usual way is taken if it needs at most this share of the time: others use the CPU too."""
+_HOPELESS: Final = 1.15
+"""Lanes with which a step takes so many times as long as it might are not tried for more images."""
+
+_MEMORY_FORMATS: Final = (torch.channels_last, torch.contiguous_format)
+
+_Way = TypeVar("_Way")
 
 BatchWork = Callable[[Sequence[ActiveRequest]], None]
 """Processes several requests at once. If it fails it is called again with smaller parts."""
@@ -95,6 +104,7 @@ class BatchingEngine(Engine):
         self._steps_by_images: Counter[int] = Counter()
         self._images_generated = 0
         self._last_step_event: Any = None
+        self._is_first_slower = self._architecture.device.type != "cpu" or self._denoiser.is_compiled
         # What the threads share, guarded by `_changed`.
         self._changed = Condition()
         self._queue: deque[ActiveRequest] = deque()
@@ -120,7 +130,7 @@ class BatchingEngine(Engine):
                 self._dequeue(active)
 
     async def warm_up(self, size: int, guidance: float) -> None:
-        """Find the best batch size, and fit the weights of previews."""
+        """Find the best batch size, and on a CPU the best way to use it; fit the weights of previews."""
         measured: Future[None] = Future()
 
         def measure() -> None:
@@ -154,6 +164,7 @@ class BatchingEngine(Engine):
             steps_by_images=dict(sorted(self._steps_by_images.items())),
             images_generated=self._images_generated,
             cached_embeddings=len(self._embeddings),
+            tuning=self._describe_tuning(),
             memory_bytes=torch.cuda.memory_allocated(self._architecture.device) if on_gpu else None,
             busy_seconds=self._busy_seconds,
         )
@@ -235,9 +246,10 @@ class BatchingEngine(Engine):
             request.start()
         running = [request for request in self._active if request.is_active]
         denoised = [request for request in running if request.is_denoised]
+        # By itself, since cached texts take no time: one image is then decoded and encoded by all threads.
+        self._cpu_pool.run([partial(self._run_isolated, admitted, self._embed)])
         self._cpu_pool.run(
             [
-                partial(self._run_isolated, admitted, self._embed),
                 *(partial(self._run_isolated, group, self._decode) for group in self._group(denoised)),
                 *(partial(self._run_isolated, group, self._encode) for group in self._group(admitted)),
             ]
@@ -391,35 +403,99 @@ class BatchingEngine(Engine):
         embeddings: dict[Text, Embedding] = dict(zip(texts, self._architecture.embed(texts), strict=True))
         conditions = self._architecture.build_conditions(params, embeddings, latents, (size, size))
         self._previewer = Previewer(self._architecture.encode_mode)
-        shape = tuple(latents.shape)
-        seconds: dict[int, float] = {}
+        if self._architecture.device.type == "cpu":
+            self._choose_memory_formats(params, latents, conditions)
+        shape, rows = tuple(latents.shape), len(conditions.rows)
+        seconds: dict[tuple[int, int], float] = {}
+        hopeless: set[int] = set()
         for images in self._batch_limits.candidates():
+            # The usual number of lanes comes last, when all is warm.
+            known = self._denoiser.list_lanes(images * rows)
+            ways = [lanes for lanes in reversed(known) if lanes not in hopeless]
             try:
-                self._time_step(latents, conditions, images)
-                seconds[images] = self._time_step(latents, conditions, images)
+                for lanes in ways:
+                    if self._is_first_slower:
+                        self._time_step(latents, conditions, images, lanes)
+                    seconds[images, lanes] = self._time_step(latents, conditions, images, lanes)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 break
-            if seconds[images] > _SLOW_STEP_SECONDS:
+            least = min(seconds[images, lanes] for lanes in ways)
+            if least > _SLOW_STEP_SECONDS:
                 break
+            hopeless |= {lanes for lanes in ways if seconds[images, lanes] > _HOPELESS * least}
         # Others may use the device too, and not all of the time: the least of some rounds counts.
-        quick = [images for images, taken in seconds.items() if taken < _QUICK_STEP_SECONDS]
-        for images in quick * _EXTRA_ROUNDS:
-            seconds[images] = min(seconds[images], self._time_step(latents, conditions, images))
-        if seconds:
-            self._batch_limits.set_from_measurements(shape, seconds)
+        quick = [way for way, taken in seconds.items() if taken < _QUICK_STEP_SECONDS]
+        for images, lanes in quick * _EXTRA_ROUNDS:
+            again = self._time_step(latents, conditions, images, lanes)
+            seconds[images, lanes] = min(seconds[images, lanes], again)
+        fastest: dict[int, float] = {}
+        for images in dict.fromkeys(images for images, _ in seconds):
+            by_lanes = {lanes: taken for (many, lanes), taken in seconds.items() if many == images}
+            lanes = _find_fastest(by_lanes, usual=max(by_lanes))
+            self._denoiser.set_lanes(images * rows, lanes)
+            fastest[images] = by_lanes[lanes]
+        if fastest:
+            self._batch_limits.set_from_measurements(shape, fastest, self._cpu_pool.size)
 
-    def _time_step(self, latents: Tensor, conditions: Conditions, images: int) -> float:
-        """Return the seconds of one step of so many images."""
-        plan = self._sampler.plan(2, 1.0)
-        trajectories = [Trajectory.start(plan, latents, torch.Generator()) for _ in range(images)]
+    def _choose_memory_formats(self, params: EngineRequest, latents: Tensor, conditions: Conditions) -> None:
+        """Lay out the weights of each part as is fastest with one image.
+
+        By the time of the CPU, which others' load does not change: one try of each is enough.
+        """
+        pixels = self._architecture.to_pixels(params.image)
+
+        def code() -> None:
+            self._architecture.encode(pixels, [torch.Generator()])
+            self._architecture.decode(latents[None])
+
+        def step() -> None:
+            self._denoiser.step([self._start_trajectory(latents)], [conditions])
+
+        works: dict[Part, Callable[[], None]] = {"vae": code, "unet": step}
+        if self._denoiser.is_compiled:
+            del works["unet"]
+        for part, work in works.items():
+            usual = self._architecture.memory_formats[part]
+            seconds: dict[torch.memory_format, float] = {}
+            for memory_format in sorted(_MEMORY_FORMATS, key=lambda one: one == usual):
+                self._architecture.set_memory_format(part, memory_format)
+                began = process_time()
+                self._cpu_pool.run([work])
+                seconds[memory_format] = process_time() - began
+                self.watchdog.beat()
+                if seconds[memory_format] > _SLOW_STEP_SECONDS:
+                    break
+            chosen = _find_fastest(seconds, usual) if usual in seconds else usual
+            self._architecture.set_memory_format(part, chosen)
+
+    def _describe_tuning(self) -> dict[str, str]:
+        formats = self._architecture.memory_formats
+        return {
+            **{part: str(chosen).removeprefix("torch.") for part, chosen in formats.items()},
+            **({} if self._is_first_slower else self._denoiser.describe_lanes()),
+        }
+
+    def _start_trajectory(self, latents: Tensor) -> Trajectory:
+        return Trajectory.start(self._sampler.plan(2, 1.0), latents, torch.Generator())
+
+    def _time_step(self, latents: Tensor, conditions: Conditions, images: int, lanes: int) -> float:
+        """Return the seconds of one step of so many images, in so many passes side by side."""
+        self._denoiser.set_lanes(images * len(conditions.rows), lanes)
+        trajectories = [self._start_trajectory(latents) for _ in range(images)]
         began = perf_counter()
         self._denoiser.step(trajectories, [conditions] * images)
         if self._architecture.device.type == "cuda":
             torch.cuda.synchronize()
         self.watchdog.beat()
         return perf_counter() - began
+
+
+def _find_fastest(seconds: Mapping[_Way, float], usual: _Way) -> _Way:
+    """Return the way that takes least; the usual one if no other gains clearly."""
+    least = min(seconds, key=lambda way: seconds[way])
+    return least if seconds[least] <= _CLEAR_GAIN * seconds[usual] else usual
 
 
 def _pixel_shape(request: ActiveRequest) -> Shape:

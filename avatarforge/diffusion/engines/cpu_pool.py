@@ -1,9 +1,9 @@
 """Splits work over the threads of a CPU; a GPU takes it whole.
 
 On a CPU two threads that compute one operation together wait for each other after each, some two
-thousand times in one pass of a small UNet. Rows of a batch need no such meeting. So a batch is split into
-as many parts as there are threads, and each part is computed in one thread from its beginning to its end.
-Two parts in one thread each took half the time of two threads on one part, and lose less to busy neighbours.
+thousand times in one pass of a small UNet. Rows of a batch need no such meeting: they can be computed in
+one thread each, from the beginning to the end. Which way is faster differs by machine and by model, so
+warming up measures both, and what lies between, and the fastest is taken.
 """
 
 import ctypes
@@ -34,6 +34,15 @@ class CpuPool:
         # Linux keeps niceness by thread.
         lower_priority = partial(os.nice, niceness) if niceness else None
         self._pool = ThreadPoolExecutor(max(1, self.size - 1), "cpu-pool", initializer=lower_priority)
+
+    def list_lanes(self) -> list[int]:
+        """Return the numbers of passes side by side that are worth measuring, the usual one first."""
+        return sorted({1, 4 if self.size > 8 else 1, self.size}, reverse=True)
+
+    def describe_lanes(self, lanes: int) -> str:
+        """Return a phrase of the passes and the threads of each."""
+        threads = max(1, self._threads // lanes)
+        return f"{lanes} pass{'es' * (lanes > 1)} of {threads} thread{'s' * (threads > 1)}"
 
     def run(self, tasks: Sequence[Callable[[], _Result]]) -> list[_Result]:
         """Return the tasks' results, in their order. An error is raised once all threads have stopped."""

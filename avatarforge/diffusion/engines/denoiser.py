@@ -33,10 +33,27 @@ class Denoiser:
     ) -> None:
         self._architecture = architecture
         self._cpu_pool = cpu_pool
-        self._compiled = compilation != "none"
-        if self._compiled:
+        self._lanes: dict[int, int] = {}
+        self.is_compiled = compilation != "none"
+        if self.is_compiled:
             # Each number of rows is compiled for itself: that is what the padding is for.
             architecture.compile("reduce-overhead" if compilation == "cudagraphs" else "default")
+
+    def list_lanes(self, rows: int) -> list[int]:
+        """Return the numbers of passes side by side worth measuring for so many rows, the usual one first."""
+        lanes = dict.fromkeys(min(lanes, rows) for lanes in self._cpu_pool.list_lanes())
+        return list(lanes)[: 1 if self.is_compiled else None]
+
+    def set_lanes(self, rows: int, lanes: int) -> None:
+        """Split so many rows, and the numbers of the same bucket, into passes side by side."""
+        self._lanes[bucket_of(rows)] = lanes
+
+    def describe_lanes(self) -> dict[str, str]:
+        """Return how rows are split, by each number of rows for which it was set."""
+        return {
+            f"{rows} row{'s' * (rows > 1)}": self._cpu_pool.describe_lanes(lanes)
+            for rows, lanes in sorted(self._lanes.items())
+        }
 
     def step(self, trajectories: Sequence[Trajectory], conditions: Sequence[Conditions]) -> StepTensors:
         device = self._architecture.device
@@ -55,12 +72,12 @@ class Denoiser:
     def _predict(self, samples: Tensor, timesteps: Tensor, rows: Sequence[UNetInputs]) -> Tensor:
         """Run the UNet on all rows, split over the CPU pool's threads."""
         predict, total = self._architecture.predict, len(rows)
-        if self._compiled:
+        if self.is_compiled:
             padding = bucket_of(total) - total
             indices = torch.tensor([*range(total), *[0] * padding], device=samples.device)
             return predict(samples[indices], timesteps[indices], [*rows, *[rows[0]] * padding])[:total]
-        parts = min(self._cpu_pool.size, total)
-        edges = [total * part // parts for part in range(parts + 1)]
+        lanes = self._find_lanes(total)
+        edges = [total * part // lanes for part in range(lanes + 1)]
         outputs = self._cpu_pool.run(
             [
                 partial(predict, samples[start:end], timesteps[start:end], rows[start:end])
@@ -68,6 +85,11 @@ class Denoiser:
             ]
         )
         return torch.cat(outputs)
+
+    def _find_lanes(self, rows: int) -> int:
+        """Return what was set for the nearest number of rows below."""
+        known = [bucket for bucket in self._lanes if bucket <= bucket_of(rows)]
+        return min(self._lanes[max(known)] if known else self._cpu_pool.size, rows)
 
 
 def _sum_rows(outputs: Tensor, conditions: Sequence[Conditions]) -> Tensor:

@@ -78,6 +78,8 @@ class EngineReport:
     images_generated: int = 0
     """Images finished since the start."""
     cached_embeddings: int = 0
+    tuning: Mapping[str, str] = field(default_factory=dict)
+    """How the device is used, as warming up found it fastest: memory formats, and passes of a step's rows."""
     memory_bytes: int | None = None
     """Allocated on the GPU; `None` on a CPU, where they are the process's."""
     busy_seconds: float = 0.0

@@ -250,6 +250,7 @@ class ModelManager:
             model=model.manifest.name,
             device=model.engine.device,
             dtype=model.dtype,
+            tuning=dict(model.engine.report().tuning),
             **model.seconds,
         )
         previous, self._serving = self._serving, _SharedModel(model, self._now())
