@@ -12,6 +12,7 @@ from PIL import Image
 from avatarforge.diffusion.engines.architectures import find_architecture
 from avatarforge.diffusion.engines.batching import BatchingEngine
 from avatarforge.diffusion.engines.engine import EngineRequest, EngineResult, EngineStep
+from avatarforge.diffusion.engines.prompts import split_prompt
 from avatarforge.diffusion.engines.sequential import SequentialEngine
 from avatarforge.diffusion.models.catalogue import SchedulerName
 from avatarforge.domain.errors import InvalidRequest
@@ -160,6 +161,77 @@ async def test_samplers_share_a_batch_and_each_steps_as_diffusers_steps(family: 
     made = await together(pipeline, requests, schedulers=schedulers)
     alone = [by_diffusers(others.get(name, pipeline), one) for name, one in zip(names, requests, strict=True)]
     assert furthest(made, alone) < ALIKE
+
+
+# --- long prompts ---------------------------------------------------------------------------------------
+
+LONG = ", ".join(f"{colour} portrait of a person" for colour in ("red", "neon", "grey") * 4)
+"""Of three pieces: only words of the tiny tokenizer's vocabulary are few tokens."""
+
+
+def by_diffusers_in_pieces(pipeline: Any, request: EngineRequest) -> Any:
+    """The pixels that the pipeline makes of the joined embeddings, each row at its own length."""
+    import torch
+
+    def embed(text: str) -> Any:
+        pieces = split_prompt(text, pipeline.tokenizer)
+        embedded = [pipeline.encode_prompt(piece, "cpu", 1, False)[0] for piece in pieces]
+        return torch.cat(embedded, dim=1)
+
+    texts = [embed(request.negative_prompt), embed(request.prompt)]
+    lengths = [one.shape[1] for one in texts]
+    padded = [torch.nn.functional.pad(one, (0, 0, 0, max(lengths) - one.shape[1])) for one in texts]
+    forward = pipeline.unet.forward
+
+    def by_row(samples: Any, timestep: Any, encoder_hidden_states: Any, **others: Any) -> Any:
+        rows = zip(samples.split(1), encoder_hidden_states.split(1), lengths, strict=True)
+        answers = [
+            forward(sample, timestep, encoder_hidden_states=hidden[:, :length], **others)[0]
+            for sample, hidden, length in rows
+        ]
+        return (torch.cat(answers),)
+
+    pipeline.unet.forward = by_row
+    try:
+        return pipeline(
+            prompt_embeds=padded[1],
+            negative_prompt_embeds=padded[0],
+            image=request.image,
+            strength=request.strength,
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance,
+            generator=torch.Generator().manual_seed(request.seed),
+            output_type="np",
+        ).images[0]
+    finally:
+        pipeline.unet.forward = forward
+
+
+async def test_all_of_a_long_prompt_counts_alone_and_among_short_ones() -> None:
+    pipeline = tiny("sd-epsilon")
+    long = [
+        replace(REQUESTS[0], prompt=LONG),
+        replace(REQUESTS[0], negative_prompt=LONG),
+        replace(REQUESTS[0], prompt=LONG, negative_prompt=LONG[::-1]),
+    ]
+    expected = [by_diffusers_in_pieces(pipeline, request) for request in long]
+    made = await together(pipeline, [*long, *REQUESTS])
+    assert furthest(made[:3], expected) < ALIKE
+    assert furthest(made[3:], [by_diffusers(pipeline, request) for request in REQUESTS]) < ALIKE
+    assert furthest(await together(pipeline, long[:1]), expected[:1]) < ALIKE
+    # The last words make a difference.
+    strong = replace(long[0], guidance=20.0, strength=1.0)
+    one, other = await together(pipeline, [strong, replace(strong, prompt=LONG + ", blurry" * 20)])
+    assert furthest([one], [other]) > 10 * ALIKE
+
+
+async def test_long_and_short_prompts_of_sdxl_share_a_batch() -> None:
+    pipeline = tiny("xl")
+    long = replace(REQUESTS[0], prompt=LONG)
+    among_others = await together(pipeline, [long, *REQUESTS])
+    alone = await together(pipeline, [long])
+    assert furthest(among_others[:1], alone) < ALIKE
+    assert furthest(among_others[1:], [by_diffusers(pipeline, request) for request in REQUESTS]) < ALIKE
 
 
 async def test_the_sequential_engine_takes_each_requests_sampler() -> None:

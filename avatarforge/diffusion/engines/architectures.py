@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from avatarforge.diffusion.engines.engine import EngineRequest
+from avatarforge.diffusion.engines.prompts import split_prompt
 from avatarforge.diffusion.engines.samplers import StrengthUse
 
 _MAX_CACHED_TEXTS: Final = 512
@@ -126,7 +127,13 @@ class Architecture:
         return [request.prompt, self._negative_text(request)]
 
     def embed(self, texts: Sequence[str]) -> list[Embedding]:
-        """Embed all texts in one pass."""
+        """Embed all texts in one pass: a long one in pieces, whose tokens are joined."""
+        tokenizer = self._pipeline.tokenizer or self._pipeline.tokenizer_2
+        pieces = [split_prompt(text, tokenizer) for text in texts]
+        embedded = iter(self._embed_pieces([piece for one in pieces for piece in one]))
+        return [_join([next(embedded) for _ in one]) for one in pieces]
+
+    def _embed_pieces(self, texts: Sequence[str]) -> list[Embedding]:
         hidden = self._pipeline.encode_prompt(
             prompt=list(texts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )[0]
@@ -244,10 +251,12 @@ class Architecture:
 
     def predict(self, samples: Tensor, timesteps: Tensor, rows: Sequence[UNetInputs]) -> Tensor:
         """Run the UNet on samples (R, C, h, w) at timesteps (R,), each with its row."""
+        hidden, mask = _pad([row.hidden for row in rows])
         output: Tensor = self._unet(
             samples,
             timesteps,
-            encoder_hidden_states=torch.cat([row.hidden for row in rows]),
+            encoder_hidden_states=hidden,
+            encoder_attention_mask=mask,
             timestep_cond=_concatenate([row.guidance for row in rows]),
             added_cond_kwargs=self._build_added_conditions(rows),
             return_dict=False,
@@ -261,7 +270,7 @@ class Architecture:
 class SDXLArchitecture(Architecture):
     """Stable Diffusion XL: two text encoders, a pooled embedding, and the image's size as a condition."""
 
-    def embed(self, texts: Sequence[str]) -> list[Embedding]:
+    def _embed_pieces(self, texts: Sequence[str]) -> list[Embedding]:
         hidden, _, pooled, _ = self._pipeline.encode_prompt(
             prompt=list(texts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
@@ -407,7 +416,7 @@ class _PhotoConcatenation(Architecture):
 class InstructPix2PixArchitecture(_PhotoConcatenation):
     """InstructPix2Pix of Stable Diffusion 1."""
 
-    def embed(self, texts: Sequence[str]) -> list[Embedding]:
+    def _embed_pieces(self, texts: Sequence[str]) -> list[Embedding]:
         hidden = self._pipeline._encode_prompt(list(texts), self.device, 1, False)
         return [Embedding(hidden=one) for one in hidden.split(1)]
 
@@ -460,6 +469,28 @@ def _find_call_owner(pipeline: Any) -> str:
     """Return the name of the diffusers class that defines the pipeline's `__call__`; "" for a custom one."""
     owner = next(kind for kind in type(pipeline).__mro__ if "__call__" in vars(kind))
     return owner.__name__ if owner.__module__.startswith("diffusers.") else ""
+
+
+def _join(pieces: Sequence[Embedding]) -> Embedding:
+    """Join the embeddings of one text's pieces. As a whole, the text is what its first piece says."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return Embedding(hidden=torch.cat([piece.hidden for piece in pieces], dim=1), pooled=pieces[0].pooled)
+
+
+def _pad(hidden: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Return (R, tokens, width), and which tokens are a row's own, or `None` if all are.
+
+    Texts of several lengths share a pass: what pads the shorter ones is not looked at.
+    """
+    lengths = [one.shape[1] for one in hidden]
+    if len(set(lengths)) == 1:
+        return torch.cat(list(hidden)), None
+    padded = hidden[0].new_zeros((len(hidden), max(lengths), hidden[0].shape[2]))
+    mask = padded.new_zeros(padded.shape[:2])
+    for row, (one, length) in enumerate(zip(hidden, lengths, strict=True)):
+        padded[row, :length], mask[row, :length] = one[0], 1
+    return padded, mask
 
 
 def _concatenate(tensors: Sequence[Tensor | None]) -> Tensor | None:
