@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, ParamSpec, TypeVar
@@ -324,10 +325,15 @@ class ProfilePhotoService:
             return None
         return await self.read(self._storage.sign_url, image.key, storage.signed_url_seconds)
 
-    async def stream_image(self, job_id: str, kind: ImageKind, image: StoredImage) -> Generator[bytes]:
-        """Return the bytes as a blocking iterator. Raises `ImageNotFound` if storage has lost them."""
+    async def stream_image(
+        self, job_id: str, kind: ImageKind, image: StoredImage, part: range | None = None
+    ) -> Generator[bytes]:
+        """Return the bytes, or a part of them, as a blocking iterator.
+
+        Raises `ImageNotFound` if storage has lost them.
+        """
         try:
-            return await self.read(self._storage.stream, image.key)
+            return await self.read(partial(self._storage.stream, image.key, part=part))
         except ObjectNotFound as error:
             log.error("object of a recorded image is missing", key=image.key, job_id=job_id)
             raise ImageNotFound(job_id, kind) from error

@@ -4,6 +4,7 @@
 # `put` names files by plain strings: path objects would take longer than the system's calls themselves.
 
 import errno
+import math
 import os
 import time
 from collections.abc import Generator, Iterator
@@ -57,10 +58,10 @@ class FolderStorage:
         with translate_errors(key):
             return path.read_bytes()
 
-    def stream(self, key: str, chunk_size: int = _CHUNK) -> Generator[bytes]:
+    def stream(self, key: str, chunk_size: int = _CHUNK, part: range | None = None) -> Generator[bytes]:
         path = self._path(key)
         with translate_errors(key):
-            chunks = _chunks(path.open("rb", buffering=0), chunk_size)
+            chunks = _chunks(path.open("rb", buffering=0), chunk_size, part)
         # Started here, so that the file is closed even if nobody takes a chunk.
         next(chunks)
         return chunks
@@ -207,14 +208,18 @@ def _sync(folder: str | Path) -> None:
         os.close(descriptor)
 
 
-def _chunks(file: BinaryIO, size: int) -> Generator[bytes]:
+def _chunks(file: BinaryIO, size: int, part: range | None) -> Generator[bytes]:
+    left: float = math.inf if part is None else len(part)
     with file:
         yield b""
-        while True:
+        if part is not None:
+            file.seek(part.start)
+        while left > 0:
             with translate_errors():
-                chunk = file.read(size)
+                chunk = file.read(int(min(size, left)))
             if not chunk:
                 return
+            left -= len(chunk)
             yield chunk
 
 

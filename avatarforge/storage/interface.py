@@ -29,8 +29,8 @@ class ObjectStorage(Protocol):
     def get(self, key: str) -> bytes:
         """The whole object. Raises `ObjectNotFound`."""
 
-    def stream(self, key: str, chunk_size: int = 256 * 1024) -> Generator[bytes]:
-        """The object in chunks; close it when it is not read to its end.
+    def stream(self, key: str, chunk_size: int = 256 * 1024, part: range | None = None) -> Generator[bytes]:
+        """The object in chunks, or these of its bytes; close it when it is not read to its end.
 
         Raises `ObjectNotFound` at the call, before the first chunk.
         """

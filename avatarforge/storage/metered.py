@@ -29,9 +29,9 @@ class MeteredStorage:
         with self._meter("get"):
             return self._storage.get(key)
 
-    def stream(self, key: str, chunk_size: int = 256 * 1024) -> Generator[bytes]:
+    def stream(self, key: str, chunk_size: int = 256 * 1024, part: range | None = None) -> Generator[bytes]:
         with self._meter("stream"):
-            return self._storage.stream(key, chunk_size)
+            return self._storage.stream(key, chunk_size, part)
 
     def delete(self, key: str) -> None:
         with self._meter("delete"):

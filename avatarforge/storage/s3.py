@@ -63,10 +63,10 @@ class S3Storage:
         with _translate_errors(key), closing(self._open(key)) as body:
             return body.read()
 
-    def stream(self, key: str, chunk_size: int = 256 * 1024) -> Generator[bytes]:
+    def stream(self, key: str, chunk_size: int = 256 * 1024, part: range | None = None) -> Generator[bytes]:
         validate_key(key)
         with _translate_errors(key):
-            chunks = _chunks(self._open(key), chunk_size)
+            chunks = _chunks(self._open(key, part), chunk_size)
         # Started here, so that the connection goes back to the pool even if nobody takes a chunk.
         next(chunks)
         return chunks
@@ -103,8 +103,11 @@ class S3Storage:
         with _translate_errors():
             self._client().head_bucket(Bucket=self._bucket)
 
-    def _open(self, key: str) -> "StreamingBody":
-        return self._client().get_object(Bucket=self._bucket, Key=key)["Body"]
+    def _open(self, key: str, part: range | None = None) -> "StreamingBody":
+        client, bucket = self._client(), self._bucket
+        if part is None:
+            return client.get_object(Bucket=bucket, Key=key)["Body"]
+        return client.get_object(Bucket=bucket, Key=key, Range=f"bytes={part.start}-{part.stop - 1}")["Body"]
 
     def _client(self, endpoint: str | None = None) -> "S3Client":
         """The process's client for the endpoint, made when it is first wanted. boto3 makes them unguarded."""

@@ -106,6 +106,17 @@ def test_what_was_put_is_streamed_in_chunks(storage: ObjectStorage) -> None:
     assert b"".join(chunks) == content
 
 
+@pytest.mark.parametrize("part", [range(250_000), range(120_000, 230_001), range(1), range(249_999, 250_000)])
+def test_a_part_is_streamed_without_what_stands_before_and_behind(
+    storage: ObjectStorage, part: range
+) -> None:
+    content = random.Random(1).randbytes(250_000)
+    put(storage, KEY, content)
+    chunks = list(storage.stream(KEY, chunk_size=100_000, part=part))
+    assert b"".join(chunks) == content[part.start : part.stop]
+    assert max(map(len, chunks)) <= 100_000
+
+
 def test_a_stream_that_nobody_reads_may_be_dropped(storage: ObjectStorage) -> None:
     put(storage, KEY, b"photo")
     chunks = storage.stream(KEY)

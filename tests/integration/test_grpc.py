@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,13 @@ class Grpc:
 
 @pytest_asyncio.fixture
 async def api(tmp_path: Path) -> AsyncIterator[Grpc]:
-    async with running_rest(tmp_path, ingress={"stream_buffer": 3}) as rest:
+    async with running_grpc(tmp_path) as api:
+        yield api
+
+
+@asynccontextmanager
+async def running_grpc(folder: Path, **settings: Any) -> AsyncIterator[Grpc]:
+    async with running_rest(folder, ingress={"stream_buffer": 3}, **settings) as rest:
         server = grpc.aio.server(options=[("grpc.max_receive_message_length", MESSAGE_BYTES)])
         methods = Methods(rest.photos, rest.authorizer)
         add_job_service_to_server(methods, server)
@@ -96,6 +103,20 @@ async def test_a_photo_becomes_a_job_that_rest_knows_too(api: Grpc) -> None:
     assert api.rest.storage.get(job.original.key)
     told = (await api.rest.client.get(f"/customers/ana/photos/{job.job_id}/status")).json()
     assert (told["jobId"], told["seq"], told["status"]) == (accepted.job_id, accepted.seq, "PENDING")
+
+
+async def test_below_a_proxys_path_addresses_begin_with_it(tmp_path: Path) -> None:
+    async with running_grpc(tmp_path, http={"root_path": "/avatars"}) as api:
+        accepted = await api.submitted()
+        names = {"customer_id": "ana", "job_id": accepted.job_id}
+        stream = api.jobs.StreamStatus(pb.StatusStreamRequest(**names))
+        followed = [await stream.read()]
+        await finished(api.rest, api.job(accepted))
+        followed += await drained(stream)
+        told = await api.jobs.GetStatus(pb.JobStatusRequest(**names))
+    address = f"/avatars/customers/ana/photos/{accepted.job_id}"
+    assert {status.original_url for status in (accepted, told, *followed)} == {f"{address}/original"}
+    assert {status.generated_url for status in (told, followed[-1])} == {f"{address}/generated"}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image, ImageOps
-from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from avatarforge.diffusion.remote import CircuitBreaker, RemoteServer, RemoteWorker
 from avatarforge.domain.generations import (
@@ -237,6 +238,23 @@ async def test_each_error_says_whether_another_attempt_makes_sense(
     assert (failure.error.code, failure.retryable) == (code, code != "remote_refused")
     assert told in failure.error.message
     assert (failure.away_seconds is not None) == (code == "remote_unavailable")
+
+
+async def test_half_of_a_surrogate_pair_is_replaced_in_what_a_server_says(bench: Bench) -> None:
+    detail = {"detail": "bad \ud800"}
+    bench.twin.next_answers.append(answering(Response(json.dumps(detail), 400)))
+    assert "bad ?" in (await bench.failure()).error.message
+
+    picture = BytesIO()
+    Image.new("RGB", (64, 64)).save(picture, "PNG")
+    answer = {
+        "images": [base64.b64encode(picture.getvalue()).decode()],
+        "info": json.dumps({"sd_model_name": "x\ud800"}, ensure_ascii=False),
+    }
+    bench.twin.next_answers.append(answering(Response(json.dumps(answer))))
+    [*_, finished] = await bench.updates()
+    assert isinstance(finished, GenerationFinished)
+    assert finished.outcome.model == "x?"
 
 
 async def test_a_422_names_the_field(bench: Bench) -> None:

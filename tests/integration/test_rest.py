@@ -325,6 +325,7 @@ async def test_below_a_proxys_path_addresses_begin_with_it(
         assert (await rest.client.get("/avatars/customers/a%2Fb")).status_code == 400
         bare = await rest.client.get("/avatars?job=1")
         assert (bare.status_code, bare.headers["location"]) == (307, "/avatars/?job=1")
+        assert bare.headers["x-content-type-options"] == "nosniff"
         assert (await rest.client.get("/avatars", follow_redirects=True)).status_code == 200
         if not headers:
             transport = httpx.ASGITransport(rest.api)

@@ -41,8 +41,8 @@ class SimulatedStorage:
             raise ObjectNotFound(key)
         return b"photo"
 
-    def stream(self, key: str, chunk_size: int = 256 * 1024) -> Iterator[bytes]:
-        return iter([self.get(key)])
+    def stream(self, key: str, chunk_size: int = 256 * 1024, part: range | None = None) -> Iterator[bytes]:
+        return iter([self.get(key) if part is None else self.get(key)[part.start : part.stop]])
 
     def delete(self, key: str) -> None:
         self.undeleted.add(key)

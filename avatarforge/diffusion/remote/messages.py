@@ -127,7 +127,7 @@ def read_progress(content: bytes) -> RemoteProgress | None:
 
 def create_error(status: int, headers: Mapping[str, str], content: bytes) -> AvatarForgeError:
     """Create the error for a status other than 200: not begun, failed, or refused for good."""
-    reason = f"{status}, {_extract_reason(content)}"
+    reason = f"{status}, {_replace_surrogates(_extract_reason(content))}"
     if status in _UNAVAILABLE_STATUSES or 300 <= status < 400 or (status == 404 and _is_no_api(content)):
         return RemoteUnavailable(reason, _parse_retry_after(headers))
     if 400 <= status < 500:
@@ -177,7 +177,7 @@ def _describe_body(content: bytes) -> str:
     return repr(text) if text else "nothing"
 
 
-def _parse_object(content: bytes) -> dict[str, Any] | None:
+def _parse_object(content: bytes | str) -> dict[str, Any] | None:
     try:
         answer = json.loads(content)
     except (ValueError, RecursionError):
@@ -187,12 +187,17 @@ def _parse_object(content: bytes) -> dict[str, Any] | None:
 
 def _parse_info(info: Any) -> dict[str, Any]:
     """Parse what is told of an image: JSON within JSON."""
-    return (_parse_object(info.encode()) if isinstance(info, str) else None) or {}
+    return (_parse_object(info) if isinstance(info, str) else None) or {}
 
 
 def _parse_model(info: dict[str, Any]) -> str | None:
     name = info.get("sd_model_name")
-    return name[:200] if isinstance(name, str) and name else None
+    return _replace_surrogates(name[:200]) if isinstance(name, str) and name else None
+
+
+def _replace_surrogates(text: str) -> str:
+    """Replace halves of surrogate pairs: JSON may have them alone, and nothing stores them."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _parse_count(value: Any) -> int:

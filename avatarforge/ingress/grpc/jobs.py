@@ -33,6 +33,7 @@ class JobMethods:
     def __init__(self, photos: ProfilePhotoService, authorizer: Authorizer, *, reraise: bool = False) -> None:
         """With `reraise` a stream that fails also raises its error, after it is set on the call."""
         self._photos = photos
+        self._prefix = photos.settings.http.root_path
         self._authorizer = authorizer
         self._reraise = reraise
         for method, status in product(SERVICE.methods_by_name, ("OK", "INTERNAL")):
@@ -71,7 +72,7 @@ class JobMethods:
                 )
             if submitted.replayed:
                 context.set_trailing_metadata([("idempotent-replayed", "true")])
-            return messages.job_status(submitted.live)
+            return messages.job_status(submitted.live, self._prefix)
         return pb.ProfilePhotoJobStatus()
 
     async def GetStatus(
@@ -87,7 +88,7 @@ class JobMethods:
                 messages.parse_wait_seconds(request, self._photos.settings.ingress.max_wait_seconds),
                 messages.parse_after_seq(request),
             )
-            return messages.job_status(live)
+            return messages.job_status(live, self._prefix)
         return pb.ProfilePhotoJobStatus()
 
     async def StreamStatus(
@@ -115,7 +116,7 @@ class JobMethods:
                     if isinstance(event, Overflowed):
                         raise StreamOverflowed(event.seq)
                     if event is not None:
-                        for message in messages.stream_messages(request.customer_id, event):
+                        for message in messages.stream_messages(request.customer_id, event, self._prefix):
                             yield message
 
     async def CancelJob(
@@ -128,7 +129,7 @@ class JobMethods:
             live = await self._photos.cancel(
                 validate_customer_id(request.customer_id), messages.parse_job_id(request.job_id)
             )
-            return messages.job_status(live)
+            return messages.job_status(live, self._prefix)
         return pb.ProfilePhotoJobStatus()
 
     async def _authenticate(self, method: str, context: CallContext) -> "_Caller":

@@ -8,7 +8,7 @@ from avatarforge.grpc_generated import profile_photo_job_pb2 as pb
 from avatarforge.ingress.live.events import Changed, Erased, Progressed
 from avatarforge.ingress.live.streams import Snapshot
 from avatarforge.ingress.upload.form import FORM_NAMES
-from avatarforge.messages import LiveJob, ProfilePhotoJobStatus
+from avatarforge.messages import LiveJob
 
 _PARAMETERS = tuple(pb.Parameters.DESCRIPTOR.fields_by_name)
 
@@ -43,35 +43,9 @@ def parse_after_seq(request: pb.JobStatusRequest | pb.StatusStreamRequest) -> in
     return request.after_seq
 
 
-def job_status(live: LiveJob) -> pb.ProfilePhotoJobStatus:
-    return _status(live.to_message())
-
-
-def stream_messages(
-    customer_id: str, item: Snapshot | Changed | Erased | Progressed
-) -> Iterator[pb.ProfilePhotoJobStatus]:
-    """Yield the messages of an event, which all clients of the customer share."""
-    if not isinstance(item, Snapshot):
-        yield _event_message(item)
-        return
-    if item.reset:
-        yield pb.ProfilePhotoJobStatus(customer_id=customer_id, reset=True)
-    # A client that is cut off in between resumes from the highest seq that it has: what it lacks is above.
-    yield from map(job_status, sorted(item.jobs, key=lambda live: live.job.seq))
-    if item.reset or not item.jobs:
-        # The jobs alone would not say from where to resume.
-        yield pb.ProfilePhotoJobStatus(customer_id=customer_id, seq=item.seq)
-
-
-# A change goes to all clients that follow its customer, one after the other.
-@lru_cache(maxsize=256)
-def _event_message(item: Changed | Erased | Progressed) -> pb.ProfilePhotoJobStatus:
-    if isinstance(item, Erased):
-        return pb.ProfilePhotoJobStatus(customer_id=item.customer_id, job_id=item.job_id, seq=item.seq)
-    return job_status(item.live)
-
-
-def _status(message: ProfilePhotoJobStatus) -> pb.ProfilePhotoJobStatus:
+def job_status(live: LiveJob, prefix: str = "") -> pb.ProfilePhotoJobStatus:
+    """Build the message of a job; its addresses begin with `prefix`."""
+    message = live.to_message()
     progress, error = message.progress, message.error
     return pb.ProfilePhotoJobStatus(
         job_id=message.job_id,
@@ -81,8 +55,8 @@ def _status(message: ProfilePhotoJobStatus) -> pb.ProfilePhotoJobStatus:
         progress=None if progress is None else dict(progress),
         eta_seconds=message.eta_seconds,
         queue_position=message.queue_position,
-        original_url=message.original_url,
-        generated_url=message.generated_url,
+        original_url=message.original_url and prefix + message.original_url,
+        generated_url=message.generated_url and prefix + message.generated_url,
         callback_url=message.callback_url,
         error=None if error is None else dict(error),
         attempt=message.attempt,
@@ -98,3 +72,28 @@ def _status(message: ProfilePhotoJobStatus) -> pb.ProfilePhotoJobStatus:
         timings=dict(message.timings),
         parameters=pb.Parameters(**{name: getattr(message.parameters, name) for name in _PARAMETERS}),
     )
+
+
+def stream_messages(
+    customer_id: str, item: Snapshot | Changed | Erased | Progressed, prefix: str = ""
+) -> Iterator[pb.ProfilePhotoJobStatus]:
+    """Yield the messages of an event, which all clients of the customer share."""
+    if not isinstance(item, Snapshot):
+        yield _event_message(item, prefix)
+        return
+    if item.reset:
+        yield pb.ProfilePhotoJobStatus(customer_id=customer_id, reset=True)
+    # A client that is cut off in between resumes from the highest seq that it has: what it lacks is above.
+    for live in sorted(item.jobs, key=lambda live: live.job.seq):
+        yield job_status(live, prefix)
+    if item.reset or not item.jobs:
+        # The jobs alone would not say from where to resume.
+        yield pb.ProfilePhotoJobStatus(customer_id=customer_id, seq=item.seq)
+
+
+# A change goes to all clients that follow its customer, one after the other.
+@lru_cache(maxsize=256)
+def _event_message(item: Changed | Erased | Progressed, prefix: str) -> pb.ProfilePhotoJobStatus:
+    if isinstance(item, Erased):
+        return pb.ProfilePhotoJobStatus(customer_id=item.customer_id, job_id=item.job_id, seq=item.seq)
+    return job_status(item.live, prefix)

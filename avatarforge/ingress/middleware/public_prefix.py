@@ -12,6 +12,7 @@ from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from avatarforge.ingress.middleware.security_headers import SecurityHeaders
 from avatarforge.messages import PUBLIC_PREFIX
 
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]{1,100}){1,10}")
@@ -42,7 +43,9 @@ class PublicPrefix:
         if scope["path"] == prefix:
             # The studio's addresses are relative to the page's, which ends with a slash.
             query = scope["query_string"].decode("latin-1")
-            await RedirectResponse(f"{prefix}/?{query}" if query else f"{prefix}/")(scope, receive, send)
+            redirect = RedirectResponse(f"{prefix}/?{query}" if query else f"{prefix}/")
+            # The layer that does it for all other answers is below this one.
+            await SecurityHeaders(redirect)(scope, receive, send)
             return
         if scope["path"].startswith(f"{prefix}/"):
             # The same scope: the server looks at what becomes of it.

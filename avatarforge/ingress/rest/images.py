@@ -44,7 +44,7 @@ class ImageAnswer:
             # The signature runs out, so the redirect must be asked for each time.
             return RedirectResponse(url, 302, {"Cache-Control": "private, no-store"})
         wanted = self._find_range(image.size, headers)
-        chunks = await self._photos.stream_image(self._job_id, kind, image)
+        chunks = await self._photos.stream_image(self._job_id, kind, image, wanted)
         suffix = image.key.rpartition(".")[2]
         name = "avatar" if kind is ImageKind.GENERATED else "photo"
         headers |= {
@@ -56,8 +56,7 @@ class ImageAnswer:
             return _ImageStream(chunks, media_type=image.media_type, headers=headers)
         headers["Content-Length"] = str(len(wanted))
         headers["Content-Range"] = f"bytes {wanted[0]}-{wanted[-1]}/{image.size}"
-        part = _cut(chunks, wanted.start, wanted.stop)
-        return _ImageStream(part, status_code=206, media_type=image.media_type, headers=headers)
+        return _ImageStream(chunks, status_code=206, media_type=image.media_type, headers=headers)
 
     async def square(self) -> Response:
         """Answer with the square of the photo that the avatar is made from, to be laid beside it; or 304."""
@@ -108,18 +107,6 @@ class ImageAnswer:
             detail = f"The image has {size} bytes, and none from {first} on."
             raise HTTPException(416, detail, headers={"Content-Range": f"bytes */{size}"})
         return range(first, last + 1)
-
-
-def _cut(chunks: Generator[bytes], start: int, stop: int) -> Generator[bytes]:
-    """Yield the bytes from `start` to before `stop`."""
-    with closing(chunks):
-        at = 0
-        for chunk in chunks:
-            if part := chunk[max(0, start - at) : max(0, stop - at)]:
-                yield part
-            at += len(chunk)
-            if at >= stop:
-                return
 
 
 class _ImageStream(StreamingResponse):
