@@ -1,6 +1,7 @@
 """Authorizes requests by the table of permissions: the same for REST, SSE and gRPC."""
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -96,7 +97,7 @@ class Authorizer:
         ):
             key = await self._redeem(query[TICKET], customer_id)
         else:
-            key = await self._find_key(credentials.key)
+            key = await self._find_key(credentials.key, permission)
         self._rates.take(key.key_id)
         check_scope(key, permission, customer_id)
         return key
@@ -125,9 +126,11 @@ class Authorizer:
         """Return the path with our signature. Raises `LinksUnavailable`."""
         return self._links.sign(path, int(end.timestamp()))
 
-    async def _find_key(self, text: str | None) -> ApiKey:
+    async def _find_key(self, text: str | None, permission: Permission) -> ApiKey:
         if text is None:
             raise Unauthenticated("This needs an API key.")
+        if permission is Permission.SCRAPE:
+            return await self._keys.find(text, max_stale_seconds=math.inf)
         return await self._keys.find(text)
 
     async def _redeem(self, ticket: str, customer_id: str) -> ApiKey:
@@ -141,7 +144,7 @@ def check_scope(key: ApiKey | None, permission: Permission, customer_id: str | N
     """Raise `Forbidden` or `InvalidCustomerId` unless the key, where one is needed, allows the call."""
     if key is None:
         return
-    if permission in (Permission.ADMIN, Permission.ADMIN_OF_ALL) and not key.is_admin:
+    if permission in (Permission.SCRAPE, Permission.ADMIN_OF_ALL) and not key.is_admin:
         raise Forbidden("This call is for keys that may administer.")
     if permission is Permission.ADMIN_OF_ALL and not key.can_access_everybody:
         raise Forbidden("This call is for keys that reach every customer.")

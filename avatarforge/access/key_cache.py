@@ -103,12 +103,15 @@ class KeyCache:
         with contextlib.suppress(DatabaseUnavailable):
             await self._note_use()
 
-    async def find(self, text: str) -> ApiKey:
-        """Return the key of this text. Raises `Unauthenticated` and `DatabaseUnavailable`."""
+    async def find(self, text: str, max_stale_seconds: float = MAX_STALE_SECONDS) -> ApiKey:
+        """Return the key of this text, as the record had it at most so many seconds ago.
+
+        Raises `Unauthenticated` and `DatabaseUnavailable`.
+        """
         key_id = key_id_of(text)
         if key_id is None:
             raise Unauthenticated(_UNKNOWN)
-        key = await self._load(key_id)
+        key = await self._load(key_id, max_stale_seconds)
         if key is None or not matches(text, key.secret_hash):
             raise Unauthenticated(_UNKNOWN)
         return self._check_valid(key)
@@ -134,8 +137,8 @@ class KeyCache:
         if self._failure is not None:
             raise DatabaseUnavailable(self._failure.reason)
 
-    async def _load(self, key_id: str) -> ApiKey | None:
-        if key_id not in self._keys or self._clock() - self._read_at > self.MAX_STALE_SECONDS:
+    async def _load(self, key_id: str, max_stale_seconds: float = MAX_STALE_SECONDS) -> ApiKey | None:
+        if key_id not in self._keys or self._clock() - self._read_at > max_stale_seconds:
             await self.refresh()
         return self._keys.get(key_id)
 

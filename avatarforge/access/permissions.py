@@ -44,6 +44,8 @@ class Permission(Enum):
     """A key that can access the customer `sdapi`, perhaps as the password of HTTP basic authentication."""
     ADMIN = auto()
     """An admin key."""
+    SCRAPE = auto()
+    """An admin key, known or last known as valid: metrics are wanted most while the database is away."""
     ADMIN_OF_ALL = auto()
     """An admin key that can access every customer."""
 
@@ -72,7 +74,7 @@ HTTP: Mapping[str, Mapping[str, Permission]] = {
     "/customers": {"GET": Permission.ADMIN_OF_ALL},
     "/models": {"GET": Permission.KEY},
     "/styles": {"GET": Permission.KEY},
-    "/metrics": {"GET": Permission.ADMIN},
+    "/metrics": {"GET": Permission.SCRAPE},
     "/healthz": {"GET": Permission.PUBLIC},
     "/readyz": {"GET": Permission.PUBLIC},
     "/": {"GET": Permission.PUBLIC},

@@ -154,6 +154,7 @@ _MARIADB_DEFECTS = frozenset(
     {
         1044, 1045, 1142, 1143, 1227, 1698,  # the user may not do it
         1049, 1054, 1064, 1146, 1364,  # not this release's database, table, column or grammar
+        1290, 1836,  # it is read-only
     }
 )  # fmt: skip
 """Error numbers that no waiting heals: https://mariadb.com/kb/en/mariadb-error-code-reference/."""

@@ -13,7 +13,7 @@ log = structlog.get_logger(__name__)
 class DatabaseOutage:
     """An outage of a shard's database, as its writer meets it. All of the tracker's parts share one."""
 
-    MAX_SILENT_SECONDS = 60.0
+    MAX_SILENT_SECONDS = 10.0
     """Seconds after which an outage is no longer taken for one that passes."""
 
     def __init__(self, shard: int) -> None:
@@ -26,13 +26,18 @@ class DatabaseOutage:
         self._begun_at: float | None = None
 
     def begin(self, error: DatabaseUnavailable, _retry_seconds: float = 0) -> None:
-        """Note that something could not be written."""
+        """Note that changes could not be written: others wait until that is settled."""
+        self.suspect(error)
+        self.error = error
+
+    def suspect(self, error: DatabaseUnavailable) -> None:
+        """Note that something else could not be written. Changes may still be tried."""
         if self._begun_at is None:
             self._begun_at = monotonic()
             log.warning("database does not answer", shard=self._shard, reason=error.reason)
         if error.defect and error.defect != self._defect:
             log.error("database needs somebody's hand", shard=self._shard, reason=error.reason)
-        self.error, self._defect = error, error.defect
+        self._defect = error.defect
 
     def end(self) -> None:
         """Note that the database has written something, or would have."""
@@ -64,8 +69,8 @@ class DatabaseOutage:
         return self._defect
 
     def describe(self) -> str | None:
-        """Return what has kept changes from being written for a minute, in words that a stranger may read;
-        `None` if nothing has."""
+        """Return what has kept the database from being written for some seconds, in words that a stranger may
+        read; `None` if nothing has."""
         if self._begun_at is None or monotonic() - self._begun_at < self.MAX_SILENT_SECONDS:
             return None
         if self._defect:

@@ -200,7 +200,7 @@ async def test_no_route_answers_to_a_revoked_key_or_an_expired_one(guarded: Guar
 async def test_the_key_of_one_customer_opens_nothing_of_another(guarded: Guarded) -> None:
     for method, template, rule in CLOSED:
         answer = await guarded.ask(method, guarded.path(template), guarded.of_ana)
-        if rule in OF_CUSTOMERS or rule in (Permission.ADMIN, Permission.ADMIN_OF_ALL):
+        if rule in OF_CUSTOMERS or rule in (Permission.SCRAPE, Permission.ADMIN_OF_ALL):
             assert (answer.status_code, problem(answer)["code"]) == (403, "forbidden"), (method, template)
         else:
             assert answer.status_code not in (401, 403), (method, template)
@@ -239,7 +239,7 @@ async def test_a_key_without_customers_may_only_administer(guarded: Guarded) -> 
     _, watcher = guarded.kept(is_admin=True)
     for method, template, rule in CLOSED:
         answer = await guarded.ask(method, guarded.path(template), watcher)
-        allowed = rule in (Permission.ADMIN, Permission.KEY)
+        allowed = rule in (Permission.SCRAPE, Permission.KEY)
         assert (answer.status_code != 403) is allowed, (method, template)
 
 

@@ -280,6 +280,23 @@ async def test_an_outage_is_told_once_it_lasts_and_ends_when_something_could_be_
     assert (bench.outage.describe(), bench.outage.get_defect()) == (None, 0)
 
 
+async def test_a_tracker_without_work_hears_of_an_outage_and_of_its_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Committer, "LEASE_RENEWAL_SECONDS", 0.05)
+    monkeypatch.setattr(DatabaseOutage, "MAX_SILENT_SECONDS", 0.2)
+    outage, settings, registry = DatabaseOutage(1), TrackerSettings(), MetricsRegistry()
+    idle = Committer(bench.records, 1, settings, outage, bench.broken.append, registry, "blue")
+    await idle.start()
+    bench.records.down = True
+    await wait_until(outage.describe)
+    # Changes may still be tried: whether they can be written is theirs to find out.
+    assert not outage.is_active()
+    bench.records.down = False
+    await wait_until(outage.has_ended)
+    await idle.stop()
+
+
 async def test_stopping_writes_what_waits() -> None:
     bench = Bench()
     await bench.committer.start()

@@ -149,6 +149,19 @@ async def test_known_keys_outlast_an_outage_of_the_database_but_not_for_ever(
     assert await cache.find(text) == key
 
 
+async def test_a_key_that_was_good_stays_good_for_as_long_as_one_says(
+    cache: KeyCache, records: RecordsTwin, times: Times
+) -> None:
+    key, text = an_api_key("ana")
+    records.keys.append(key)
+    await cache.find(text)
+    records.away = True
+    times.seconds = 1e6
+    assert await cache.find(text, max_stale_seconds=float("inf")) == key
+    with pytest.raises(DatabaseUnavailable):
+        await cache.find(text)
+
+
 async def test_an_unknown_key_during_an_outage_is_not_called_wrong(
     cache: KeyCache, records: RecordsTwin
 ) -> None:

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from sqlalchemy import text
 
-from avatarforge.domain.errors import DatabaseUnavailable, ObjectNotFound, StorageUnavailable
+from avatarforge.domain.errors import DatabaseUnavailable, ObjectNotFound, StorageFull, StorageUnavailable
 from avatarforge.persistence.database import begin_read, begin_write, meter_engine, open_engine
 from avatarforge.settings import DatabaseSettings
 from avatarforge.storage.folder import FolderStorage
@@ -66,6 +67,33 @@ def test_storage_that_does_not_answer_is_told_from_one_that_breaks(tmp_path: Pat
         ("tracker", "delete", "unavailable"): 1,
         ("tracker", "list", "error"): 1,
     }
+
+
+class Full(FolderStorage):
+    is_full = True
+
+    def put(self, key: str, content: BinaryIO, media_type: str) -> None:
+        if self.is_full:
+            raise StorageFull("there is no room")
+        super().put(key, content, media_type)
+
+
+def test_a_check_tries_to_store_until_that_can_be_done_and_leaves_nothing(tmp_path: Path) -> None:
+    inner = Full(tmp_path)
+    storage = MeteredStorage(inner, MetricsRegistry(), "ingress")
+    for _ in range(2):
+        with pytest.raises(StorageFull):
+            storage.check()
+    inner.is_full = False
+    storage.check()
+    # It was stored a moment ago: nothing is tried.
+    inner.is_full = True
+    storage.check()
+    with pytest.raises(StorageFull):
+        storage.put("customers/a", BytesIO(b"a"), "image/png")
+    with pytest.raises(StorageFull):
+        storage.check()
+    assert list(storage.list("")) == []
 
 
 def test_transactions_are_counted_by_kind_and_outcome(tmp_path: Path) -> None:

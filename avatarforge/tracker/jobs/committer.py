@@ -123,6 +123,8 @@ class Committer:
         self._registry = registry
         self._cluster_id = cluster_id
         self._epoch = 0
+        self._is_lease_late = False
+        """Whether the lease was the first that could not be written in an outage."""
         self._queue: asyncio.Queue[_Pending | None] = asyncio.Queue()
         """Unbounded here: its callers wait for what they put in. `None` ends the writer."""
         self._under_way: list[_Pending] = []
@@ -183,12 +185,19 @@ class Committer:
             self._outage.stay_idle(error)
 
     async def _keep_lease(self) -> None:
-        """Tell other clusters that this one lives. Raises `ShardLeased` where a younger one takes over."""
+        """Tell other clusters that this one lives. Raises `ShardLeased` where a younger one takes over.
+
+        It is a write like any other, so that a tracker without work, too, hears of an outage and of its end.
+        """
         try:
             rival = await self.run_fenced(self._store.keep_lease, self._cluster_id)
         except DatabaseUnavailable as error:
-            log.warning("lease was not kept", shard=self._shard, reason=error.reason)
+            self._is_lease_late = self._is_lease_late or self._outage.has_ended()
+            self._outage.suspect(error)
             return
+        if self._is_lease_late and not self._outage.is_active():
+            self._outage.end()
+        self._is_lease_late = False
         if rival is not None:
             raise ShardLeased(f"Shard {self._shard} is handed over to another cluster, {rival}.")
 
