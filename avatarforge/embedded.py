@@ -6,22 +6,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
-import yaml
-from pydantic import ValidationError
 
 from avatarforge.cluster import ClusterError, LocalCluster, NotEnoughGpus
 from avatarforge.cluster.timings import Timings
+from avatarforge.serve_config import Config, validate_config
 from avatarforge.settings import Settings
 from avatarforge.webhooks.signing import new_secret
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
-
-Config = dict[str, Any]
-"""What a Serve config file holds."""
 
 APPLICATION = "avatarforge"
 LINK_SECRET_FILE = "link-secret"
@@ -87,7 +83,7 @@ def run_locally(
         meanwhile=meanwhile,
     )
     with cluster:
-        schema = None if config is None else _validate(config)
+        schema = None if config is None else validate_config(config)
         _check_gpus(cluster, settings, schema)
         cluster.wait_for_controller()
         with timings.phase("deploy"):
@@ -111,35 +107,11 @@ def redeploy(config: Config) -> None:
     from ray.exceptions import RayError
     from ray.serve.exceptions import RayServeException
 
-    schema = _validate(config)
+    schema = validate_config(config)
     try:
         _apply(schema)
     except (RayError, RayServeException, ValueError) as error:
         raise ClusterError(f"Serve does not take the config file: {error}") from error
-
-
-def read_config(path: Path) -> Config:
-    """A Serve config file as it is written. Raises `ClusterError` when it is none.
-
-    Ray's own check of it comes later: importing Ray's schemas would fix Ray's variables too early.
-    """
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ClusterError(f"The Serve config file {path} cannot be read: {error}") from error
-    if not isinstance(config, dict) or not config.get("applications"):
-        raise ClusterError(f"{path} is not a Serve config file: it names no applications.")
-    return config
-
-
-def arguments_of(config: Config) -> dict[str, Any]:
-    """The first application's arguments, with the file's addresses: what `load_settings` takes."""
-    arguments = {}
-    for group, names in (("http", ("host", "port")), ("grpc", ("port",))):
-        options = config.get(f"{group}_options") or {}
-        if address := {name: options[name] for name in names if name in options}:
-            arguments[group] = address
-    return {**arguments, **(config["applications"][0].get("args") or {})}
 
 
 def _webhook_secret(settings: Settings) -> dict[str, str]:
@@ -247,15 +219,6 @@ def _apply(schema: "ServeDeploySchema") -> None:
     client = _get_global_client()
     assert client is not None, "it raises instead"
     client.deploy_apps(schema)  # as `serve run` does it
-
-
-def _validate(config: Config) -> "ServeDeploySchema":
-    from ray.serve.schema import ServeDeploySchema
-
-    try:
-        return ServeDeploySchema.model_validate(config)
-    except ValidationError as error:
-        raise ClusterError(f"The Serve config file is wrong: {error}") from error
 
 
 def _wait_until_ready(cluster: LocalCluster, settings: Settings) -> None:

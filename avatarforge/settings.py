@@ -584,7 +584,10 @@ def _format_validation_error(error: ValidationError) -> str:
     for fault in error.errors():
         path = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            sentences.append(f"There is no setting {path!r}.")
+            known = {".".join(path) for path in variables().values()} | Settings.model_fields.keys()
+            near = difflib.get_close_matches(path, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            sentences.append(f"There is no setting {path!r}.{hint}")
             continue
         variable = PREFIX + path.replace(".", "_").upper()
         given = f" is {fault['input']!r}" if _may_be_shown(fault["loc"]) else ""

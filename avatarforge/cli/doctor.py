@@ -9,7 +9,7 @@ from rich.table import Table
 
 from avatarforge.cli.terminal import ExitCode, err, out
 from avatarforge.diagnosis import Finding, State, examine
-from avatarforge.embedded import arguments_of, read_config
+from avatarforge.serve_config import arguments_of, read_config, validate_config
 from avatarforge.settings import load_settings
 
 COLORS = {State.OK: "green", State.ABSENT: "dim", State.WARNING: "yellow", State.FAILED: "bold red"}
@@ -17,7 +17,11 @@ COLORS = {State.OK: "green", State.ABSENT: "dim", State.WARNING: "yellow", State
 
 def doctor(config: Path | None, gpu: bool | None, options: dict[str, str], as_json: bool) -> None:
     """Print the findings. Exits with 1 if a check failed."""
-    arguments = None if config is None else arguments_of(read_config(config))
+    arguments = None
+    if config is not None:
+        content = read_config(config)
+        validate_config(content)
+        arguments = arguments_of(content)
     settings = load_settings(arguments, environ={**os.environ, **options})
     with err.status("Examining …"):
         findings = list(examine(settings, gpu))

@@ -15,8 +15,9 @@ from avatarforge.cli.photos import SAMPLE
 from avatarforge.cli.terminal import err, interrupt_on_signals, out
 from avatarforge.cluster import ClusterError
 from avatarforge.cluster.timings import Timings
-from avatarforge.embedded import Instance, arguments_of, read_config, redeploy, run_locally
+from avatarforge.embedded import Instance, redeploy, run_locally
 from avatarforge.imaging.provenance import open_content_credentials
+from avatarforge.serve_config import arguments_of, read_config
 from avatarforge.settings import load_settings
 
 CONFIG_POLL_SECONDS = 0.5

@@ -1,17 +1,21 @@
 """`serve_config.yaml` and `cluster.yaml`: Ray takes them, and they say what our code understands."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler._private.util import prepare_config
+from ray.autoscaler._private.util import validate_config as validate_cluster
 from ray.serve.schema import ServeDeploySchema
 
 import avatarforge
 from avatarforge import app
+from avatarforge.cluster import ClusterError
 from avatarforge.diffusion.models.catalogue import Catalogue
-from avatarforge.embedded import arguments_of, read_config
+from avatarforge.serve_config import BUILDER, arguments_of, read_config, validate_config
 from avatarforge.settings import SettingsError, load_settings
 
 TREE = Path(avatarforge.__file__).parents[1]
@@ -56,9 +60,61 @@ def test_the_serve_config_names_the_deployments_that_the_application_has(
     assert deployments["StableDiffusion"]["user_config"]["model"] in Catalogue(None).list_names()
 
 
+def paths(node: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to each name in the file."""
+    if isinstance(node, dict):
+        for name, below in node.items():
+            yield (*at, name)
+            yield from paths(below, (*at, name))
+    elif isinstance(node, list):
+        for place, below in enumerate(node):
+            yield from paths(below, (*at, place))
+
+
+NAMES = list(paths(yaml.safe_load(SERVE_CONFIG.read_text(encoding="utf-8"))))
+
+
+def check(file: Path) -> None:
+    """What `avatarforge doctor --config` and `up --config` do first."""
+    content = read_config(file)
+    validate_config(content)
+    load_settings(arguments_of(content), environ={})
+
+
+@pytest.mark.parametrize("path", NAMES, ids=[".".join(map(str, path[2:] or path)) for path in NAMES])
+def test_a_misspelt_name_anywhere_in_the_serve_config_is_refused_and_named(
+    path: tuple[Any, ...], tmp_path: Path
+) -> None:
+    config = yaml.safe_load(SERVE_CONFIG.read_text())
+    node = config
+    for part in path[:-1]:
+        node = node[part]
+    misspelt = path[-1] + path[-1][-1]
+    node[misspelt] = node.pop(path[-1])
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(yaml.safe_dump(config))
+    with pytest.raises((ClusterError, SettingsError)) as refused:
+        check(wrong)
+    assert f"{misspelt}'" in str(refused.value)
+    assert f"Did you mean '{path[-1]}'" in str(refused.value) or f".{path[-1]}'?" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("deployment", "told"),
+    [
+        ({"name": "Ingres"}, "Nothing reads 'deployments.Ingres'. Did you mean 'Ingress'?"),
+        ({"name": "Ingress", "user_config": {"scaling": {"max_replicas": -1}}}, "scaling.max_replicas is -1"),
+        ({"name": "StableDiffusion", "user_config": {"scaling": {}}}, "StableDiffusion.user_config.scaling"),
+    ],
+)
+def test_what_a_deployment_cannot_have_is_refused(deployment: dict[str, Any], told: str) -> None:
+    with pytest.raises(ClusterError, match=re.escape(told)):
+        validate_config({"applications": [{"import_path": BUILDER, "deployments": [deployment]}]})
+
+
 def test_the_cluster_file_is_one_that_ray_up_takes() -> None:
     config = yaml.safe_load((TREE / "cluster.yaml").read_text(encoding="utf-8"))
-    validate_config(prepare_config(config))
+    validate_cluster(prepare_config(config))
 
 
 def test_the_head_runs_no_generation_and_the_workers_have_gpus() -> None:

@@ -15,9 +15,9 @@ from avatarforge.cluster import ClusterError, LocalCluster, PortInUse, grpc_inte
 from avatarforge.cluster.environment import ray_environment
 from avatarforge.cluster.local import GRPC_SERVICES
 from avatarforge.cluster.ports import reserve_ports
-from avatarforge.embedded import arguments_of, read_config
 from avatarforge.grpc_generated import profile_photo_job_pb2
 from avatarforge.ingress.grpc import HealthMethods, JobMethods
+from avatarforge.serve_config import arguments_of, read_config
 from avatarforge.settings import load_settings
 from tests.servers.mariadb import free_port
 

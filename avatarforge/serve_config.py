@@ -1,0 +1,127 @@
+"""The Serve config file, such as `serve_config.yaml`: read, and checked whole before it starts anything.
+
+Serve passes over names that it does not know, so that a misspelt one would change nothing and say nothing.
+"""
+
+import difflib
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from avatarforge.cluster import ClusterError
+from avatarforge.settings import ScalingSettings
+
+if TYPE_CHECKING:
+    from ray.serve.schema import ServeDeploySchema
+
+Config = dict[str, Any]
+"""What a Serve config file holds."""
+
+BUILDER = "avatarforge.app:build"
+USER_CONFIGS: Mapping[str, Collection[str]] = {
+    "Ingress": ("model", "revision", "scaling"),
+    "StableDiffusion": ("model", "revision"),
+    "RemoteStableDiffusion": ("model", "revision"),
+}
+"""Our deployments, and what each reads of its `user_config`."""
+
+
+def read_config(path: Path) -> Config:
+    """A Serve config file as it is written. Raises `ClusterError` when it is none.
+
+    Ray's own check of it comes later: importing Ray's schemas would fix Ray's variables too early.
+    """
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ClusterError(f"The Serve config file {path} cannot be read: {error}") from error
+    if not isinstance(config, dict) or not config.get("applications"):
+        near = difflib.get_close_matches("applications", map(str, config or ()), n=1)
+        hint = f" Did you mean 'applications' by {near[0]!r}?" if near else ""
+        raise ClusterError(f"{path} is not a Serve config file: it names no applications.{hint}")
+    return config
+
+
+def arguments_of(config: Config) -> dict[str, Any]:
+    """The first application's arguments, with the file's addresses: what `load_settings` takes."""
+    arguments = {}
+    for group, names in (("http", ("host", "port")), ("grpc", ("port",))):
+        options = config.get(f"{group}_options") or {}
+        if address := {name: options[name] for name in names if name in options}:
+            arguments[group] = address
+    return {**arguments, **(config["applications"][0].get("args") or {})}
+
+
+def validate_config(config: Config) -> "ServeDeploySchema":
+    """Return the config as Serve takes it. Raises `ClusterError`, with what is unknown or impossible."""
+    # Not above: importing Ray's schemas fixes Ray's variables.
+    from ray.serve.schema import ServeDeploySchema
+
+    if unknown := list(_find_unknown(config, ServeDeploySchema, "")):
+        raise ClusterError(f"The Serve config file is wrong: {' '.join(unknown)}")
+    try:
+        schema = ServeDeploySchema.model_validate(config)
+    except ValidationError as error:
+        raise ClusterError(f"The Serve config file is wrong: {error}") from error
+    for application in config["applications"]:
+        if application.get("import_path") == BUILDER:
+            _check_deployments(application.get("deployments") or ())
+    return schema
+
+
+def _find_unknown(value: object, model: type[BaseModel], path: str) -> Iterator[str]:
+    """Yield a sentence for each name that the model, or one below it, does not have."""
+    if isinstance(value, list):
+        for place, item in enumerate(value):
+            yield from _find_unknown(item, model, f"{path}[{place}]")
+    elif isinstance(value, dict):
+        for name, below in value.items():
+            here = f"{path}.{name}".lstrip(".")
+            field = model.model_fields.get(name)
+            if field is None:
+                yield _name_unknown(here, name, model.model_fields)
+            elif (inner := _find_model(field.annotation)) is not None:
+                yield from _find_unknown(below, inner, here)
+
+
+def _find_model(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _find_model(part)) is not None), None)
+
+
+def _name_unknown(path: str, name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(sorted(known))}."
+    return f"Nothing reads {path!r}. {hint}"
+
+
+def _check_deployments(deployments: Collection[Mapping[str, Any]]) -> None:
+    for deployment in deployments:
+        name = deployment["name"]
+        known = USER_CONFIGS.get(name)
+        if known is None:
+            raise ClusterError(_name_unknown(f"deployments.{name}", name, USER_CONFIGS))
+        user_config = deployment.get("user_config") or {}
+        path = f"deployments.{name}.user_config"
+        for key in user_config:
+            if key not in known:
+                raise ClusterError(_name_unknown(f"{path}.{key}", key, known))
+        _check_targets(user_config.get("scaling") or {}, f"{path}.scaling")
+
+
+def _check_targets(targets: Mapping[str, Any], path: str) -> None:
+    for name in targets:
+        if name not in ScalingSettings.model_fields:
+            raise ClusterError(_name_unknown(f"{path}.{name}", name, ScalingSettings.model_fields))
+    try:
+        ScalingSettings.model_validate(targets)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{path}.{'.'.join(map(str, fault['loc']))} is {fault['input']!r}: {fault['msg']}"
+            for fault in error.errors()
+        )
+        raise ClusterError(f"The Serve config file is wrong: {faults}.") from error
