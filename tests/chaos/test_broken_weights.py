@@ -94,7 +94,7 @@ def test_a_single_file_with_a_broken_tensor_is_refused_by_part(tmp_path: Path) -
     tensors = load_file(source.file)
 
     def load() -> None:
-        parts = load_parts_of_file("m", source.file, source.config, torch.float32, with_safety_checker=False)
+        parts = load_parts_of_file("m", source.file, source.config, torch.float32)
         check_finite("m", parts)
 
     load()

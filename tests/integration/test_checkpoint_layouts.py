@@ -1,5 +1,6 @@
 """The layouts in which people have checkpoints: each makes the right image, or is refused in one line."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -148,18 +149,18 @@ def load_folder(folder: Path, **changes: Any) -> Any:
     return load(a_manifest(name="m", source={"folder": folder, "pipeline": PIPELINE}, **changes))
 
 
-def draw(pipeline: Any) -> torch.Tensor:
+def draw(pipeline: Any, **options: Any) -> torch.Tensor:
     """The pixels that the pipeline makes of a photo, as diffusers calls it."""
     pipeline.set_progress_bar_config(disable=True)
+    prompts = {"prompt": "a portrait of a woman", "negative_prompt": "grey"}
     images = pipeline(
-        prompt="a portrait of a woman",
-        negative_prompt="grey",
         image=photo(1),
         strength=0.8,
         num_inference_steps=3,
         guidance_scale=4.0,
         generator=torch.Generator().manual_seed(1),
         output_type="pt",
+        **prompts | options,
     ).images
     assert isinstance(images, torch.Tensor)
     return images
@@ -204,9 +205,9 @@ def whole(folder: Path, **changes: Any) -> Path:
     return Path(source.file)
 
 
-def load_file_of(folder: Path) -> Any:
+def load_file_of(folder: Path, **changes: Any) -> Any:
     source = {"file": folder / "w.safetensors", "config": folder / "config", "pipeline": PIPELINE}
-    return load(a_manifest(name="m", source=source))
+    return load(a_manifest(name="m", source=source, **changes))
 
 
 LEFT_BY_TRAINING = {
@@ -260,6 +261,72 @@ def test_a_single_file_says_how_it_was_trained(tmp_path: Path) -> None:
     assert scheduler.config.prediction_type == "v_prediction"
     assert scheduler.config.rescale_betas_zero_snr
     assert float(scheduler.alphas_cumprod[-1]) < 1e-6
+
+
+# --- another VAE, and fewer layers of the text encoder ------------------------------------------------------
+
+
+@pytest.fixture
+def other_vae(tmp_path: Path) -> Path:
+    """A VAE in diffusers' layout, whose folder has another name than the part."""
+    vae = copy.deepcopy(img2img().vae)
+    with torch.no_grad():
+        for weight in vae.parameters():
+            weight.mul_(1.01)
+    vae.save_pretrained(tmp_path / "better")
+    return tmp_path / "better"
+
+
+def test_another_vae_takes_the_place_of_the_checkpoints(checkpoint: Path, other_vae: Path) -> None:
+    import diffusers
+
+    pipeline = diffusers.StableDiffusionImg2ImgPipeline.from_pretrained(img2img_checkpoint())
+    pipeline.vae = diffusers.AutoencoderTiny.from_pretrained(other_vae)
+    # The checkpoint's own is not even read.
+    in_file(VAE, lambda tensors: {})(checkpoint)
+    assert torch.equal(draw(load_folder(checkpoint, vae=other_vae)), draw(pipeline))
+
+
+def test_another_vae_of_a_single_file_may_be_a_file_too(tmp_path: Path) -> None:
+    file = whole(tmp_path)
+    tensors = load_file(file)
+    prefix = "first_stage_model."
+    save_file(
+        {key.removeprefix(prefix): one * 1.01 for key, one in tensors.items() if key.startswith(prefix)},
+        tmp_path / "better.safetensors",
+    )
+    own, better = load_file_of(tmp_path), load_file_of(tmp_path, vae=tmp_path / "better.safetensors")
+    for key, weight in own.vae.state_dict().items():
+        torch.testing.assert_close(better.vae.state_dict()[key], weight * 1.01)
+
+
+def test_another_vae_that_does_not_fit_is_refused(checkpoint: Path, other_vae: Path) -> None:
+    weights = other_vae / Path(VAE).name
+    save_file(without("decoder.")(load_file(weights)), weights, {"format": "pt"})
+    with pytest.raises(ModelUnusable, match="part 'vae' lacks decoder"):
+        load_folder(checkpoint, vae=other_vae)
+    with pytest.raises(ModelUnusable, match="nowhere is not there"):
+        load_folder(checkpoint, vae=other_vae / "nowhere")
+
+
+def test_the_text_is_taken_from_the_layer_that_the_manifest_names() -> None:
+    import diffusers
+
+    pipeline = diffusers.StableDiffusionImg2ImgPipeline.from_pretrained(img2img_checkpoint())
+    encoder, tokenizer = pipeline.text_encoder, pipeline.tokenizer
+    # As diffusers' `clip_skip`, which does not know the shorter names of newer versions of transformers.
+    tokens = tokenizer(["a portrait of a woman", "grey"], padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        hidden = encoder.final_layer_norm(encoder(tokens, output_hidden_states=True).hidden_states[-2])
+    embeddings = {"prompt_embeds": hidden[:1], "negative_prompt_embeds": hidden[1:]}
+    expected = draw(pipeline, prompt=None, negative_prompt=None, **embeddings)
+    assert torch.equal(draw(load_folder(img2img_checkpoint(), clip_skip=2)), expected)
+    assert not torch.allclose(draw(load_folder(img2img_checkpoint())), expected, atol=1e-3)
+
+
+def test_no_text_is_taken_from_a_layer_that_is_not_there() -> None:
+    with pytest.raises(ModelUnusable, match="has 3 layers: clip_skip 4 leaves none"):
+        load_folder(img2img_checkpoint(), clip_skip=4)
 
 
 # --- schedulers -----------------------------------------------------------------------------------------

@@ -226,6 +226,10 @@ class Manifest(_Part):
     """The scheduler, where the checkpoint's own is not wanted."""
     samplers: tuple[SamplerName, ...] = ()
     """What a request may ask for beside the model's own."""
+    vae: ManifestPath | None = None
+    """Another VAE in place of the checkpoint's: a folder in diffusers' layout, or a `.safetensors` file."""
+    clip_skip: int = Field(1, ge=1, le=12)
+    """As AUTOMATIC1111 counts: 2 takes the text encoder's last layer but one."""
     loras: tuple[Lora, ...] = ()
     """Merged into the weights at loading, in this order."""
     capabilities: Capabilities = Capabilities()

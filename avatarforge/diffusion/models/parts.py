@@ -38,10 +38,13 @@ def load_part(
     kind: str,
     dtype: "torch.dtype",
     *,
+    name: str | None = None,
     variant: str | None = None,
     allow_pickle: bool = False,
 ) -> Any:
     """Load one part in diffusers' layout from its folder; `None` if its class has no weights.
+
+    `name` is the part's, if the folder has another.
 
     Raises `ModelUnusable`, which names the part and the tensors that are missing, surplus, of another shape
     or not finite.
@@ -52,9 +55,10 @@ def load_part(
     found = loading.simple_get_class_obj(library, kind)
     if not issubclass(found, torch.nn.Module):
         return None
+    name = name or folder.name
     variant = variant or _find_variant(folder)
     files = _list_safetensors(folder, variant)
-    shapes = _read_shapes(model, folder.name, files)
+    shapes = _read_shapes(model, name, files)
     with TemporaryDirectory(prefix="avatarforge-") as temporary:
         source = folder
         if find_wrapper(shapes):
@@ -77,7 +81,7 @@ def load_part(
         )
     except ValueError as error:
         contents = describe_contents(shapes)
-        raise ModelUnusable(model, f"its part {folder.name!r} {error}{_add_contents(contents)}") from None
+        raise ModelUnusable(model, f"its part {name!r} {error}{_add_contents(contents)}") from None
     return part
 
 

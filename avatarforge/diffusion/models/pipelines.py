@@ -3,6 +3,7 @@
 import gc
 import importlib
 import inspect
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from avatarforge.diffusion.models.catalogue import (
 )
 from avatarforge.diffusion.models.loras import merge_loras
 from avatarforge.diffusion.models.parts import check_finite, load_part
-from avatarforge.diffusion.models.single_files import load_parts_of_file
+from avatarforge.diffusion.models.single_files import load_parts_of_file, load_vae_file
 from avatarforge.diffusion.models.weights import find_missing_part, read_parts
 from avatarforge.domain.errors import DeviceLost, ModelUnusable
 
@@ -164,6 +165,7 @@ def load(
                     manifest.name, manifest.own_sampler, pipeline.scheduler
                 )
             merge_loras(pipeline, manifest)
+            _skip_text_layers(pipeline, manifest)
             if is_offloaded(manifest, device):
                 # Afterwards the weights are nowhere to be seen; without offloading the GPU reads them faster.
                 check_finite(manifest.name, pipeline.components)
@@ -239,9 +241,8 @@ def _from_source(
                 )
             _require(manifest, file.is_file(), f"the file {file}")
             _require(manifest, (config / "model_index.json").is_file(), f"{config / 'model_index.json'}")
-            parts = load_parts_of_file(
-                manifest.name, file, config, dtype, with_safety_checker=manifest.safety_checker is not False
-            )
+            parts = load_parts_of_file(manifest.name, file, config, dtype, without=_list_replaced(manifest))
+            parts |= _load_vae(manifest, config, dtype)
             return _find_class(manifest, name).from_pretrained(str(config), **folders | parts)
         case FolderSource(folder=folder, pipeline=name):
             # A folder that is absent would be taken for a name on the hub.
@@ -263,15 +264,59 @@ def _load_parts(
     missing = find_missing_part(folder, manifest, allow_pickle=allow_pickle)
     if missing is not None:
         raise ModelUnusable(manifest.name, missing)
+    replaced = _list_replaced(manifest)
     parts = {
         name: load_part(
             manifest.name, folder / name, library, kind, dtype, variant=variant, allow_pickle=allow_pickle
         )
         for name, (library, kind) in read_parts(folder).items()
         if library in {"diffusers", "transformers"} or hasattr(known, library)
-        if name != "safety_checker" or manifest.safety_checker is not False
+        if name not in replaced
     }
+    parts |= _load_vae(manifest, folder, dtype)
     return {name: part for name, part in parts.items() if part is not None}
+
+
+def _list_replaced(manifest: Manifest) -> set[str]:
+    """Return the checkpoint's parts that the manifest does without."""
+    return {
+        name
+        for name, is_replaced in {
+            "safety_checker": manifest.safety_checker is False,
+            "vae": manifest.vae is not None,
+        }.items()
+        if is_replaced
+    }
+
+
+def _load_vae(manifest: Manifest, folder: Path, dtype: "torch.dtype") -> dict[str, Any]:
+    """Load the manifest's own VAE, if it has one: a file with the configuration of the one in the folder."""
+    if manifest.vae is None:
+        return {}
+    library, kind = read_parts(folder)["vae"]
+    if manifest.vae.is_dir():
+        _require(manifest, (manifest.vae / "config.json").is_file(), f"{manifest.vae / 'config.json'}")
+        kind = json.loads((manifest.vae / "config.json").read_text(encoding="utf-8"))["_class_name"]
+        return {"vae": load_part(manifest.name, manifest.vae, library, kind, dtype, name="vae")}
+    _require(manifest, manifest.vae.is_file(), f"its VAE {manifest.vae}")
+    return {"vae": load_vae_file(manifest.name, manifest.vae, library, kind, folder / "vae", dtype)}
+
+
+def _skip_text_layers(pipeline: Any, manifest: Manifest) -> None:
+    """Cut the text encoder's last layers off: the text is taken from the layer before them."""
+    if (skipped := manifest.clip_skip - 1) == 0:
+        return
+    encoder = getattr(pipeline, "text_encoder", None)
+    if encoder is None or getattr(pipeline, "text_encoder_2", None) is not None:
+        kind = type(pipeline).__name__
+        raise ModelUnusable(manifest.name, f"clip_skip is for models with one text encoder, and no {kind}")
+    encoder = getattr(encoder, "text_model", encoder).encoder
+    if skipped >= len(encoder.layers):
+        reason = (
+            f"its text encoder has {len(encoder.layers)} layers: clip_skip {manifest.clip_skip} leaves none"
+        )
+        raise ModelUnusable(manifest.name, reason)
+    encoder.layers = encoder.layers[:-skipped]
 
 
 def _download(manifest: Manifest, hub: HubAddress, options: Mapping[str, Any]) -> Path:

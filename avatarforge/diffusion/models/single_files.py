@@ -6,7 +6,7 @@ diffusers converts the names; that each tensor is there, fits and is used is che
 import importlib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,25 +46,36 @@ _EDM: Final = "edm_"
 
 
 def load_parts_of_file(
-    model: str, file: Path, config: Path, dtype: "torch.dtype", *, with_safety_checker: bool
+    model: str, file: Path, config: Path, dtype: "torch.dtype", *, without: Collection[str] = ()
 ) -> dict[str, Any]:
     """Load the parts with weights, and the scheduler, which obeys the marks of the file's training.
 
-    `config` is a folder with the parts' configurations. Optional parts that it lacks are `None`. Raises
+    `config` is a folder with the parts' configurations, `without` names parts to leave out.
+    Optional parts that it lacks are `None`. Raises
     `ModelUnusable` with the part and the tensors that are missing, surplus or of another shape.
     """
     checkpoint = _read_checkpoint(model, file)
     parts: dict[str, Any] = {}
     for name, (library, kind) in read_parts(config).items():
         folder = config / name
+        if name in without:
+            continue
         if name in _PREFIXES:
             parts[name] = _load_part(model, name, library, kind, folder, checkpoint, dtype)
         elif name in _OPTIONAL and (not folder.is_dir() or _lacks_weights(folder)):
             parts[name] = None
-        elif name != "safety_checker" or with_safety_checker:
+        else:
             parts[name] = load_part(model, folder, library, kind, dtype)
     parts["scheduler"] = _create_scheduler(model, config, checkpoint)
     return {name: part for name, part in parts.items() if part is not None or name in _OPTIONAL}
+
+
+def load_vae_file(model: str, file: Path, library: str, kind: str, config: Path, dtype: "torch.dtype") -> Any:
+    """Load a VAE that is a file of its own, whose names have no prefix. Raises `ModelUnusable`."""
+    checkpoint = _read_checkpoint(model, file)
+    if not any(key.startswith(_PREFIXES["vae"]) for key in checkpoint):
+        checkpoint = {f"{_PREFIXES['vae'][0]}{key}": tensor for key, tensor in checkpoint.items()}
+    return _load_part(model, "vae", library, kind, config, checkpoint, dtype)
 
 
 def _read_checkpoint(model: str, file: Path) -> dict[str, Any]:
