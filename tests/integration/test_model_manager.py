@@ -4,9 +4,11 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from avatarforge.diffusion.engines.engine import EngineRequest
 from avatarforge.diffusion.models.catalogue import Manifest
 from avatarforge.diffusion.models.loader import LoadedModel, ModelLoader
 from avatarforge.diffusion.models.manager import ModelManager
@@ -14,8 +16,10 @@ from avatarforge.domain.errors import DeviceFailed, ModelMissing, ModelUnusable
 from avatarforge.domain.replicas import ReplicaState
 from avatarforge.settings import DiffusionSettings
 from tests.checkpoints import img2img_checkpoint, write_manifest
+from tests.families import photo
 from tests.waiting import wait_until
 
+REQUEST = EngineRequest(image=photo(1), prompt="neon", seed=1, strength=1.0, steps=2, guidance=2.0)
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -165,6 +169,86 @@ async def test_a_model_that_cannot_be_loaded_leaves_the_old_one_and_the_failure_
     async with manager.lease() as model:
         assert model.manifest.name == "first"
     manager.check_health()
+
+
+def spoil_tensor(folder: Path, file: str, key: str, value: Any) -> None:
+    """Replace a tensor in a file of weights; `None` takes it away."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / file) | {key: value}
+    kept = {key: tensor for key, tensor in tensors.items() if tensor is not None}
+    save_file(kept, folder / file, {"format": "pt"})
+
+
+def write_kinds_of_broken_models(models: Path) -> dict[str, str]:
+    """Models that are broken in different ways, with the reasons that are expected."""
+    import torch
+
+    unet, vae, text = (f"unet/{WEIGHTS}", f"vae/{WEIGHTS}", "text_encoder/model.safetensors")
+    tensors = {
+        "missing": (text, "final_layer_norm.bias", None, "part 'text_encoder' lacks final_layer_norm.bias"),
+        "surplus": (unet, "class_embedding.weight", torch.ones(1), "for which it has no place"),
+        "inpainting": (unet, "conv_in.weight", torch.zeros((32, 9, 3, 3)), "an inpainting UNet"),
+        "infinite": (vae, "decoder.layers.0.bias", torch.full((16,), float("inf")), "not finite"),
+    }
+    reasons = {}
+    for name, (file, key, value, reasons[name]) in tensors.items():
+        folder = Path(shutil.copytree(img2img_checkpoint(), models / f"{name}-checkpoint"))
+        spoil_tensor(folder, file, key, value)
+        write_manifest(models, name, folder=str(folder))
+    folder = Path(shutil.copytree(img2img_checkpoint(), models / "page-checkpoint"))
+    (folder / unet).write_bytes(b"<!DOCTYPE html><html><body>404</body></html>")
+    write_manifest(models, "page", folder=str(folder))
+    (models / "a.safetensors").write_bytes((img2img_checkpoint() / vae).read_bytes())
+    for name, lines in {
+        "adapter": "loras: [{file: a.safetensors}]",
+        "vae": "vae: nowhere.safetensors",
+        "layers": "clip_skip: 9",
+        "checker": "safety_checker: true",
+    }.items():
+        path = write_manifest(models, name, folder=str(img2img_checkpoint()))
+        path.write_text(f"{path.read_text()}{lines}\n")
+    path = write_manifest(models, "defaults", folder=str(img2img_checkpoint()))
+    path.write_text(path.read_text().replace("strength: 1.0", "strength: 0.2"))
+    return reasons | {
+        "page": "holds HTML in place of weights",
+        "adapter": "its LoRA a.safetensors holds nothing for any layer of the model",
+        "vae": "nowhere.safetensors is not there",
+        "layers": "its text encoder has 3 layers",
+        "checker": "asks for a safety checker",
+        "defaults": "the strength must be at least 1/2",
+    }
+
+
+async def test_no_job_fails_while_broken_models_of_every_kind_are_desired(
+    manager: ModelManager, models: Path
+) -> None:
+    await serves(manager, "first")
+    reasons = write_kinds_of_broken_models(models)
+    is_over = asyncio.Event()
+    made = 0
+
+    async def work() -> None:
+        nonlocal made
+        while not is_over.is_set():
+            async with manager.lease() as model:
+                assert model.manifest.name == "first"
+                await model.engine.generate_image(REQUEST)
+                made += 1
+
+    async with asyncio.TaskGroup() as workers:
+        for _ in range(2):
+            workers.create_task(work())
+        for name, reason in reasons.items():
+            before = made
+            manager.set_desired(name)
+            await wait_until(lambda: manager.failure is not None, deadline=30)
+            await wait_until(lambda: manager.failure.model == name, deadline=30)
+            assert manager.failure is not None
+            assert reason in manager.failure.reason
+            assert len(manager.failure.reason) <= 300
+            await wait_until(lambda: made > before, deadline=30)
+        is_over.set()
 
 
 async def test_going_back_clears_the_failure(manager: ModelManager) -> None:
