@@ -220,6 +220,12 @@ def write_kinds_of_broken_models(models: Path) -> dict[str, str]:
     }
 
 
+async def failed_with(manager: ModelManager, name: str) -> str:
+    """Why this model could not be loaded."""
+    await wait_until(lambda: getattr(manager.failure, "model", None) == name, deadline=30)
+    return await failed(manager)
+
+
 async def test_no_job_fails_while_broken_models_of_every_kind_are_desired(
     manager: ModelManager, models: Path
 ) -> None:
@@ -240,14 +246,11 @@ async def test_no_job_fails_while_broken_models_of_every_kind_are_desired(
         for _ in range(2):
             workers.create_task(work())
         for name, reason in reasons.items():
-            before = made
             manager.set_desired(name)
-            await wait_until(lambda: manager.failure is not None, deadline=30)
-            await wait_until(lambda: manager.failure.model == name, deadline=30)
-            assert manager.failure is not None
-            assert reason in manager.failure.reason
-            assert len(manager.failure.reason) <= 300
-            await wait_until(lambda: made > before, deadline=30)
+            found = await failed_with(manager, name)
+            assert reason in found
+            assert len(found) <= 300
+            await wait_until(lambda before=made: made > before, deadline=30)
         is_over.set()
 
 
