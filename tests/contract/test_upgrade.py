@@ -1,7 +1,10 @@
 """What `upgrade` promises, over SQLite and MariaDB alike."""
 
+import asyncio
 import multiprocessing
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,10 +12,12 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Engine, inspect, text
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, MetaData, inspect, text
 
 from avatarforge.domain.changes import LogBounds
 from avatarforge.domain.errors import DatabaseUnavailable
+from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.persistence import JobRepository, open_engine
 from avatarforge.persistence.database import begin_write
 from avatarforge.persistence.rows import PhotoKind, event_row, job_row, photo_row
@@ -28,6 +33,7 @@ from avatarforge.persistence.upgrade import current, latest, lock_name, upgrade
 from avatarforge.settings import DatabaseSettings
 from tests.jobs import a_job, submission
 from tests.servers.mariadb import MariaDbServer
+from tests.waiting import wait_until
 
 
 def test_an_empty_database_has_no_revision(empty_database_url: str) -> None:
@@ -163,6 +169,70 @@ def test_an_upgrade_from_the_first_release_keeps_what_is_on_record(empty_databas
     engine.dispose()
 
 
+def test_every_migration_leaves_what_an_older_release_reads_and_writes(empty_database_url: str) -> None:
+    engine, known = open_engine(DatabaseSettings(), empty_database_url), MetaData()
+    for revision in _list_revisions():
+        _migrate(empty_database_url, command.upgrade, revision)
+        schema = MetaData()
+        schema.reflect(engine)
+        for old in known.tables.values():
+            columns = schema.tables[old.name].columns
+            assert {column.name: str(column.type) for column in old.columns}.items() <= {
+                column.name: str(column.type) for column in columns
+            }.items(), f"{revision} takes something of {old.name} away"
+            for column in columns:
+                is_optional = column.nullable or column.server_default is not None
+                is_known = column.name in old.columns
+                assert is_known or is_optional, f"{revision} asks {old.name} for {column.name}"
+        known = schema
+    engine.dispose()
+
+
+async def test_an_older_release_goes_on_while_the_schema_is_upgraded(empty_database_url: str) -> None:
+    _migrate(empty_database_url, command.upgrade, _list_revisions()[-2])
+    engine, known = open_engine(DatabaseSettings(), empty_database_url), MetaData()
+    known.reflect(engine)
+    written, stopping = 0, threading.Event()
+
+    def write() -> None:
+        """Submit jobs and start them, as far as the older release knows their columns."""
+        nonlocal written
+        while not stopping.is_set():
+            change = submission(a_job()).with_seq(written + 1)
+            job = change.job
+            with begin_write(engine) as connection:
+                for table, row in (
+                    (customers, None if written else _customer_row(job)),
+                    (profile_photo_jobs, job_row(job, job.seq)),
+                    (profile_photos, photo_row(job, PhotoKind.ORIGINAL, job.original)),
+                    (job_events, {"seq": job.seq, **event_row(0, change, with_snapshot=True)}),
+                ):
+                    columns = known.tables[table.name].columns
+                    if row is not None:
+                        connection.execute(
+                            table.insert(), {name: row[name] for name in row if name in columns}
+                        )
+                this = profile_photo_jobs.c.job_id == job.job_id
+                connection.execute(profile_photo_jobs.update().where(this), {"attempt": 1})
+            written += 1
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        try:
+            await wait_until(lambda: written > 2 or writing.done(), 30)
+            await asyncio.to_thread(upgrade, empty_database_url)
+            before = written
+            await wait_until(lambda: written > before + 2 or writing.done(), 30)
+        finally:
+            stopping.set()
+        writing.result()
+
+    records = JobRepository(engine)
+    assert [job.attempt for job in records.list_unfinished(0)] == [1] * written
+    assert records.claim_shard(0) == 1
+    engine.dispose()
+
+
 def test_every_migration_can_be_taken_back(database_url: str, engine: Engine) -> None:
     _migrate(database_url, command.downgrade, "base")
     assert inspect(engine).get_table_names() == ["alembic_version"]
@@ -171,6 +241,17 @@ def test_every_migration_can_be_taken_back(database_url: str, engine: Engine) ->
 
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def _customer_row(job: ProfilePhotoJob) -> dict[str, object]:
+    return {"customer_id": job.customer_id, "shard": 0, "created_at": job.created_at}
+
+
+def _list_revisions() -> list[str]:
+    """The first one first."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parents[2] / "migrations"))
+    return [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()][::-1]
 
 
 def _migrate(url: str, step: Callable[[Config, str], None], revision: str) -> None:
