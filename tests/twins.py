@@ -155,6 +155,11 @@ class MemoryRecords:
         self.objects_asked += 1
         return found
 
+    def forget_key(self, shard: int, epoch: int, customer_id: str, key: str, job_id: str) -> None:
+        self.check(shard, epoch)
+        if self.keys[customer_id, key].job_id == job_id:
+            del self.keys[customer_id, key]
+
     def find_key(self, customer_id: str, key: str, now: datetime) -> KnownKey | None:
         self._answer()
         return self.keys.get((customer_id, key))

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from itertools import takewhile
 from typing import Any
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, func, select, tuple_, update
 
 from avatarforge.domain.changes import LIFETIME, JobChange
 from avatarforge.persistence.tables import (
@@ -100,13 +100,12 @@ def prune_keys(connection: Connection, shard: int, now: datetime, limit: int) ->
     keys = idempotency_keys.c
     has_expired = keys.created_at < now - LIFETIME
     expired = (
-        select(keys.job_id)
+        select(keys.customer_id, keys.key)
         .join(customers, customers.c.customer_id == keys.customer_id)
         .where(customers.c.shard == shard, has_expired)
         .order_by(keys.created_at)
         .limit(limit)
     )
-    job_ids = connection.scalars(expired).all()
-    if job_ids:
-        # A job has more than one key where commands on it were named too.
-        connection.execute(idempotency_keys.delete().where(keys.job_id.in_(job_ids), has_expired))
+    names = [tuple(row) for row in connection.execute(expired)]
+    if names:
+        connection.execute(idempotency_keys.delete().where(tuple_(keys.customer_id, keys.key).in_(names)))

@@ -297,6 +297,15 @@ class JobRepository(Repository):
                 return None
         return KnownKey(fingerprint=row.fingerprint, job_id=row.job_id)
 
+    def forget_key(self, shard: int, epoch: int, customer_id: str, key: str, job_id: str) -> None:
+        """Let the key stand for this job no more: the next upload under it makes a new one. Raises
+        `StaleEpoch` as `commit`."""
+        keys = idempotency_keys.c
+        this = (keys.customer_id == customer_id) & (keys.key == key) & (keys.job_id == job_id)
+        with begin_write(self._engine) as connection:
+            hold_shard(connection, shard, epoch)
+            connection.execute(idempotency_keys.delete().where(this))
+
     def ping(self) -> None:
         """Return if the database answers a query now."""
         with begin_read(self._engine) as connection:

@@ -14,6 +14,7 @@ from avatarforge.persistence import JobRepository
 from avatarforge.storage.interface import ObjectStorage
 from avatarforge.storage.keys import job_prefix
 from avatarforge.tracker.availability import StartupGate
+from avatarforge.tracker.jobs.committer import Committer
 from avatarforge.tracker.jobs.job_table import JobTable
 from avatarforge.tracker.queue.admission import AdmissionControl
 
@@ -29,6 +30,7 @@ class SubmissionHandler:
     def __init__(
         self,
         store: JobRepository,
+        committer: Committer,
         job_table: JobTable,
         admission: AdmissionControl,
         gate: StartupGate,
@@ -36,6 +38,7 @@ class SubmissionHandler:
         now: Callable[[], datetime],
     ) -> None:
         self._store = store
+        self._committer = committer
         self._job_table = job_table
         self._admission = admission
         self._gate = gate
@@ -93,7 +96,7 @@ class SubmissionHandler:
 
     async def acquire_key(self, customer_id: str, key: str) -> KnownKey | None:
         """Return the job on record under the idempotency key; if there is none, the caller has the key until
-        it releases it.
+        it releases it. The key stands no more for a job that has ended and whose original is gone.
 
         Raises `IdempotencyKeyInFlight` while another caller has it, or its job is about to be erased; and
         `StorageUnavailable` if that cannot be found out.
@@ -102,8 +105,8 @@ class SubmissionHandler:
         self._keys.acquire(customer_id, key)
         try:
             known = await self._find_key(customer_id, key)
-            if known is not None and not await self._is_kept(customer_id, known.job_id):
-                raise IdempotencyKeyInFlight(key)
+            if known is not None:
+                known = await self._keep_known(customer_id, key, known)
         except BaseException:
             self._keys.release(customer_id, key)
             raise
@@ -115,21 +118,26 @@ class SubmissionHandler:
         """Give the key back: the caller's upload has come to its end."""
         self._keys.release(customer_id, key)
 
-    async def _is_kept(self, customer_id: str, job_id: str) -> bool:
-        """Tell whether the job on record is a promise, and not about to be erased since its caller got a 503.
+    async def _keep_known(self, customer_id: str, key: str, known: KnownKey) -> KnownKey | None:
+        """Return what is known if its job is a promise; raise `IdempotencyKeyInFlight` if it is about to be
+        erased, since its caller got a 503.
 
         One that this tracker committed after that is unfinished and not in the job table. Of one whose answer
         was lost, with an earlier tracker or on its way, the original is gone: that was removed before the
-        caller was answered. Such a job may have ended meanwhile.
+        caller was answered. If such a job has ended meanwhile, or its original went with a restored backup,
+        the key is free again: whoever was to have it erased may have died.
         """
-        if job_id in self._rejected:
-            return False
-        job = self._job_table.get(job_id)
+        job = in_table = self._job_table.get(known.job_id)
         if job is None:
-            job = await asyncio.to_thread(self._store.find_job, customer_id, job_id)
-            if job is None or not job.status.is_terminal:
-                return False
-        return await asyncio.to_thread(self._has_original, job)
+            job = await asyncio.to_thread(self._store.find_job, customer_id, known.job_id)
+        if known.job_id in self._rejected or job is None or not (in_table or job.status.is_terminal):
+            raise IdempotencyKeyInFlight(key)
+        if await asyncio.to_thread(self._has_original, job):
+            return known
+        if not job.status.is_terminal:
+            raise IdempotencyKeyInFlight(key)
+        await self._committer.run_fenced(self._store.forget_key, customer_id, key, known.job_id)
+        return None
 
     def _has_original(self, job: ProfilePhotoJob) -> bool:
         stored = self._storage.list(job_prefix(job.customer_id, job.job_id))

@@ -85,7 +85,9 @@ class JobTracker:
         feed = Feed(gate, recent, self._load_changes, table.all, forecaster.forecast, replicas.all)
         self.feed = feed
         self.metrics = TrackerMetrics(registry, table, feed, forecaster, None if shard else replicas, now)
-        self.submissions = SubmissionHandler(ports.store, table, admission, gate, ports.storage, now)
+        self.submissions = SubmissionHandler(
+            ports.store, self._committer, table, admission, gate, ports.storage, now
+        )
         self.commands = JobCommands(
             ports, settings, table, self._committer, self.submissions, gate, outage, tasks, janitor, now
         )

@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from avatarforge.domain.changes import LIFETIME, KnownKey
+from avatarforge.domain.errors import StaleEpoch
 from avatarforge.persistence import JobRepository, group, jobs
 from tests.factories import NOON
 from tests.jobs import a_job, a_key, start, submission
@@ -41,6 +42,21 @@ def test_a_submissions_key_is_known_with_its_job_and_fingerprint(records: JobRep
 
     known = KnownKey(fingerprint=a_key().fingerprint, job_id=job.job_id)
     assert records.find_key("ana", "upload-1", NOON) == known
+
+
+def test_a_key_that_is_forgotten_is_free_for_another_job(records: JobRepository, epoch: int) -> None:
+    job, again, other = a_job(), a_job(), a_job("ben")
+    records.commit(0, epoch, [submission(job, a_key()), submission(other, a_key())])
+
+    records.forget_key(0, epoch, "ana", "upload-1", again.job_id)
+    assert _job_of(records, "ana", NOON) == job.job_id
+    records.forget_key(0, epoch, "ana", "upload-1", job.job_id)
+    records.commit(0, epoch, [submission(again, a_key())])
+
+    assert _job_of(records, "ana", NOON) == again.job_id
+    assert _job_of(records, "ben", NOON) == other.job_id
+    with pytest.raises(StaleEpoch):
+        records.forget_key(0, epoch - 1, "ana", "upload-1", again.job_id)
 
 
 def test_submissions_without_a_key_are_many(records: JobRepository, epoch: int) -> None:

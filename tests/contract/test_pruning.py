@@ -149,6 +149,19 @@ def test_an_expired_key_takes_no_fresh_one_of_its_job_along(
     assert _keys(engine) == {"command"}
 
 
+def test_no_more_keys_go_at_once_than_were_asked_for(
+    records: JobRepository, epoch: int, engine: Engine
+) -> None:
+    job = a_job(created_at=later(1))
+    records.commit(0, epoch, [submission(job, a_key("upload"))])
+    with engine.begin() as connection:
+        keep_keys(connection, [("ana", job.job_id, later(2), a_key("command"))])
+
+    records.prune(0, epoch, later(9) + LIFETIME, 1)
+
+    assert _keys(engine) == {"command"}
+
+
 def test_keys_of_other_shards_stay(records: JobRepository, epoch: int, engine: Engine) -> None:
     records.commit(0, epoch, [submission(a_job("ana"), a_key("ours"))])
     records.commit(1, records.claim_shard(1), [submission(a_job("ben"), a_key("theirs"))])

@@ -308,6 +308,22 @@ class MemoryDatabase:
     def get_latest_seq(self, shard: int) -> int:
         return self.get_log_bounds(shard).latest_seq
 
+    def list_ended(self, shard: int, before: datetime, limit: int) -> list[ProfilePhotoJob]:
+        ended = [
+            job
+            for job in self.jobs.values()
+            if job.status.is_terminal
+            and job.created_at < before
+            and self._customers[job.customer_id][0] == shard
+        ]
+        return sorted(ended, key=lambda job: job.job_id)[:limit]
+
+    def forget_key(self, shard: int, epoch: int, customer_id: str, key: str, job_id: str) -> None:
+        self._hold(shard, epoch)
+        found = self.keys.get((customer_id, key))
+        if found is not None and found.known.job_id == job_id:
+            del self.keys[customer_id, key]
+
     def find_key(self, customer_id: str, key: str, now: datetime) -> KnownKey | None:
         found = self.keys.get((customer_id, key))
         return None if found is None or found.created_at < min(now, self.now()) - LIFETIME else found.known

@@ -234,15 +234,16 @@ class Witness:
         """Refused jobs that are on record.
 
         An ingress takes back what it has refused; one that dies before it can may leave a job that fails, for
-        it has removed the original, unless storage did not answer it either. A job that is sent again under
-        its key meanwhile is promised.
+        it has removed the original, or one that was done before. A job that is sent again under its key
+        meanwhile is promised.
         """
         kept = []
         for job_id, (customer_id, process) in self.refused.items():
             job = self._truth.find_job(customer_id, job_id)
             if job is None or job_id in self.promised:
                 continue
-            is_whole = job.status is ProcessingStatus.DONE and job.original.key not in self._undeleted
+            is_stored = job.original.key in self._objects and job.original.key not in self._undeleted
+            is_whole = job.status is ProcessingStatus.DONE and is_stored
             if process.is_alive or is_whole:
                 kept.append(job_id)
         return kept

@@ -490,6 +490,16 @@ async def test_a_key_whose_answer_was_lost_is_an_answer_while_its_original_is_th
         assert await second.submissions.acquire_key("ana", "mine") == KnownKey(
             fingerprint="f", job_id=job.job_id
         )
+    elif has_ended:
+        # Whoever was to have it erased may have died, or a backup was restored: the upload makes a new job.
+        assert await second.submissions.acquire_key("ana", "mine") is None
+        again = a_stored_job(bench)
+        key = IdempotencyKey(key="mine", fingerprint="f")
+        await second.submissions.submit([NewJob(job=again, idempotency_key=key)])
+        second.submissions.release_key("ana", "mine")
+        assert await second.submissions.acquire_key("ana", "mine") == KnownKey(
+            fingerprint="f", job_id=again.job_id
+        )
     else:
         with pytest.raises(IdempotencyKeyInFlight):
             await second.submissions.acquire_key("ana", "mine")
