@@ -25,7 +25,7 @@ def test_slow_steps_are_given_as_long_as_twenty_of_them() -> None:
         assert checks_until_stall(watchdog, 10, 4.0) == 1 + 4 * STALL_STEPS
 
 
-def test_without_a_measured_step_it_waits_as_long_as_compiling_may_take() -> None:
+def test_without_a_measured_step_it_waits_as_long_as_a_large_model_may_take() -> None:
     watchdog = Watchdog()
     with watchdog.working():
         assert checks_until_stall(watchdog, 10, None) == 1 + UNMEASURED_TIMEOUT_SECONDS

@@ -43,6 +43,7 @@ from avatarforge.diffusion.engines.previews import Previewer
 from avatarforge.diffusion.engines.request import ActiveRequest, PendingTensor
 from avatarforge.diffusion.engines.samplers import Sampler, Trajectory
 from avatarforge.diffusion.engines.torch_errors import is_fatal, is_out_of_memory, translate_error
+from avatarforge.diffusion.engines.watchdog import COMPILATION_TIMEOUT_SECONDS, Watchdog
 from avatarforge.domain.errors import DeviceLost, ModelUnusable
 
 _SLOW_STEP_SECONDS: Final = 5.0
@@ -88,6 +89,8 @@ class BatchingEngine(Engine):
         if architecture is None:
             raise ModelUnusable(name, f"the steps of {type(pipeline).__name__} are not known from inside")
         super().__init__(name, str(pipeline.device))
+        if compilation != "none":
+            self.watchdog = Watchdog(COMPILATION_TIMEOUT_SECONDS)
         self._architecture = architecture(pipeline)
         self._sampler = Sampler(pipeline.scheduler, architecture.strength_use)
         self._samplers: dict[str | None, Sampler] = {None: self._sampler}

@@ -8,8 +8,10 @@ CHECK_INTERVAL_SECONDS: Final = 1.0
 """Seconds between two calls of `Watchdog.check`."""
 STALL_STEPS: Final = 20
 """Silence of so many steps is a stall: decoding may take as long as some of them."""
-UNMEASURED_TIMEOUT_SECONDS: Final = 1800.0
-"""Silence that is a stall while no step has been measured: compiling a large model takes minutes."""
+UNMEASURED_TIMEOUT_SECONDS: Final = 600.0
+"""Silence that is a stall while no step has been measured: on a CPU a large model's may take minutes."""
+COMPILATION_TIMEOUT_SECONDS: Final = 1800.0
+"""The same where the model is compiled at its first step."""
 
 
 class Watchdog:
@@ -19,7 +21,8 @@ class Watchdog:
     Silence is counted in checks, not in time: a process that was stopped for a minute has not been silent.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, unmeasured_timeout_seconds: float = UNMEASURED_TIMEOUT_SECONDS) -> None:
+        self._unmeasured_timeout_seconds = unmeasured_timeout_seconds
         self._tasks = self._beats = self._known_beats = self._silent_checks = 0
 
     @contextmanager
@@ -48,5 +51,5 @@ class Watchdog:
             return None
         self._silent_checks += 1
         silence = self._silent_checks * CHECK_INTERVAL_SECONDS
-        least = UNMEASURED_TIMEOUT_SECONDS if step_seconds is None else STALL_STEPS * step_seconds
+        least = self._unmeasured_timeout_seconds if step_seconds is None else STALL_STEPS * step_seconds
         return silence if silence >= max(timeout_seconds, least) else None
