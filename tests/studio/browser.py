@@ -67,7 +67,7 @@ async def job_shown(page: Page) -> str:
     """The id of the job that is on the stage."""
 
     async def shown() -> str:
-        return (await page.evaluate("location.hash")).removeprefix("#/photo/")
+        return str(await page.evaluate("location.hash.split('/')[3] ?? ''"))
 
     return await wait_until(lambda: _told(shown)) or ""
 

@@ -94,9 +94,11 @@ async def take(url: str, job_id: str) -> None:
             running = await job_shown(page)
             await expect(page.locator(".preview")).to_be_visible(timeout=30_000)
             await wait_until(lambda: _is_at(page, 60), 60)
-        async with taken(browser, url, f"/#/photo/{job_id}", "compare", **DESKTOP) as page:
+        async with taken(browser, url, f"/#/photo/ana/{job_id}", "compare", **DESKTOP) as page:
             await wait_until(lambda: is_painted(page, ".compare .after"))
-        async with taken(browser, url, f"/#/photo/{job_id}", "phone", color_scheme="dark", **PHONE) as page:
+        async with taken(
+            browser, url, f"/#/photo/ana/{job_id}", "phone", color_scheme="dark", **PHONE
+        ) as page:
             await wait_until(lambda: is_painted(page, ".compare .after"))
         async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             path = f"/customers/ana/photos/{running}/status"

@@ -54,7 +54,7 @@ async def test_axe_finds_nothing_grave_in_any_view(
         findings["cropping, with an error"] = await grave_findings(page)
         puppet.step(7, 20, a_preview())
         for name, job_id in {"running": running, "done": done, "failed": failed}.items():
-            await page.goto(f"{service.url}/#/photo/{job_id}")
+            await page.goto(f"{service.url}/#/photo/ana/{job_id}")
             await expect(page.locator("#stage [aria-label], #stage img[alt]").first).to_be_attached()
             findings[name] = await grave_findings(page)
         for view in ("gallery", "queue", "models"):
@@ -102,7 +102,7 @@ async def test_nothing_moves_for_those_who_asked_for_that(service: Service, brow
     puppet = service.puppet()
     job_id = await service.submitted()
     puppet.step(1, 20)
-    async with opened(browser, service.url, f"/#/photo/{job_id}", reduced_motion="no-preference") as page:
+    async with opened(browser, service.url, f"/#/photo/ana/{job_id}", reduced_motion="no-preference") as page:
         await expect(page.locator(".making")).to_be_visible()
         moving = "document.getAnimations().filter(one => one instanceof CSSAnimation).length"
         await wait_until(lambda: page.evaluate(moving))

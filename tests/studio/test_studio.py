@@ -1,5 +1,6 @@
 """The studio in a real Chromium, from a photo to its avatar and what becomes of it."""
 
+import asyncio
 import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 
 from avatarforge.diffusion.models.catalogue import Manifest
 from avatarforge.domain.replicas import ModelFailure
@@ -296,6 +297,74 @@ async def test_another_customer_sees_none_of_it(service: Service, page: Page) ->
     await expect(page.locator(".card")).to_have_count(0)
     await page.reload()
     await expect(page.locator("#customer-name")).to_have_text("bea")
+
+
+async def test_a_tab_keeps_its_customer_whatever_another_tab_chooses(service: Service, page: Page) -> None:
+    await page.set_input_files("#photo", PORTRAIT)
+    other = await page.context.new_page()
+    await other.goto(service.url)
+    await other.click("#customer-button")
+    await other.fill("dialog input", "ben")
+    await other.click("dialog button.primary")
+    await expect(other.locator("#customer-name")).to_have_text("ben")
+    # A new tab begins with the last choice.
+    third = await page.context.new_page()
+    await third.goto(service.url)
+    await expect(third.locator("#customer-name")).to_have_text("ben")
+
+    await page.click("#forge")
+    job_id = await job_shown(page)
+    assert service.recorded(job_id).customer_id == "ana"
+    await expect(page.locator(".compare")).to_be_visible()
+    await page.reload()
+    await expect(page.locator("#customer-name")).to_have_text("ana")
+    await expect(page.locator(".compare")).to_be_visible()
+
+
+async def test_a_picture_that_failed_is_not_taken_for_the_avatar_and_is_asked_for_again(
+    service: Service, page: Page
+) -> None:
+    failures = 1
+    gate = asyncio.Event()
+
+    async def fail_once(route: Route) -> None:
+        nonlocal failures
+        failures -= 1
+        if failures < 0:
+            await gate.wait()
+            await route.continue_()
+        else:
+            problem = {"code": "storage_unavailable", "detail": "Storage is away.", "status": 503}
+            await route.fulfill(status=503, json=problem, content_type="application/problem+json")
+
+    await page.route("**/generated?*", fail_once)
+    await send(page)
+    await expect(page.locator(".compare .status")).to_contain_text("could not be fetched. Trying again")
+    await expect(page.locator(".compare .status")).to_contain_text("Storage is away.")
+    for part in (".after", ".divider", ".tag.right"):
+        await expect(page.locator(f".compare {part}")).to_be_hidden()
+    gate.set()
+    await expect(page.locator(".compare .status")).to_have_count(0)
+    await wait_until(lambda: is_painted(page, ".compare .after"))
+    await expect(page.locator(".compare .divider")).to_be_visible()
+
+
+async def test_a_link_that_leads_nowhere_says_so_and_one_of_another_customer_whose_it_is(
+    service: Service, page: Page
+) -> None:
+    await page.goto(f"{service.url}/#/photo/ana/no-such-job")
+    stage = page.locator("#stage")
+    await expect(stage).to_contain_text("This avatar cannot be shown")
+    await expect(stage).to_contain_text("no-such-job")
+    await expect(stage.locator("a.primary")).to_have_attribute("href", "#/gallery")
+
+    job_id = (await service.post("ben")).json()["jobId"]
+    await page.goto(f"{service.url}/#/photo/ben/{job_id}")
+    await expect(stage).to_contain_text("This avatar belongs to ben")
+    await expect(page.locator("#customer-name")).to_have_text("ana")
+    await stage.locator("button", has_text="Go on as ben").click()
+    await expect(page.locator("#customer-name")).to_have_text("ben")
+    await expect(page.locator(".compare")).to_be_visible()
 
 
 async def test_it_comes_back_after_the_server_restarted_and_says_so(

@@ -77,6 +77,9 @@ export const styles = () => json("/styles");
 export const models = () => json("/models");
 export const readiness = () => json("/readyz");
 
+// Where in the studio the job is shown.
+export const pageOf = (job) => `#/photo/${job.customerId}/${job.jobId}`;
+
 // Images come through this host, wherever they are stored.
 export const avatarOf = (job) => `${photo(job)}/generated?redirect=false`;
 export const originalOf = (job) => `${photo(job)}/original?redirect=false`;

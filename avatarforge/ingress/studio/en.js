@@ -13,6 +13,13 @@ export default {
   theme_light: "light",
   theme_dark: "dark",
   patience: "One moment …",
+  avatarAgain: "The avatar could not be fetched. Trying again …",
+  avatarGone: "The avatar cannot be shown",
+  foreign: "This avatar belongs to {customer}",
+  foreignText: "You are working as {own} in this tab. Go on as {customer} to see it.",
+  goOnAs: "Go on as {customer}",
+  absent: "This avatar cannot be shown",
+  toGallery: "To the gallery",
 
   studioHeading: "Make an avatar",
   dropPhoto: "Drop a portrait here",

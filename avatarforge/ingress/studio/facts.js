@@ -56,7 +56,7 @@ export async function cancel(job) {
 
 export async function again(job) {
   const made = jobs.learn(await api.retry(job));
-  location.hash = `#/photo/${made.jobId}`;
+  location.hash = api.pageOf(made);
 }
 
 async function reuse(job) {

@@ -1,6 +1,6 @@
 // All of the customer's jobs as cards, and the newest of them as a strip under the stage.
 
-import { avatarOf, squareOf } from "./api.js";
+import { avatarOf, pageOf, squareOf } from "./api.js";
 import { $, button, h, icon, replace } from "./dom.js";
 import { actions } from "./facts.js";
 import { moment, t } from "./i18n.js";
@@ -40,7 +40,7 @@ function built(job, wanted) {
   const image = h(
     "a.image",
     {
-      href: `#/photo/${job.jobId}`,
+      href: pageOf(job),
       "aria-label": `${t("avatarOf", { time: moment(job.createdAt) })}, ${t(`state_${job.status}`)}`,
       "data-key": `card ${job.jobId}`,
     },
@@ -81,7 +81,7 @@ export function drawStrip(current) {
     return h(
       "a.thumb",
       {
-        href: `#/photo/${job.jobId}`,
+        href: pageOf(job),
         "aria-label": label,
         "aria-current": job.jobId === current && "true",
         "data-state": job.status,

@@ -3,6 +3,7 @@
 import { call } from "./api.js";
 
 const MOST = 120;
+const AGAIN_SECONDS = 2;
 const kept = new Map();
 
 function address(path) {
@@ -21,14 +22,19 @@ function dropOldest() {
   fetched.then(URL.revokeObjectURL, () => {});
 }
 
-// Shows the image once it is here; until then, and where there is none, the element has no source.
+// Shows the image once it is here; until then, and where there is none, the element has no source. It hears of
+// both: "shown", or "broken" with the problem, after which a passing one is tried again while the element is there.
 export function show(image, path) {
   address(path).then(
     (url) => {
       image.src = url;
       image.dataset.shown = "";
+      image.dispatchEvent(new CustomEvent("shown"));
     },
-    () => (image.dataset.broken = ""),
+    (problem) => {
+      image.dispatchEvent(new CustomEvent("broken", { detail: problem }));
+      if (problem.passes) setTimeout(() => image.isConnected && show(image, path), AGAIN_SECONDS * 1000);
+    },
   );
   return image;
 }

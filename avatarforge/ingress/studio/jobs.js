@@ -76,6 +76,8 @@ function heard(kind, data) {
 }
 
 function merge(job) {
+  // The answer to a call that was made for the customer before.
+  if (job.customerId !== session.customer) return;
   const before = known.get(job.jobId);
   if (before && before.seq > job.seq) return;
   if (job.isTerminal) previews.delete(job.jobId);

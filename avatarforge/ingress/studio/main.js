@@ -21,17 +21,20 @@ import { loadStyles, showDial, startForm } from "./parameters.js";
 const VIEWS = ["studio", "gallery", "queue", "models"];
 const QUEUE_SECONDS = 3;
 const MODEL_SECONDS = 15;
+const JOB_SECONDS = 3; // until a job that could not be asked for is asked for again
 
 let view = "studio";
 let jobId = null;
+let absent = {}; // why the job of this address is not shown: another customer's, or what the server says
 let wasLost = false;
 
-// --- where one is: #/, #/photo/<id>, #/gallery, #/queue, #/models ---
+// --- where one is: #/, #/photo/<customer>/<id>, #/gallery, #/queue, #/models ---
 
 function route() {
-  const [, name, id] = location.hash.split("/");
+  const [, name, customer, id] = location.hash.split("/");
   view = VIEWS.includes(name) ? name : "studio";
   jobId = name === "photo" && id ? id : null;
+  absent = jobId && customer !== session.customer ? { customer } : {};
   for (const section of $$(".view")) section.hidden = section.id !== `view-${view}`;
   for (const link of $$(".tabs a")) {
     if (link.dataset.view === view) link.setAttribute("aria-current", "page");
@@ -40,7 +43,18 @@ function route() {
   draw();
   if (view === "queue") attempt(askQueue);
   if (view === "models") attempt(refreshModels);
-  if (jobId && !jobs.get(jobId)) attempt(async () => jobs.learn(await api.status(session.customer, jobId)));
+  if (jobId && !absent.customer && !jobs.get(jobId)) askJob(jobId);
+}
+
+async function askJob(id) {
+  try {
+    jobs.learn(await api.status(session.customer, id));
+  } catch (error) {
+    if (jobId !== id || error.status === 401) return;
+    absent = { problem: error.message };
+    draw();
+    if (error.passes) setTimeout(() => jobId === id && !jobs.get(id) && askJob(id), JOB_SECONDS * 1000);
+  }
 }
 
 // A new view begins at its heading, for eyes and for screen readers.
@@ -61,7 +75,7 @@ function draw() {
   if (view === "gallery") drawGallery();
   if (view === "queue") drawQueue();
   if (view !== "studio") return;
-  if (jobId) drawStage(jobId);
+  if (jobId) drawStage(jobId, absent);
   drawStrip(jobId);
   if (jobId) drawFacts(jobs.get(jobId));
 }
@@ -129,6 +143,7 @@ function begin() {
   forgetImages();
   showCustomer();
   attempt(() => Promise.all([jobs.follow(), loadStyles()]));
+  route();
 }
 
 function every(seconds, name, work) {
@@ -139,7 +154,7 @@ startTheme();
 startCustomer();
 startInput(() => (location.hash = "#/"));
 startForm((job) => {
-  location.hash = `#/photo/${job.jobId}`;
+  location.hash = api.pageOf(job);
   // The stream may have told its end before the upload's answer came.
   if (!jobs.get(job.jobId)?.isTerminal) say(t("accepted"));
 });
@@ -172,6 +187,5 @@ every(QUEUE_SECONDS, "queue", askQueue);
 every(MODEL_SECONDS, "models", refreshModels);
 setInterval(() => jobs.unfinished().length && soon(), 1000);
 drawAll();
-route();
 begin();
 performance.mark("ready");

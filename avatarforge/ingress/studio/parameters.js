@@ -96,9 +96,10 @@ async function send(onAccepted) {
   forgive();
   if (!photo.file) return complain(t("needPhoto"), null);
   busy(true);
+  const { customer } = session;
   try {
     const { file, name, cropToFace } = await upload();
-    const job = await api.submit(session.customer, filledIn(file, name, cropToFace), key, () =>
+    const job = await api.submit(customer, filledIn(file, name, cropToFace), key, () =>
       say(t("tryingAgain")),
     );
     key = api.newKey();

@@ -13,6 +13,13 @@ export default {
   theme_light: "claro",
   theme_dark: "escuro",
   patience: "Um momento …",
+  avatarAgain: "O avatar não pôde ser buscado. Tentando de novo …",
+  avatarGone: "O avatar não pode ser mostrado",
+  foreign: "Este avatar pertence a {customer}",
+  foreignText: "Nesta aba você trabalha como {own}. Continue como {customer} para vê-lo.",
+  goOnAs: "Continuar como {customer}",
+  absent: "Este avatar não pode ser mostrado",
+  toGallery: "Para a galeria",
 
   studioHeading: "Criar um avatar",
   dropPhoto: "Solte um retrato aqui",

@@ -83,7 +83,7 @@ function line(job) {
       {},
       h(
         "a",
-        { href: `#/photo/${job.jobId}`, "data-key": `row ${job.jobId}` },
+        { href: api.pageOf(job), "data-key": `row ${job.jobId}` },
         t("avatarOf", { time: moment(job.createdAt) }),
       ),
       h("span", {}, [situation(job), remaining(job)].filter(Boolean).join(" · ")),

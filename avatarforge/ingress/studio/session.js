@@ -1,12 +1,16 @@
-// Who is working: the customer's id, kept in this browser, and the API key, kept as long as the tab.
+// Who is working: the customer's id and the API key, kept as long as the tab. A new tab begins with the customer
+// that was chosen last; what is chosen in another one changes nothing here.
 
 const CUSTOMER = "avatarforge.customer";
 const KEY = "avatarforge.key";
 const listeners = new Set();
 
+let customer = sessionStorage.getItem(CUSTOMER) ?? localStorage.getItem(CUSTOMER) ?? firstCustomer();
+remember();
+
 export const session = {
   get customer() {
-    return localStorage.getItem(CUSTOMER) ?? firstCustomer();
+    return customer;
   },
   get key() {
     return sessionStorage.getItem(KEY) ?? "";
@@ -16,13 +20,17 @@ export const session = {
 // A name of its own for each browser, so that visitors do not find each other's photos.
 function firstCustomer() {
   const bytes = crypto.getRandomValues(new Uint8Array(4));
-  const name = `guest-${[...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("")}`;
-  localStorage.setItem(CUSTOMER, name);
-  return name;
+  return `guest-${[...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("")}`;
 }
 
-export function become(customer) {
+function remember() {
+  sessionStorage.setItem(CUSTOMER, customer);
   localStorage.setItem(CUSTOMER, customer);
+}
+
+export function become(other) {
+  customer = other;
+  remember();
   changed();
 }
 

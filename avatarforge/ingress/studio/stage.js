@@ -2,22 +2,45 @@
 
 import { squareOf } from "./api.js";
 import { comparison } from "./compare.js";
-import { $, h, icon, replace } from "./dom.js";
+import { $, button, h, icon, replace } from "./dom.js";
 import { framing } from "./framing.js";
 import { t } from "./i18n.js";
 import { invitation } from "./input.js";
 import * as jobs from "./jobs.js";
 import { photo } from "./photo.js";
 import { show } from "./images.js";
+import { become, session } from "./session.js";
 import { bar, remaining, situation } from "./states.js";
 
 const stage = () => $("#stage");
 let shown = ""; // what the stage is built for; while that stays, only its parts change
 
-export function drawStage(jobId) {
+// Where the job is not known, `absent` says why.
+export function drawStage(jobId, absent = {}) {
   const job = jobId && jobs.get(jobId);
-  if (jobId) drawJob(job);
-  else drawPhoto();
+  if (!jobId) drawPhoto();
+  else if (job && !absent.customer) drawJob(job);
+  else drawAbsent(absent);
+}
+
+function drawAbsent({ customer, problem }) {
+  const wanted = `absent ${customer} ${problem} ${document.documentElement.lang}`;
+  stage().dataset.state = "unknown";
+  if (wanted === shown) return;
+  shown = wanted;
+  if (!customer && !problem) return replace(stage(), h("p.hint", { role: "status" }, t("patience")));
+  replace(
+    stage(),
+    h(
+      "div.nothing",
+      { role: "status" },
+      icon(customer ? "person" : "alert"),
+      h("h2", {}, customer ? t("foreign", { customer }) : t("absent")),
+      h("p", {}, customer ? t("foreignText", { customer, own: session.customer }) : problem),
+      customer && button("primary", "person", t("goOnAs", { customer }), () => become(customer)),
+      h(customer ? "a.secondary" : "a.primary", { href: "#/gallery" }, icon("grid"), h("span", {}, t("toGallery"))),
+    ),
+  );
 }
 
 function drawPhoto() {
@@ -27,11 +50,6 @@ function drawPhoto() {
 }
 
 function drawJob(job) {
-  if (!job) {
-    shown = "";
-    stage().dataset.state = "unknown";
-    return replace(stage(), h("p.hint", {}, t("patience")));
-  }
   const wanted = `${job.jobId} ${job.status} ${document.documentElement.lang}`;
   stage().dataset.state = job.status.toLowerCase();
   if (wanted !== shown) {
