@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from avatarforge.diffusion.engines.prompts import split_prompt
 from avatarforge.domain.errors import ModelUnusable
 from tests.checkpoints import img2img, img2img_checkpoint, load
 from tests.factories import a_manifest
@@ -327,6 +328,57 @@ def test_the_text_is_taken_from_the_layer_that_the_manifest_names() -> None:
 def test_no_text_is_taken_from_a_layer_that_is_not_there() -> None:
     with pytest.raises(ModelUnusable, match="has 3 layers: clip_skip 4 leaves none"):
         load_folder(img2img_checkpoint(), clip_skip=4)
+
+
+# --- textual inversion ------------------------------------------------------------------------------------
+
+
+def an_embedding(folder: Path, key: str = "emb_params", vectors: Any = None) -> Path:
+    """A file in AUTOMATIC1111's layout, with three vectors by default."""
+    if vectors is None:
+        vectors = torch.randn((3, 32), generator=torch.Generator().manual_seed(1))
+    save_file({key: vectors}, folder / "mine.safetensors")
+    return folder / "mine.safetensors"
+
+
+@pytest.mark.parametrize("key", ["emb_params", "<mine>"])
+def test_a_word_of_textual_inversion_counts_as_in_diffusers(tmp_path: Path, key: str) -> None:
+    import diffusers
+
+    file = an_embedding(tmp_path, key)
+    expected = diffusers.StableDiffusionImg2ImgPipeline.from_pretrained(img2img_checkpoint())
+    expected.load_textual_inversion(
+        str(tmp_path), weight_name=file.name, token="<mine>", local_files_only=True
+    )
+    added = load_folder(img2img_checkpoint(), embeddings=({"file": file, "token": "<mine>"},))
+    words = {"prompt": "a portrait of <mine>, neon"}
+    assert torch.equal(draw(added, **words), draw(expected, **words))
+    assert not torch.equal(draw(added, **words), draw(img2img(), **words))
+    # Each counts as three tokens, and is not cut in two.
+    pieces = split_prompt("<mine> " * 70, added.tokenizer)
+    assert [piece.count("<mine>") for piece in pieces] == [25, 25, 20]
+
+
+@pytest.mark.parametrize(
+    ("embedding", "reason"),
+    [
+        ({"vectors": torch.zeros((1, 768))}, "is for a text encoder of width 768, and this one has 32"),
+        ({"vectors": torch.full((1, 32), float("nan"))}, "holds values that are not finite"),
+        ({"key": "clip_g"}, "embeddings for two text encoders are not supported"),
+    ],
+)
+def test_an_embedding_that_does_not_fit_is_refused_in_one_line(
+    tmp_path: Path, embedding: dict[str, Any], reason: str
+) -> None:
+    file = an_embedding(tmp_path, **embedding)
+    with pytest.raises(ModelUnusable, match=f"its embedding mine.safetensors .*{reason}"):
+        load_folder(img2img_checkpoint(), embeddings=({"file": file, "token": "<mine>"},))
+
+
+def test_an_embedding_needs_a_word_of_its_own(tmp_path: Path) -> None:
+    file = an_embedding(tmp_path)
+    with pytest.raises(ModelUnusable, match="already in tokenizer vocabulary"):
+        load_folder(img2img_checkpoint(), embeddings=({"file": file, "token": "portrait</w>"},))
 
 
 # --- schedulers -----------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Splits prompts that are longer than a text encoder's window, as AUTOMATIC1111 does: all words count."""
 
+import itertools
+from collections.abc import Container
 from typing import Any, Final
 
 _COMMA_REACH: Final = 20
@@ -12,11 +14,17 @@ def split_prompt(text: str, tokenizer: Any) -> list[str]:
     Pieces end between words, at a comma where one is near.
     """
     window = tokenizer.model_max_length - 2
-    # A token has at least one character; its place says where the text can be cut.
-    if len(text) <= window or not tokenizer.is_fast:
+    if not tokenizer.is_fast:
         return [text]
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    places, words = encoding["offset_mapping"], encoding.word_ids()
+    added = tokenizer.added_tokens_encoder
+    tokens = zip(encoding.tokens(), encoding["offset_mapping"], encoding.word_ids(), strict=True)
+    places, words = [], []
+    for number, (token, place, word) in enumerate(tokens):
+        vectors = _count_vectors(token, added)
+        places += [place] * vectors
+        # A word of a textual inversion has no number.
+        words += [-1 - number if word is None else word] * vectors
     pieces, start = [], 0
     while len(places) - start > window:
         end = _find_end(text, places, words, start, start + window)
@@ -27,7 +35,14 @@ def split_prompt(text: str, tokenizer: Any) -> list[str]:
     return pieces
 
 
-def _find_end(text: str, places: list[tuple[int, int]], words: list[int | None], start: int, end: int) -> int:
+def _count_vectors(token: str, added: Container[str]) -> int:
+    """Return for how many tokens diffusers' `maybe_convert_prompt` replaces this one."""
+    if token not in added:
+        return 1
+    return next(count for count in itertools.count(1) if f"{token}_{count}" not in added)
+
+
+def _find_end(text: str, places: list[tuple[int, int]], words: list[int], start: int, end: int) -> int:
     """Return the number of tokens up to the best cut, at most `end`."""
     for place in range(end, max(start, end - _COMMA_REACH), -1):
         if text[slice(*places[place - 1])].strip() == ",":

@@ -155,6 +155,15 @@ class Lora(_Part):
     """How much of the change is made."""
 
 
+class TextualInversion(_Part):
+    """A word of prompts that has vectors of its own."""
+
+    file: ManifestPath
+    """A `.safetensors` file, in AUTOMATIC1111's layout or in that of diffusers."""
+    token: str = Field(pattern=r"^\S+$")
+    """The word."""
+
+
 class Capabilities(_Part):
     """The fields that the model supports. It refuses requests that name one of the others."""
 
@@ -230,6 +239,8 @@ class Manifest(_Part):
     """Another VAE in place of the checkpoint's: a folder in diffusers' layout, or a `.safetensors` file."""
     clip_skip: int = Field(1, ge=1, le=12)
     """As AUTOMATIC1111 counts: 2 takes the text encoder's last layer but one."""
+    embeddings: tuple[TextualInversion, ...] = ()
+    """Words that prompts may use besides, for models with one text encoder."""
     loras: tuple[Lora, ...] = ()
     """Merged into the weights at loading, in this order."""
     capabilities: Capabilities = Capabilities()

@@ -22,6 +22,7 @@ from avatarforge.diffusion.models.catalogue import (
 from avatarforge.diffusion.models.loras import merge_loras
 from avatarforge.diffusion.models.parts import check_finite, load_part
 from avatarforge.diffusion.models.single_files import load_parts_of_file, load_vae_file
+from avatarforge.diffusion.models.textual_inversion import add_embeddings
 from avatarforge.diffusion.models.weights import find_missing_part, read_parts
 from avatarforge.domain.errors import DeviceLost, ModelUnusable
 
@@ -165,6 +166,7 @@ def load(
                     manifest.name, manifest.own_sampler, pipeline.scheduler
                 )
             merge_loras(pipeline, manifest)
+            add_embeddings(pipeline, manifest)
             _skip_text_layers(pipeline, manifest)
             if is_offloaded(manifest, device):
                 # Afterwards the weights are nowhere to be seen; without offloading the GPU reads them faster.
