@@ -421,3 +421,22 @@ def test_the_number_format_follows_setting_device_and_manifest(
 ) -> None:
     manifest = described(tmp_path, folder=str(img2img_checkpoint())).model_copy(update={"dtype": manifests})
     assert str(pipelines.pick_dtype(configured, manifest, device)) == picked
+
+
+@pytest.mark.parametrize("manifests", ["bfloat16", None])
+@pytest.mark.parametrize(
+    ("capability", "picked"),
+    [((7, 0), "torch.float16"), ((7, 5), "torch.float16"), ((8, 0), "torch.bfloat16")],
+)
+def test_bfloat16_is_taken_only_where_the_gpu_has_it_in_hardware(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    manifests: str | None,
+    capability: tuple[int, int],
+    picked: str,
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    manifest = described(tmp_path, folder=str(img2img_checkpoint())).model_copy(update={"dtype": manifests})
+    assert str(pipelines.pick_dtype("auto", manifest, "cuda")) == picked

@@ -94,6 +94,8 @@ class Architecture:
     """Stable Diffusion 1 and 2; the subclasses override what differs."""
 
     strength_use: StrengthUse = "skips_steps"
+    _obeys_force_upcast = False
+    """The autoencoder's setting `force_upcast` counts; else it is only its class' default."""
     photo_is_concatenated = False
     """The UNet takes the photo's latents beside the noisy ones, in channels of their own."""
 
@@ -108,7 +110,11 @@ class Architecture:
         on_cpu = self.device.type == "cpu"
         self.set_memory_format("vae", torch.contiguous_format if on_cpu else torch.channels_last)
         self._vae_dtype = self.dtype
-        if self.dtype is torch.float16 and getattr(pipeline.vae.config, "force_upcast", False):
+        if (
+            self._obeys_force_upcast
+            and self.dtype is torch.float16
+            and getattr(pipeline.vae.config, "force_upcast", False)
+        ):
             # It overflows in float16. diffusers switches it to and fro for each image.
             self._vae_dtype = torch.float32
             pipeline.vae.to(torch.float32)
@@ -269,6 +275,8 @@ class Architecture:
 
 class SDXLArchitecture(Architecture):
     """Stable Diffusion XL: two text encoders, a pooled embedding, and the image's size as a condition."""
+
+    _obeys_force_upcast = True
 
     def _embed_pieces(self, texts: Sequence[str]) -> list[Embedding]:
         hidden, _, pooled, _ = self._pipeline.encode_prompt(

@@ -74,7 +74,7 @@ class Denoiser:
         predict, total = self._architecture.predict, len(rows)
         if self.is_compiled:
             padding = bucket_of(total) - total
-            indices = torch.tensor([*range(total), *[0] * padding], device=samples.device)
+            indices = torch.tensor([*range(total), *[0] * padding]).to(samples.device, non_blocking=True)
             return predict(samples[indices], timesteps[indices], [*rows, *[rows[0]] * padding])[:total]
         lanes = self._find_lanes(total)
         edges = [total * part // lanes for part in range(lanes + 1)]

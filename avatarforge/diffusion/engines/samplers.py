@@ -112,7 +112,10 @@ def advance(trajectories: Sequence[Trajectory], outputs: Tensor) -> None:
     for size in dict.fromkeys(slots):
         places = [place for place, other in enumerate(slots) if other == size]
         same = [trajectories[place] for place in places]
-        theirs = outputs if len(same) == len(slots) else outputs[places]
+        theirs = outputs
+        if len(same) < len(slots):
+            # Not by a list: a GPU would be waited for.
+            theirs = outputs[torch.tensor(places).to(outputs.device, non_blocking=True)]
         if size is None:
             for trajectory, output in zip(same, theirs, strict=True):
                 _step_alone(trajectory, output[None])

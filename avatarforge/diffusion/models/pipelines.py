@@ -126,20 +126,30 @@ def free_memory() -> None:
 
 
 def pick_dtype(configured: str, manifest: Manifest, device: str) -> "torch.dtype":
-    """Return the configured format; for `auto` float32 on a CPU, else the manifest's, bfloat16 or float16."""
+    """Return the configured format; for `auto` float32 on a CPU, else the manifest's, bfloat16 or float16.
+
+    `auto` takes bfloat16 only where the GPU computes it in hardware.
+    """
     import torch
 
     name = configured
     if configured == "auto":
         if device == "cpu":
             name = "float32"
-        elif manifest.dtype is not None:
-            name = manifest.dtype
         else:
-            name = "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float16"
+            name = manifest.dtype or ("bfloat16" if device.startswith("cuda") else "float16")
+            # A T4 or V100 only imitates it, many times slower.
+            if name == "bfloat16" and device.startswith("cuda") and not _has_bfloat16(device):
+                name = "float16"
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype
+
+
+def _has_bfloat16(device: str) -> bool:
+    import torch
+
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def load(
