@@ -2,6 +2,7 @@
 
 import asyncio
 import multiprocessing
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,30 @@ def test_an_empty_database_is_brought_to_the_latest_revision(empty_database_url:
     upgrade(empty_database_url)
 
     assert current(empty_database_url) == latest()
+
+
+def test_the_statements_of_the_readme_make_a_user_who_may_do_all_that_is_needed(
+    mariadb: MariaDbServer,
+) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"```sql\n(.*?)```", readme, re.DOTALL)
+    assert block is not None
+    mariadb.run(*block[1].strip().splitlines())
+    url = f"mysql+pymysql://forge:password@127.0.0.1:{mariadb.port}/avatarforge"
+    upgrade(url)
+    engine = open_engine(DatabaseSettings(), url)
+    records = JobRepository(engine)
+    epoch = records.claim_shard(0)
+    records.commit(0, epoch, [submission(a_job())])
+    records.check(0, epoch)
+    with engine.connect() as connection:
+        charset = text(
+            "SELECT ccsa.character_set_name FROM information_schema.tables AS t JOIN "
+            "information_schema.collation_character_set_applicability AS ccsa ON ccsa.collation_name = "
+            "t.table_collation WHERE t.table_schema = 'avatarforge' GROUP BY 1"
+        )
+        assert connection.scalars(charset).all() == ["utf8mb4"]
+    engine.dispose()
 
 
 def test_the_migrations_make_what_the_tables_say(engine: Engine) -> None:

@@ -55,7 +55,7 @@ class MariaDbServer:
             )
         self._await_answer(time.monotonic() + seconds)
         if fresh:
-            self._run(
+            self.run(
                 f"CREATE USER '{USER}'@'%' IDENTIFIED BY '{PASSWORD}'", f"GRANT ALL ON *.* TO '{USER}'@'%'"
             )
 
@@ -91,7 +91,7 @@ class MariaDbServer:
 
     def create_database(self, name: str) -> str:
         """Make an empty database and return its SQLAlchemy URL."""
-        self._run(f"CREATE DATABASE `{name}`")
+        self.run(f"CREATE DATABASE `{name}`")
         return self.url(name)
 
     def url(self, database: str) -> str:
@@ -152,7 +152,7 @@ class MariaDbServer:
     def _await_answer(self, deadline: float) -> None:
         while True:
             try:
-                self._run("SELECT 1")
+                self.run("SELECT 1")
             except pymysql.err.OperationalError as error:
                 ended = self._process is None or self._process.poll() is not None
                 if ended or time.monotonic() > deadline:
@@ -165,7 +165,8 @@ class MariaDbServer:
     def _end_of_log(self) -> str:
         return self._log.read_text(errors="replace")[-3000:]
 
-    def _run(self, *statements: str) -> None:
+    def run(self, *statements: str) -> None:
+        """Run the statements as root."""
         connection = pymysql.connect(host="127.0.0.1", port=self.port, user="root", autocommit=True)
         with connection, connection.cursor() as cursor:
             for statement in statements:
