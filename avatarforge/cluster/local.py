@@ -35,7 +35,7 @@ NODE_SECONDS = 150.0
 
 GRPC_SERVICES = (
     "avatarforge.ingress.grpc.serving.add_job_service_to_server",
-    "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
+    "avatarforge.ingress.grpc.serving.add_health_service_to_server",
     "avatarforge.ingress.grpc.serving.add_reflection_to_server",
 )
 """What Serve's gRPC servers offer. The ingress has a method of each call's name, but for reflection's."""

@@ -11,7 +11,7 @@ import grpc
 import pytest
 import pytest_asyncio
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse, HealthListRequest
-from grpc_health.v1.health_pb2_grpc import HealthStub, add_HealthServicer_to_server
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from avatarforge.domain.errors import DatabaseUnavailable
 from avatarforge.domain.jobs import ProfilePhotoJob, new_job_id
@@ -21,7 +21,7 @@ from avatarforge.grpc_generated import profile_photo_job_pb2 as pb
 from avatarforge.grpc_generated.profile_photo_job_pb2_grpc import ProfilePhotoJobServiceStub
 from avatarforge.ingress.grpc import HealthMethods, JobMethods, jobs, serving
 from avatarforge.ingress.grpc.messages import job_status
-from avatarforge.ingress.grpc.serving import SERVICE, add_job_service_to_server
+from avatarforge.ingress.grpc.serving import SERVICE, add_health_service_to_server, add_job_service_to_server
 from avatarforge.ingress.live.events import Erased
 from avatarforge.ingress.upload import multipart
 from avatarforge.messages import LiveJob
@@ -41,6 +41,7 @@ class Grpc:
     jobs: ProfilePhotoJobServiceStub
     health: HealthStub
     channel: grpc.aio.Channel
+    methods: Methods
 
     async def submitted(self, customer_id: str = "ana", **fields: Any) -> pb.ProfilePhotoJobStatus:
         return await self.jobs.SubmitPhoto(
@@ -65,11 +66,11 @@ async def running_grpc(folder: Path, **settings: Any) -> AsyncIterator[Grpc]:
         server = grpc.aio.server(options=[("grpc.max_receive_message_length", MESSAGE_BYTES)])
         methods = Methods(rest.photos, rest.authorizer)
         add_job_service_to_server(methods, server)
-        add_HealthServicer_to_server(methods, server)
+        add_health_service_to_server(methods, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Grpc(rest, ProfilePhotoJobServiceStub(channel), HealthStub(channel), channel)
+            yield Grpc(rest, ProfilePhotoJobServiceStub(channel), HealthStub(channel), channel, methods)
         await server.stop(None)
 
 
@@ -390,6 +391,23 @@ async def test_health_is_readiness(api: Grpc, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(api.rest.photos.health, "readiness", unready)
     assert (await asyncio.wait_for(watch.read(), 5)).status == HealthCheckResponse.NOT_SERVING
     watch.cancel()
+
+
+async def test_few_messages_of_callers_without_a_key_are_read_at_a_time(
+    api: Grpc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "UNKNOWN_READ_TIMEOUT_SECONDS", 1.0)
+    silent = [
+        api.channel.stream_unary("/grpc.health.v1.Health/Check")() for _ in range(serving.MAX_UNKNOWN_READS)
+    ]
+    await wait_until(api.methods._callers._places.locked)
+    # It waits until they have lost their places.
+    assert (await api.health.Check(HealthCheckRequest(service=""))).status == HealthCheckResponse.SERVING
+    for call in silent:
+        assert (await refused(call))[:2] == ("INVALID_ARGUMENT", "invalid_request")
+    large = HealthCheckRequest(service="x" * serving.MAX_UNKNOWN_BYTES)
+    for answer in (api.health.Check(large), api.health.Watch(large)):
+        assert (await refused(answer))[:2] == ("INVALID_ARGUMENT", "invalid_request")
 
 
 @pytest.mark.parametrize("method", [method.name for method in SERVICE.methods])

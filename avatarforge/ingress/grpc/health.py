@@ -5,6 +5,7 @@ The protocol is https://github.com/grpc/grpc/blob/master/doc/health-checking.md.
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import cached_property
 
 import grpc
 from grpc_health.v1.health_pb2 import (
@@ -17,6 +18,7 @@ from grpc_health.v1.health_pb2 import (
 from avatarforge.domain.errors import truncate_repr
 from avatarforge.grpc_generated import profile_photo_job_pb2 as pb
 from avatarforge.ingress.grpc.errors import CallContext, handle_errors, set_error
+from avatarforge.ingress.grpc.serving import UnknownCallers
 from avatarforge.ingress.service import ProfilePhotoService
 
 SERVICES = ("", pb.DESCRIPTOR.services_by_name["ProfilePhotoJobService"].full_name)
@@ -31,8 +33,15 @@ class HealthMethods:
 
     _photos: ProfilePhotoService
 
-    async def Check(self, request: HealthCheckRequest, grpc_context: CallContext) -> HealthCheckResponse:
+    @cached_property
+    def _callers(self) -> UnknownCallers:
+        return UnknownCallers()
+
+    async def Check(
+        self, requests: AsyncIterator[HealthCheckRequest], grpc_context: CallContext
+    ) -> HealthCheckResponse:
         with handle_errors(grpc_context, "Check"):
+            request = await self._callers.read(requests)
             if request.service in SERVICES:
                 return HealthCheckResponse(status=await self._health())
             known = ", ".join(map(repr, SERVICES))
@@ -40,17 +49,20 @@ class HealthMethods:
             set_error(grpc_context, grpc.StatusCode.NOT_FOUND, details, "service_not_found")
         return HealthCheckResponse()
 
-    async def List(self, request: HealthListRequest, grpc_context: CallContext) -> HealthListResponse:
+    async def List(
+        self, requests: AsyncIterator[HealthListRequest], grpc_context: CallContext
+    ) -> HealthListResponse:
         with handle_errors(grpc_context, "List"):
             health = HealthCheckResponse(status=await self._health())
             return HealthListResponse(statuses=dict.fromkeys(SERVICES, health))
         return HealthListResponse()
 
     async def Watch(
-        self, request: HealthCheckRequest, grpc_context: CallContext
+        self, requests: AsyncIterator[HealthCheckRequest], grpc_context: CallContext
     ) -> AsyncIterator[HealthCheckResponse]:
         """Like every stream it ends after a while; the protocol has clients call again."""
         with handle_errors(grpc_context, "Watch"):
+            request = await self._callers.read(requests)
             clock = asyncio.get_running_loop().time
             end = clock() + self._photos.settings.ingress.max_stream_seconds
             told = None

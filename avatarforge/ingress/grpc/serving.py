@@ -1,7 +1,8 @@
-"""Registers the service with a gRPC server, so that methods run before their requests are read.
+"""Registers the services with a gRPC server, so that methods run before their requests are read.
 
 A lone message is a stream of one on the wire, and a server leaves a stream's messages there until it is asked
-for them: a caller without a key fills no memory. Undecodable requests reach their methods, too; with the
+for them: a caller without a key fills no memory. Health and reflection ask for no key: of theirs few messages
+are read at a time. Undecodable requests reach their methods, too; with the
 generated function the server itself answers them, with `UNKNOWN` and the decoder's words.
 
 Reflection is `v1`, which clients ask for first; Serve adds `v1alpha`.
@@ -15,24 +16,34 @@ from typing import Any, TypeVar
 
 import grpc
 from google.protobuf import descriptor_pool, text_format
-from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import _base, reflection, reflection_pb2
 
 from avatarforge.domain.errors import InvalidRequest
 from avatarforge.grpc_generated import profile_photo_job_pb2 as pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ProfilePhotoJobService"]
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 
 READ_TIMEOUT_SECONDS = 30.0
 """How long a client may take to send a message other than a photo's pieces."""
 
+MAX_UNKNOWN_READS = 4
+"""Messages of callers who need no key that are read at a time, of each service: each may have 4 MiB."""
+MAX_UNKNOWN_BYTES = 64 * 1024
+"""Of such a message that is looked at: names of services and files are short."""
+UNKNOWN_READ_TIMEOUT_SECONDS = 5.0
+"""How long such a caller may take to send a message, and wait until it is its turn."""
+
 REFLECTION = "grpc.reflection.v1.ServerReflection"
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +59,20 @@ class UndecodableRequest:
 def add_job_service_to_server(servicer: Any, server: Any) -> None:
     """Do the same as `add_ProfilePhotoJobServiceServicer_to_server`, with methods that all take a stream of
     requests; they call `read_request` or `require_decoded`."""
+    _add_service(SERVICE, servicer, server)
+
+
+def add_health_service_to_server(servicer: Any, server: Any) -> None:
+    """Do the same as `add_HealthServicer_to_server`, with methods that take a stream of requests."""
+    _add_service(HEALTH, servicer, server)
+
+
+def _add_service(service: ServiceDescriptor, servicer: Any, server: Any) -> None:
     handlers = {
-        method.name: _make_handler(getattr(servicer, method.name), method) for method in SERVICE.methods
+        method.name: _make_handler(getattr(servicer, method.name), method) for method in service.methods
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
-    server.add_registered_method_handlers(SERVICE.full_name, handlers)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
+    server.add_registered_method_handlers(service.full_name, handlers)
 
 
 async def read_request(requests: AsyncIterator[T]) -> T:
@@ -64,6 +84,46 @@ async def read_request(requests: AsyncIterator[T]) -> T:
     except TimeoutError:
         pass
     raise InvalidRequest("The message", "nothing", f"one that comes within {READ_TIMEOUT_SECONDS:g} seconds")
+
+
+class UnknownCallers:
+    """Reads the messages of callers whose key is not asked for, few at a time."""
+
+    def __init__(self) -> None:
+        self._places = asyncio.Semaphore(MAX_UNKNOWN_READS)
+
+    async def read(self, requests: AsyncIterator[M]) -> M:
+        """Return the next message. Raises `InvalidRequest` if it does not come in time, is large, or none."""
+        async for request in self.iterate(requests):
+            return require_decoded(request)
+        limits = f"at most {MAX_UNKNOWN_BYTES} bytes, within {UNKNOWN_READ_TIMEOUT_SECONDS:g} seconds"
+        raise InvalidRequest("The message", "nothing, late, or large", limits)
+
+    async def iterate(self, requests: AsyncIterator[M]) -> AsyncIterator[M]:
+        """Yield the messages, until none comes in time, or one that is large."""
+        messages = aiter(requests)
+        while True:
+            try:
+                async with asyncio.timeout(UNKNOWN_READ_TIMEOUT_SECONDS), self._places:
+                    request = await anext(messages)
+            except (StopAsyncIteration, TimeoutError):
+                return
+            size = request.size if isinstance(request, UndecodableRequest) else request.ByteSize()
+            if size > MAX_UNKNOWN_BYTES:
+                return
+            yield request
+
+
+class _ReflectionServicer(reflection.aio.ReflectionServicer):  # type: ignore[misc]  # it has no types
+    """Reads few messages at a time."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._callers = UnknownCallers()
+
+    async def ServerReflectionInfo(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        async for response in super().ServerReflectionInfo(self._callers.iterate(requests), context):
+            yield response
 
 
 class _Pool:
@@ -89,6 +149,7 @@ def add_reflection_to_server(_servicer: Any, server: Any) -> None:
     Called by Serve after the other services were added.
     """
     # Of Serve's own servicer, too, which it makes after this.
+    reflection.aio.ReflectionServicer = _ReflectionServicer
     _base._POOL = _Pool(_base._POOL) if not isinstance(_base._POOL, _Pool) else _base._POOL
     file = FileDescriptorProto()
     reflection_pb2.DESCRIPTOR.CopyToProto(file)
@@ -98,7 +159,7 @@ def add_reflection_to_server(_servicer: Any, server: Any) -> None:
     known = {path.split("/")[1] for each in server.generic_rpc_handlers for path in each[0]._method_handlers}
     names = {name for name in known if not name.startswith("ray.")} | {REFLECTION, reflection.SERVICE_NAME}
     handler = grpc.stream_stream_rpc_method_handler(
-        reflection.aio.ReflectionServicer(names).ServerReflectionInfo,
+        _ReflectionServicer(names).ServerReflectionInfo,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
         response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
