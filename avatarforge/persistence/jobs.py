@@ -36,6 +36,9 @@ class JobRepository(Repository):
     `read_back` with the same changes before repeating it, until `read_back` itself answers.
     """
 
+    PAGE = 2_000
+    """Rows that one statement reads where there may be any number of them."""
+
     # --- writing -----------------------------------------------------------------------------------
 
     def claim_shard(self, shard: int, shards: int | None = None, cluster_id: str = "") -> int:
@@ -156,13 +159,24 @@ class JobRepository(Repository):
         return next((row["model"] for row in self._rows(wanted)), None)
 
     def list_unfinished(self, shard: int) -> list[ProfilePhotoJob]:
-        """Return the shard's jobs that are PENDING or PROCESSING, oldest first."""
-        wanted = (
-            _JOBS.join(customers, customers.c.customer_id == profile_photo_jobs.c.customer_id)
-            .where(profile_photo_jobs.c.status.in_(_UNFINISHED), customers.c.shard == shard)
-            .order_by(profile_photo_jobs.c.job_id)
-        )
-        return [job_from_row(row) for row in self._rows(wanted)]
+        """Return the shard's jobs that are PENDING or PROCESSING, oldest first.
+
+        They are read page by page: of a hundred thousand the database would not answer in time.
+        """
+        jobs = profile_photo_jobs.c
+        ours = _JOBS.join(customers, customers.c.customer_id == jobs.customer_id)
+        page = ours.where(customers.c.shard == shard).order_by(jobs.job_id).limit(self.PAGE)
+        found: list[ProfilePhotoJob] = []
+        with begin_read(self._engine) as connection:
+            # One after the other, as the index has them.
+            for status in _UNFINISHED:
+                last, count = "", self.PAGE
+                while count == self.PAGE:
+                    wanted = page.where(jobs.status == status, jobs.job_id > last)
+                    rows = connection.execute(wanted).mappings().all()
+                    found += map(job_from_row, rows)
+                    last, count = rows[-1]["job_id"] if rows else last, len(rows)
+        return sorted(found, key=lambda job: job.job_id)
 
     def find_job(self, customer_id: str, job_id: str) -> ProfilePhotoJob | None:
         """Return the customer's job; `None` also for a job of another customer."""

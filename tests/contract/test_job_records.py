@@ -304,6 +304,16 @@ def test_unfinished_jobs_come_oldest_first_and_of_their_shard_only(records: JobR
     assert records.list_unfinished(0) == [waiting, replace(changes[0].job, seq=seqs[0])]
 
 
+def test_unfinished_jobs_are_read_page_by_page(
+    records: JobRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(JobRepository, "PAGE", 2)
+    jobs = submitted(records, *(a_job() for _ in range(6)))
+    records.commit(0, records.claim_shard(0), [start(job) for job in jobs[::2]])
+
+    assert [job.job_id for job in records.list_unfinished(0)] == [job.job_id for job in jobs]
+
+
 def test_a_job_of_another_customer_is_not_found(records: JobRepository) -> None:
     [job] = submitted(records, a_job("ana"))
 
