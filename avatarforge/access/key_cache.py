@@ -85,6 +85,7 @@ class KeyCache:
         self._look: asyncio.Task[None] | None = None
         self._reading = False
         self._failure: DatabaseUnavailable | None = None
+        self._is_away = False
         self._used: dict[str, datetime] = {}
         self._noted_at = clock()
         self._refreshing = PeriodicTask("API keys", self._refresh_quietly, self.REFRESH_INTERVAL_SECONDS)
@@ -169,10 +170,16 @@ class KeyCache:
     async def _refresh_quietly(self) -> None:
         try:
             await self.refresh()
+            if self._is_away:
+                log.info("API keys can be read again")
+            self._is_away = False
             if self._clock() - self._noted_at >= self.NOTE_INTERVAL_SECONDS:
                 await self._note_use()
         except DatabaseUnavailable as error:
-            log.warning("API keys could not be read", reason=error.reason)
+            # Once, not every two seconds.
+            if not self._is_away:
+                log.warning("API keys could not be read", reason=error.reason)
+            self._is_away = True
 
     async def _note_use(self) -> None:
         used, self._used = self._used, {}

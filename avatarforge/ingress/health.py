@@ -27,10 +27,12 @@ class ReadinessMessage(Message):
 class Probe:
     """Asks one part, in a thread. A part that hangs is not asked again before it has answered."""
 
-    def __init__(self, ask: Callable[[], None], timeout_seconds: float) -> None:
+    def __init__(self, part: str, ask: Callable[[], None], timeout_seconds: float) -> None:
+        self._part = part
         self._ask = ask
         self._timeout_seconds = timeout_seconds
         self._check: asyncio.Future[None] | None = None
+        self._was_ok = True
 
     async def health(self) -> PartMessage:
         started = time.perf_counter()
@@ -44,15 +46,26 @@ class Probe:
             self._check.add_done_callback(lambda late: late.cancelled() or late.exception())
         finished, _ = await asyncio.wait({self._check}, timeout=self._timeout_seconds)
         if not finished:
-            return False, f"no answer within {self._timeout_seconds:g} s"
+            detail = f"no answer within {self._timeout_seconds:g} s"
+            self._note(detail)
+            return False, detail
         error = self._check.exception()
         if error is None:
+            if not self._was_ok:
+                log.info("part is ready again", part=self._part)
+            self._was_ok = True
             return True, "answers"
         if isinstance(error, AvatarForgeError):
-            log.warning("part is not ready", code=error.code, reason=getattr(error, "reason", str(error)))
+            self._note(getattr(error, "reason", str(error)))
             return False, str(error)
-        log.error("part's check broke", exc_info=error)
+        log.error("part's check broke", part=self._part, exc_info=error)
         return False, "the check itself broke; see the log"
+
+    def _note(self, reason: str) -> None:
+        # Once, however often one asks.
+        if self._was_ok:
+            log.warning("part is not ready", part=self._part, reason=reason)
+        self._was_ok = False
 
 
 class HealthChecks:
@@ -72,7 +85,7 @@ class HealthChecks:
         max_lag_seconds: float = 6,
         max_age_seconds: float = 1,
     ) -> None:
-        self._probes = {part: Probe(check, timeout_seconds) for part, check in ask.items()}
+        self._probes = {part: Probe(part, check, timeout_seconds) for part, check in ask.items()}
         self._feed_lag = feed_lag
         self._tracker_outage = tracker_outage
         self._max_lag_seconds = max_lag_seconds

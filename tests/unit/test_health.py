@@ -3,6 +3,8 @@
 import asyncio
 import threading
 
+import structlog
+
 from avatarforge.domain.errors import DatabaseUnavailable
 from avatarforge.ingress.health import HealthChecks, PartMessage
 from tests.waiting import wait_until
@@ -109,3 +111,18 @@ async def test_a_tracker_that_answers_and_cannot_accept_is_not_ready() -> None:
 
     assert not tracker.ok
     assert tracker.detail == "last answered 0.0 s ago: the database answers with its error 1146"
+
+
+async def test_an_outage_is_logged_once_and_so_is_its_end() -> None:
+    part = Part(DatabaseUnavailable("(1045, 'Access denied')"))
+    checks = HealthChecks({"database": part.ask}, no_lag, max_age_seconds=0)
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(3):
+            await checks.readiness()
+        part.error = None
+        for _ in range(3):
+            await checks.readiness()
+    assert [(line["event"], line.get("reason")) for line in lines] == [
+        ("part is not ready", "(1045, 'Access denied')"),
+        ("part is ready again", None),
+    ]
