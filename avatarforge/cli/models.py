@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from PIL import Image
-from pydantic.alias_generators import to_snake
+from pydantic.alias_generators import to_camel, to_snake
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -27,6 +27,7 @@ from avatarforge.diffusion.models.catalogue import (
     image_guidance_for,
 )
 from avatarforge.diffusion.models.loader import ModelLoader
+from avatarforge.diffusion.models.weight_files import read_header
 from avatarforge.diffusion.models.weights import find_snapshot, find_weights, read_parts
 from avatarforge.domain.errors import InvalidRequest, ModelUnusable
 from avatarforge.domain.jobs import ImageFormat
@@ -144,7 +145,9 @@ async def _make_sample(settings: DiffusionSettings, manifest: Manifest) -> tuple
         facts = {
             "name": manifest.name,
             "title": manifest.title,
+            "kind": model.kind,
             "licence": manifest.licence,
+            "addedLicences": _list_added_licences(manifest),
             "weights": {"kind": weights.kind, "place": weights.place, "bytes": weights.size},
             "digests": len(manifest.sha256),
             "parts": _list_parts(manifest),
@@ -154,10 +157,24 @@ async def _make_sample(settings: DiffusionSettings, manifest: Manifest) -> tuple
             "seconds": {**model.seconds, "image": seconds},
             "steps": request.steps,
             "dials": {dial: getattr(request, to_snake(dial)) for dial in manifest.capabilities.dials},
+            "takes": {
+                "fields": [to_camel(name) for name, is_taken in manifest.capabilities if is_taken],
+                "styles": list(manifest.styles),
+                "samplers": list(manifest.sampler_names),
+            },
             "pixels": manifest.size,
             "memory": _measure_memory(engine.device),
         }
     return facts, image
+
+
+def _list_added_licences(manifest: Manifest) -> dict[str, str | None]:
+    """Return by file the licences of what the manifest adds, as the files themselves state them."""
+    files = [*(lora.file for lora in manifest.loras), *(word.file for word in manifest.embeddings)]
+    if manifest.vae is not None:
+        files += [manifest.vae] if manifest.vae.is_file() else sorted(manifest.vae.glob("*.safetensors"))
+    # https://github.com/Stability-AI/ModelSpec
+    return {str(file): read_header(file).metadata.get("modelspec.license") for file in files}
 
 
 def _list_parts(manifest: Manifest) -> dict[str, str]:
@@ -174,6 +191,9 @@ def _list_parts(manifest: Manifest) -> dict[str, str]:
 def _format_facts(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     weights, seconds, memory = facts["weights"], facts["seconds"], facts["memory"]
     yield "model", f"{facts['name']} ({facts['title']}, {facts['licence']})"
+    yield "kind", facts["kind"]
+    for file, licence in facts["addedLicences"].items():
+        yield "added", f"{file} ({licence or 'its file states no licence'})"
     yield "weights", f"{_format_bytes(weights['bytes'])}, {weights['kind']}, {weights['place']}"
     digests = facts["digests"]
     yield "digests", f"{digests} checked" if digests else "none in the manifest"
@@ -186,6 +206,13 @@ def _format_facts(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         + ", ".join(
             [f"{facts['steps']} steps", *(f"{dial} {value:g}" for dial, value in facts["dials"].items())]
         ),
+    )
+    takes = facts["takes"]
+    for label in ("styles", "samplers"):
+        takes = takes | {label: f"{label} {', '.join(takes[label])}" if takes[label] else f"no {label}"}
+    yield (
+        "takes",
+        f"{', '.join(takes['fields']) or 'the prompt alone'}; {takes['styles']}; {takes['samplers']}",
     )
     yield "memory", f"{_format_bytes(memory['bytes'])} at most, {memory['of']}"
 

@@ -4,9 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from safetensors.numpy import save_file
 from typer.testing import CliRunner, Result
 
 from avatarforge.cli import app
@@ -97,6 +99,9 @@ def test_checking_loads_the_model_and_tells_time_and_memory(tmp_path: Path) -> N
         "unet": "UNet2DConditionModel",
         "vae": "AutoencoderKLHunyuanImage",
     }
+    assert facts["kind"].endswith("editing, predicts the image, zero SNR")
+    assert facts["takes"]["fields"] == ["guidance", "negativePrompt", "imageGuidance"]
+    assert "watercolor" in facts["takes"]["styles"]
     assert set(facts["seconds"]) == {"load", "warm_up", "image"}
     assert all(seconds > 0 for seconds in facts["seconds"].values())
     assert facts["memory"]["bytes"] > 100_000_000
@@ -110,7 +115,32 @@ def test_checking_shows_the_same_to_people() -> None:
     assert result.exit_code == 0
     assert "3 checked" in result.stdout
     assert "unet (UNet2DConditionModel)" in result.stdout
+    assert "guidance, negativePrompt, imageGuidance; styles flat-illustration" in result.stdout
     assert "avatar-mini works." in result.stderr
+
+
+def test_checking_tells_the_kind_and_the_licences_of_what_is_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AVATARFORGE_DIFFUSION_MODELS_DIR", str(tmp_path))
+    vae = (img2img_checkpoint() / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text((img2img_checkpoint() / "vae" / "config.json").read_text())
+    (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(vae)
+    save_file(
+        {"emb_params": np.zeros((1, 32), dtype=np.float32)},
+        tmp_path / "word.safetensors",
+        {"modelspec.license": "CC0-1.0"},
+    )
+    path = write_manifest(tmp_path, "m", folder=str(img2img_checkpoint()))
+    added = "vae: vae\nembeddings: [{file: word.safetensors, token: <word>}]\nsamplers: [DDIM]\n"
+    path.write_text(path.read_text() + added)
+    result = run("models", "check", "m")
+    assert result.exit_code == 0, result.output
+    assert "v-prediction" in result.stdout
+    assert "word.safetensors (CC0-1.0)" in "".join(result.stdout.split("\n"))
+    assert "its file states no licence" in result.stdout
+    assert "samplers DDIM" in result.stdout
 
 
 def broken(folder: Path) -> Path:

@@ -30,6 +30,8 @@ class LoadedModel:
     dtype: str
     seconds: Mapping[str, float]
     """The time of starting: `load` (with imports not made before) and `warm_up`."""
+    kind: str = ""
+    """The checkpoint's architecture and training, in words."""
     strength_skips_steps: bool = True
     """`int(steps x strength)` steps are run; else all of them are."""
 
@@ -61,7 +63,7 @@ class ModelLoader:
         """Load the model beside what runs, and generate one image with it. Raises `ModelUnusable`."""
         name = manifest.name
         began = perf_counter()
-        engine, dtype = await asyncio.to_thread(self._load_engine, manifest)
+        engine, dtype, kind = await asyncio.to_thread(self._load_engine, manifest)
         self._engines.add(engine)
         loaded = perf_counter()
         try:
@@ -77,6 +79,7 @@ class ModelLoader:
             manifest=manifest,
             engine=engine,
             dtype=dtype,
+            kind=kind,
             seconds=seconds,
             strength_skips_steps=engine.count_steps(10, 0.5) < 10,
         )
@@ -113,8 +116,8 @@ class ModelLoader:
         log.info("memory for one more model", model=manifest.name, weights=weights, free=free)
         return fits_in_memory(weights, free)
 
-    def _load_engine(self, manifest: Manifest) -> tuple[Engine, str]:
-        """Return the engine and its number format."""
+    def _load_engine(self, manifest: Manifest) -> tuple[Engine, str, str]:
+        """Return the engine, its number format, and the kind of the checkpoint."""
         settings = self._settings
         device = self._pick_device()
         dtype = pipelines.pick_dtype(settings.dtype, manifest, device)
@@ -126,7 +129,8 @@ class ModelLoader:
             allow_remote_code=settings.allow_remote_code,
         )
         manifest.capabilities.check(manifest.name, type(pipeline))
-        return _create_engine(pipeline, manifest, settings, device), str(dtype).removeprefix("torch.")
+        kind = pipelines.describe_kind(pipeline)
+        return _create_engine(pipeline, manifest, settings, device), str(dtype).removeprefix("torch."), kind
 
 
 def _create_engine(pipeline: Any, manifest: Manifest, settings: DiffusionSettings, device: str) -> Engine:

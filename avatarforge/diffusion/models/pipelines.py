@@ -215,6 +215,33 @@ def move_to_device(pipeline: Any, manifest: Manifest, device: str) -> None:
         pipeline.enable_sequential_cpu_offload(device=device)
 
 
+def describe_kind(pipeline: Any) -> str:
+    """Say what checkpoint this is, such as "Stable Diffusion XL, v-prediction"."""
+    unet, encoder = getattr(pipeline, "unet", None), getattr(pipeline, "text_encoder", None)
+    name = type(pipeline).__name__
+    if getattr(pipeline, "text_encoder_2", None) is not None and unet is not None:
+        words = ["Stable Diffusion XL" if encoder is not None else "refiner of Stable Diffusion XL"]
+    elif unet is not None and encoder is not None:
+        words = [
+            {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}.get(encoder.config.hidden_size, name)
+        ]
+    else:
+        words = [name]
+    if "InstructPix2Pix" in name:
+        words.append("editing")
+    if unet is not None and getattr(unet.config, "time_cond_proj_dim", None) is not None:
+        words.append("distilled guidance")
+    config = getattr(getattr(pipeline, "scheduler", None), "config", {})
+    match config.get("prediction_type"):
+        case "v_prediction":
+            words.append("v-prediction")
+        case "sample":
+            words.append("predicts the image")
+    if config.get("rescale_betas_zero_snr"):
+        words.append("zero SNR")
+    return ", ".join(words)
+
+
 def create_schedulers(manifest: Manifest, pipeline: Any) -> dict[str, Any]:
     """Create the schedulers that requests may ask for beside the model's own, by the samplers' names.
 
