@@ -4,11 +4,28 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, ViewportSize, expect
 
 from tests.integration.service import Service, a_preview
 from tests.studio.browser import PORTRAIT, opened
 from tests.waiting import wait_until
+
+COVER = """() => {
+  const active = document.activeElement;
+  let { top, bottom, left, right } = active.getBoundingClientRect();
+  // Of what is large its middle.
+  if (bottom - top > 120) top = bottom = (top + bottom) / 2;
+  const name = active.id || active.name || active.textContent.trim() || active.tagName;
+  const bar = [".bar", ".tabs", ".send"]
+    .map((selector) => document.querySelector(selector))
+    .filter((element) => element && !element.contains(active) && !active.matches(".skip"))
+    .find((element) => {
+      const box = element.getBoundingClientRect();
+      return box.top < bottom - 1 && box.bottom > top + 1 && box.left < right && box.right > left;
+    });
+  return [active === document.body ? "BODY" : name, bar?.className ?? null];
+}"""
+"""What has the focus, and the bar over a part of it, if any."""
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -108,3 +125,30 @@ async def test_nothing_moves_for_those_who_asked_for_that(service: Service, brow
         await wait_until(lambda: page.evaluate(moving))
         await page.emulate_media(reduced_motion="reduce")
         assert await page.evaluate(moving) == 0
+
+
+@pytest.mark.parametrize(
+    "viewport",
+    [(1280, 720), (375, 667), (640, 360), (320, 256)],
+    ids=["desktop", "phone", "200 percent", "400 percent"],
+)
+async def test_what_has_the_focus_is_never_beneath_a_bar(
+    service: Service, browser: Browser, viewport: tuple[int, int]
+) -> None:
+    """WCAG 2.4.11, for all that is reached by the keyboard where a photo is chosen."""
+    size = ViewportSize(width=viewport[0], height=viewport[1])
+    async with opened(browser, service.url, viewport=size) as page:
+        await page.set_input_files("#photo", PORTRAIT)
+        await page.click("summary")
+        await page.evaluate("scrollTo(0, 0); document.activeElement.blur()")
+        seen, hidden = set[str](), list[str]()
+        for _ in range(60):
+            await page.keyboard.press("Tab")
+            name, cover = await page.evaluate(COVER)
+            if name in seen and name == "BODY":
+                break
+            seen.add(name)
+            if cover:
+                hidden.append(f"{name} beneath {cover}")
+    assert len(seen) > 12
+    assert hidden == []
