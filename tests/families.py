@@ -31,6 +31,7 @@ SCHEDULERS = {
     "heun": ("HeunDiscreteScheduler", {}),
     "ddpm": ("DDPMScheduler", {"clip_sample": False}),
     "ddim-thresholding": ("DDIMScheduler", {"clip_sample": False, "thresholding": True}),
+    "tcd": ("TCDScheduler", {}),
 }
 
 
