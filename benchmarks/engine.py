@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
@@ -41,6 +42,15 @@ LOOPS: Mapping[str, tuple[int, Mapping[str, str]]] = {
     "one thread": (1, {}),
 }
 """Ways to run the loop on a CPU: threads, and how OpenMP's wait for each other. The fastest one counts."""
+
+
+REACTIONS = (
+    ("step_ms", "step of all that run", "ms", ""),
+    ("join_p50", "joining, first step done, p50", "steps", ""),
+    ("join_p99", "joining, first step done, p99", "steps", "≤ 3"),
+    ("cancel_p50", "cancel to free slot, p50", "steps", ""),
+    ("cancel_p99", "cancel to free slot, p99", "steps", "≤ 2"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,19 +103,20 @@ def mixed_requests(
     ]
 
 
-def by_loop(pipeline: Any, requests: "Sequence[EngineRequest]") -> None:
-    """One after the other, as diffusers' documentation shows it."""
+def by_loop(pipeline: Any, requests: "Sequence[EngineRequest]", whole: bool = False) -> None:
+    """One after the other, as diffusers' documentation shows it; equal ones in one call with `whole`."""
     import torch
 
     edits = "image_guidance_scale" in inspect.signature(pipeline.__call__).parameters
-    for request in requests:
+    for request in requests[: 1 if whole else None]:
+        many = len(requests) if whole else 1
         pipeline(
-            prompt=request.prompt,
-            image=request.image,
+            prompt=[request.prompt] * many,
+            image=[request.image] * many,
             **({"image_guidance_scale": request.image_guidance} if edits else {"strength": request.strength}),
             num_inference_steps=request.steps,
             guidance_scale=request.guidance,
-            generator=torch.Generator("cpu").manual_seed(request.seed),
+            generator=[torch.Generator("cpu").manual_seed(request.seed + place) for place in range(many)],
         )
 
 
@@ -126,14 +137,37 @@ async def by_engine(
 # --- how soon it reacts -----------------------------------------------------------------------------------
 
 
-async def reactions(engine: "BatchingEngine", size: int, times: int) -> dict[str, float]:
-    """From a request to its first step's end and from a cancel to the free slot, in times of a step."""
+async def reactions(
+    engine: "BatchingEngine", size: int, times: int, deadline: float = 120
+) -> dict[str, float]:
+    """From a request to its first step's end and from a cancel to the free slot, in times of a step.
+
+    Nothing where the engine takes one image at a time. Raises `TimeoutError` after `deadline` seconds.
+    """
     from dataclasses import replace
 
     long = replace(mixed_requests(1, size)[0], steps=900, strength=1.0, guidance=4.0)
     short = replace(long, steps=2)
-    background = [asyncio.create_task(_drained(engine, replace(long, seed=seed))) for seed in range(4)]
-    await _until(lambda: engine.report().active == len(background))
+    # With a place left for who comes: else it would wait for 900 steps of others.
+    places = min(4, engine.report().limit - 1)
+    if places < 1:
+        return {}
+    background = [asyncio.create_task(_drained(engine, replace(long, seed=seed))) for seed in range(places)]
+    try:
+        async with asyncio.timeout(deadline):
+            return await _react(engine, short, places, times)
+    finally:
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+
+
+async def _react(
+    engine: "BatchingEngine", short: "EngineRequest", places: int, times: int
+) -> dict[str, float]:
+    from dataclasses import replace
+
+    await _until(lambda: engine.report().active == places)
     joined, cancelled = [], []
     for number in range(times):
         begun = time.perf_counter()
@@ -143,12 +177,10 @@ async def reactions(engine: "BatchingEngine", size: int, times: int) -> dict[str
                     break
             joined.append(time.perf_counter() - begun)
             begun = time.perf_counter()
-        await _until(lambda: engine.report().active == len(background))
+        await _until(lambda: engine.report().active == places)
         cancelled.append(time.perf_counter() - begun)
-    step = engine.report().step_seconds[8]
-    for task in background:
-        task.cancel()
-    await asyncio.gather(*background, return_exceptions=True)
+    # Of all that run with the newcomer, by the number rounded up to a power of two.
+    step = engine.report().step_seconds[1 << places.bit_length()]
     return {
         "step_ms": 1000 * step,
         "join_p50": _percentile(joined, 0.5) / step,
@@ -304,51 +336,93 @@ def _avatar_mini(threads: int) -> Any:
 # --- a GPU ------------------------------------------------------------------------------------------------
 
 
-def measure_cuda(architecture: str, compilation: str, concurrencies: Sequence[int], steps: int) -> None:
-    """Print a table for one architecture: the loop, then the engine by concurrency."""
+SIZES = {"sd15": 512, "xl": 1024, "tiny": 128}
+"""Architectures that are measured with random weights, and the pixels of their images' sides."""
+
+
+def measure_architecture(
+    architecture: str, device: str, compilations: Sequence[str], concurrencies: Sequence[int], steps: int
+) -> Iterator[str]:
+    """Yield a table line by line, each as soon as it is known: loop, whole batch, then the engine's ways."""
+    import torch
+
+    size, dtype = SIZES[architecture], "bfloat16" if device == "cuda" else "float32"
+    pipeline = random_pipeline(architecture, device)
+    peak, flops = _matrix_peak(device), _flops_of_row(architecture)
+    yield f"\n{architecture}, {size}², {dtype}, {steps} steps, strengths {STRENGTHS}, guidance 7.5"
+    yield f"matrix peak, measured: {peak / 1e12:.2f} TFLOP/s; one row of the UNet: {flops / 1e9:.2f} GFLOP"
+    yield f"{'':>16}  images/s  ratio  ms/step  share of peak"
+    mixed = mixed_requests(8, size, steps)
+    equal = [mixed[0]] * 8
+    by_loop(pipeline, mixed[:1])
+    loop = _seconds(lambda: by_loop(pipeline, mixed)) / len(mixed)
+    yield _format_row("loop, mixed", 1 / loop, 1)
+    by_loop(pipeline, equal[:1], whole=True)
+    whole = _seconds(lambda: by_loop(pipeline, equal, whole=True)) / len(equal)
+    yield _format_row("8 equal, whole", 1 / whole, loop / whole)
+    for compilation in compilations:
+        yield from _measure_engine(
+            pipeline, architecture, compilation, concurrencies, steps, loop, whole, peak
+        )
+    if device == "cuda":
+        yield f"memory at most: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+
+
+def _measure_engine(
+    pipeline: Any,
+    architecture: str,
+    compilation: str,
+    concurrencies: Sequence[int],
+    steps: int,
+    loop: float,
+    whole: float,
+    peak: float,
+) -> Iterator[str]:
     import torch
 
     from avatarforge.diffusion.engines.batching import BatchingEngine
 
-    size = 1024 if architecture == "xl" else 512
-    pipeline = random_pipeline(architecture)
-    by_loop(pipeline, mixed_requests(2, size, steps))
-    requests = mixed_requests(8, size, steps)
-    loop = _seconds(lambda: by_loop(pipeline, requests)) / len(requests)
-    peak = _matrix_peak()
-    flops = _flops_of_row(architecture)
-    print(
-        f"\n{architecture}, {size}², bf16, {steps} steps, strengths {STRENGTHS}, guidance 7.5, {compilation}"
-    )
-    print(f"matrix peak, measured: {peak / 1e12:.0f} TFLOP/s; one row of the UNet: {flops / 1e12:.3f} TFLOP")
-    print(f"{'':>12}  images/s  ratio  ms/step  share of peak")
-    print(f"{'loop':>12}  {1 / loop:8.2f}  {1:5.2f}")
+    size, flops = SIZES[architecture], _flops_of_row(architecture)
+    on_gpu = pipeline.device.type == "cuda"
+    began = time.perf_counter()
     with BatchingEngine(
         pipeline,
         architecture,
-        threads=1,
+        threads=1 if on_gpu else torch.get_num_threads(),
         max_batch=max(concurrencies),
         compilation=compilation,  # type: ignore[arg-type]  # argparse holds it to the choices
     ) as engine:
         asyncio.run(engine.warm_up(size, 7.5))
+        report = engine.report()
+        yield (
+            f"engine, {compilation}: warmed up in {time.perf_counter() - began:.1f} s, limit {report.limit}, "
+            f"{dict(report.tuning)}"
+        )
+        equal = mixed_requests(1, size, steps) * 8
+        seconds = _seconds(lambda: asyncio.run(by_engine(engine, equal))) / len(equal)
+        yield _format_row("8 equal", 1 / seconds, loop / seconds) + f"  {whole / seconds:.2f} x whole batch"
         for concurrency in concurrencies:
-            many = mixed_requests(max(8, 4 * concurrency), size, steps)
-            asyncio.run(by_engine(engine, many[:concurrency], concurrency))
+            many = mixed_requests(max(8, 2 * concurrency), size, steps)
             seconds = _seconds(lambda n=concurrency, m=many: asyncio.run(by_engine(engine, m, n)))  # type: ignore[misc]  # mypy does not infer defaults
             rows = sum(2 * int(request.steps * request.strength) for request in many)
             step = engine.report().step_seconds.get(1 << (concurrency - 1).bit_length(), float("nan"))
-            print(
-                f"{concurrency:>12}  {len(many) / seconds:8.2f}  {loop * len(many) / seconds:5.2f}"
-                f"  {1000 * step:7.1f}  {rows * flops / seconds / peak:13.1%}"
+            yield (
+                _format_row(f"{concurrency} at a time", len(many) / seconds, loop * len(many) / seconds)
+                + f"  {1000 * step:7.1f}  {rows * flops / seconds / peak:13.1%}"
             )
-        print(f"limit found at warm-up: {engine.report().limit}")
-        found = asyncio.run(reactions(engine, size, 20)) if max(concurrencies) >= 8 else {}
-        print("in times of a step: " + ", ".join(f"{name} {value:.2f}" for name, value in found.items()))
-    print(f"memory at most: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+        found = asyncio.run(reactions(engine, size, 20))
+        yield "in times of a step: " + ", ".join(f"{name} {value:.2f}" for name, value in found.items())
+
+
+def _format_row(name: str, rate: float, ratio: float) -> str:
+    return f"{name:>16}  {rate:8.2f}  {ratio:5.2f}"
 
 
 def random_pipeline(architecture: str, device: str = "cuda") -> Any:
-    """Stable Diffusion 1.5's or XL's true architecture. Speed does not depend on what the weights are."""
+    """Stable Diffusion 1.5's or XL's true architecture, or a tiny one: bfloat16 on a GPU, else float32.
+
+    Speed does not depend on what the weights are.
+    """
     import torch
     from diffusers import (
         AutoencoderKL,
@@ -358,15 +432,19 @@ def random_pipeline(architecture: str, device: str = "cuda") -> Any:
     )
     from transformers import AutoTokenizer
 
-    torch.set_default_dtype(torch.bfloat16)
+    is_tiny = architecture == "tiny"
+    torch.set_default_dtype(torch.bfloat16 if device == "cuda" else torch.float32)
     with torch.device(device):
         vae = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
+            block_out_channels=(32,) * 4 if is_tiny else (128, 256, 512, 512),
+            layers_per_block=1 if is_tiny else 2,
         )
-        unet, encoder = _unet(architecture), _text_encoder(768, 12, 12, "quick_gelu")
+        unet = _unet(architecture)
+        encoder = (
+            _text_encoder(64, 2, 2, "quick_gelu") if is_tiny else _text_encoder(768, 12, 12, "quick_gelu")
+        )
         second = _text_encoder(1280, 32, 20, "gelu", projected=True) if architecture == "xl" else None
     torch.set_default_dtype(torch.float32)
     # Or random weights would run out of bounds in some pictures.
@@ -396,6 +474,16 @@ def random_pipeline(architecture: str, device: str = "cuda") -> Any:
 def _unet(architecture: str) -> Any:
     from diffusers import UNet2DConditionModel
 
+    if architecture == "tiny":
+        return UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=(64, 96, 128),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=4,
+            cross_attention_dim=64,
+        )
     if architecture == "sd15":
         return UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
     return UNet2DConditionModel(
@@ -432,7 +520,7 @@ def _flops_of_row(architecture: str) -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    side, width = (128, 2048) if architecture == "xl" else (64, 768)
+    side, width = {"xl": (128, 2048), "sd15": (64, 768), "tiny": (16, 64)}[architecture]
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         added = {"text_embeds": torch.empty(1, 1280), "time_ids": torch.empty(1, 6)}
         _unet(architecture)(
@@ -444,13 +532,13 @@ def _flops_of_row(architecture: str) -> float:
     return float(counter.get_total_flops())
 
 
-def _matrix_peak(side: int = 8192, times: int = 20) -> float:
-    """FLOP/s of a large product in bf16."""
+def _matrix_peak(device: str, times: int = 20) -> float:
+    """FLOP/s of a large product: in bf16 on a GPU, in float32 on a CPU."""
     import torch
 
-    one = torch.randn(side, side, device="cuda", dtype=torch.bfloat16)
-    one @ one
-    torch.cuda.synchronize()
+    side = 8192 if device == "cuda" else 1024
+    one = torch.randn(side, side, device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
+    _seconds(lambda: one @ one)
 
     def products() -> None:
         for _ in range(times):
@@ -459,7 +547,7 @@ def _matrix_peak(side: int = 8192, times: int = 20) -> float:
     return 2 * side**3 * times / _seconds(products)
 
 
-def _seconds(work: Callable[[], None]) -> float:
+def _seconds(work: Callable[[], object]) -> float:
     import torch
 
     begun = time.perf_counter()
@@ -490,11 +578,11 @@ def run(options: "Options") -> "Report":
                 unit="images/s",
             ),
             Figure(name="device busy", value=100 * median(turn["busy"] for turn in turns.engine), unit="%"),
-            Figure(name="step of 8 images", value=react["step_ms"], unit="ms"),
-            Figure(name="joining, first step done, p50", value=react["join_p50"], unit="steps"),
-            Figure(name="joining, first step done, p99", value=react["join_p99"], unit="steps", wanted="≤ 3"),
-            Figure(name="cancel to free slot, p50", value=react["cancel_p50"], unit="steps"),
-            Figure(name="cancel to free slot, p99", value=react["cancel_p99"], unit="steps", wanted="≤ 2"),
+            *(
+                Figure(name=name, value=react[key], unit=unit, wanted=wanted)
+                for key, name, unit, wanted in REACTIONS
+                if key in react
+            ),
         ],
         conditions=conditions(turns),
         tables=[
@@ -519,8 +607,8 @@ def conditions(turns: Turns) -> dict[str, str]:
         "loop": "another process that calls the pipeline for one request after the other, PNG not written; "
         f"the fastest of: {', '.join(LOOPS)}",
         "turns": "both sides by turns, idle in between; a ratio is of two neighbours in time",
-        "joining": "4 long pictures run; from a request to the end of its first step, which must wait for "
-        "the running step, the photo's encoding and one step: 100 times; in times of a step of 5 images",
+        "joining": "4 long pictures run, fewer where the limit is lower; from a request to the end of its "
+        "first step, which must wait for the running step, the photo's encoding and one step: 100 times",
         "cancel": "of the same requests, from closing to a free slot",
         "limit found at warm-up": f"{turns.engine[-1]['limit']:.0f} images",
     }
@@ -531,19 +619,30 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--pictures", type=int, default=32, help="on a CPU, in one turn")
     parser.add_argument("--rounds", type=int, default=5, help="on a CPU")
-    parser.add_argument("--architecture", choices=("sd15", "xl", "both"), default="both", help="on a GPU")
-    parser.add_argument("--compilation", choices=("none", "compile", "cudagraphs"), default="none")
-    parser.add_argument("--concurrency", default="1,2,4,8,16", help="on a GPU")
-    parser.add_argument("--steps", type=int, default=30, help="on a GPU")
+    parser.add_argument(
+        "--architecture",
+        action="append",
+        choices=tuple(SIZES),
+        help="with random weights, in place of the carried checkpoint; on a GPU sd15 and xl by default",
+    )
+    parser.add_argument(
+        "--compilation",
+        action="append",
+        choices=("none", "compile", "cudagraphs"),
+        help="of --architecture; more than one may be said; none by default",
+    )
+    parser.add_argument("--concurrency", default="1,2,4,8,16", help="of --architecture")
+    parser.add_argument("--steps", type=int, default=30, help="of --architecture")
+    parser.add_argument("--minutes", type=float, default=8, help="of --architecture, for all: then it ends")
     parser.add_argument("--side", choices=("engine", "loop"), help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
         serve_side(arguments.side, arguments.threads)
-    elif arguments.device == "cpu":
+    elif arguments.device == "cpu" and not arguments.architecture:
         _print_cpu(measure_cpu(arguments.pictures, arguments.rounds))
     else:
-        _print_cuda(arguments)
+        _print_architectures(arguments)
 
 
 def _print_cpu(turns: Turns) -> None:
@@ -564,16 +663,33 @@ def _print_cpu(turns: Turns) -> None:
     )
 
 
-def _print_cuda(arguments: argparse.Namespace) -> None:
+def _print_architectures(arguments: argparse.Namespace) -> None:
     import diffusers
     import torch
 
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, diffusers {diffusers.__version__}")
+    # Whatever hangs: what is known by then is printed.
+    timer = threading.Timer(60 * arguments.minutes, _give_up, (arguments.minutes,))
+    timer.daemon = True
+    timer.start()
+    where = (
+        torch.cuda.get_device_name() if arguments.device == "cuda" else f"{torch.get_num_threads()} threads"
+    )
+    print(f"{where}, torch {torch.__version__}, diffusers {diffusers.__version__}")
     print("loop: pipeline(…) for one request after the other; engine: so many requests open at a time")
     concurrencies = [int(number) for number in arguments.concurrency.split(",")]
-    for architecture in ("sd15", "xl") if arguments.architecture == "both" else (arguments.architecture,):
-        measure_cuda(architecture, arguments.compilation, concurrencies, arguments.steps)
-        torch.cuda.empty_cache()
+    for architecture in arguments.architecture or ("sd15", "xl"):
+        for line in measure_architecture(
+            architecture, arguments.device, arguments.compilation or ["none"], concurrencies, arguments.steps
+        ):
+            print(line, flush=True)
+        if arguments.device == "cuda":
+            torch.cuda.empty_cache()
+    print("complete", flush=True)
+
+
+def _give_up(minutes: float) -> None:
+    print(f"not complete within {minutes:g} minutes", flush=True)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from avatarforge.diffusion.engines.batching import BatchingEngine
 from avatarforge.diffusion.engines.engine import EngineRequest, EngineResult, EngineStep, EngineUpdate
 from avatarforge.diffusion.models.catalogue import Catalogue
 from avatarforge.domain.errors import DeviceFailed, DeviceLost, ImageNotFinite, PipelineFailed
+from benchmarks.engine import reactions
 from tests.checkpoints import avatar_mini
 from tests.families import photo, tiny
 from tests.waiting import wait_until
@@ -337,6 +338,17 @@ async def test_one_image_is_encoded_denoised_and_decoded_by_all_threads(pipeline
         for hook in hooks:
             hook.remove()
     assert threads == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("places", "known"), [(1, set()), (4, {"step_ms", "join_p50", "join_p99", "cancel_p50", "cancel_p99"})]
+)
+async def test_how_soon_it_reacts_is_measured_wherever_a_place_can_be_left(
+    pipeline: Any, places: int, known: set[str]
+) -> None:
+    with engine_of(pipeline, max_batch=places) as engine:
+        assert set(await reactions(engine, 32, times=2, deadline=60)) == known
+        await wait_until(lambda: not engine.report().active)
 
 
 async def test_steps_are_counted_by_the_images_that_shared_them(engine: BatchingEngine) -> None:
