@@ -161,7 +161,8 @@ class JobRepository(Repository):
     def list_unfinished(self, shard: int) -> list[ProfilePhotoJob]:
         """Return the shard's jobs that are PENDING or PROCESSING, oldest first.
 
-        They are read page by page: of a hundred thousand the database would not answer in time.
+        They are read page by page: of a hundred thousand the database would not answer in time, nor wait in a
+        transaction until they are understood. What changes meanwhile may be missed: hold the shard's epoch.
         """
         jobs = profile_photo_jobs.c
         ours = _JOBS.join(customers, customers.c.customer_id == jobs.customer_id)
@@ -170,15 +171,13 @@ class JobRepository(Repository):
             # Left to itself MariaDB begins with the customers, and sorts all of their jobs for every page.
             page = page.prefix_with("STRAIGHT_JOIN", dialect=dialect)
         found: list[ProfilePhotoJob] = []
-        with begin_read(self._engine) as connection:
-            # One after the other, as the index has them.
-            for status in _UNFINISHED:
-                last, count = "", self.PAGE
-                while count == self.PAGE:
-                    wanted = page.where(jobs.status == status, jobs.job_id > last)
-                    rows = connection.execute(wanted).mappings().all()
-                    found += map(job_from_row, rows)
-                    last, count = rows[-1]["job_id"] if rows else last, len(rows)
+        # One after the other, as the index has them.
+        for status in _UNFINISHED:
+            last, count = "", self.PAGE
+            while count == self.PAGE:
+                rows = self._rows(page.where(jobs.status == status, jobs.job_id > last))
+                found += map(job_from_row, rows)
+                last, count = found[-1].job_id if rows else last, len(rows)
         return sorted(found, key=lambda job: job.job_id)
 
     def find_job(self, customer_id: str, job_id: str) -> ProfilePhotoJob | None:
