@@ -340,6 +340,22 @@ async def test_one_image_is_encoded_denoised_and_decoded_by_all_threads(pipeline
     assert threads == [2, 2, 2]
 
 
+async def test_every_number_of_rows_that_may_come_is_compiled_before_the_first_job(
+    pipeline: Any, passes: Passes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    with engine_of(pipeline, max_batch=3, compilation="compile") as engine:
+        await engine.warm_up(32, 4.0)
+        compiled = set(passes.images)
+        passes.images.clear()
+        for guidances in ([1.0], [4.0], [1.0, 4.0], [4.0, 4.0, 4.0]):
+            requests = [replace(SHORT, guidance=guidance) for guidance in guidances]
+            await asyncio.gather(*(picture_of(engine, request) for request in requests))
+    assert {1, 2} <= set(passes.images) <= compiled == {1, 2, 4, 8}
+
+
 @pytest.mark.parametrize(
     ("places", "known"), [(1, set()), (4, {"step_ms", "join_p50", "join_p99", "cancel_p50", "cancel_p99"})]
 )

@@ -28,7 +28,7 @@ from avatarforge.diffusion.engines.architectures import (
     Text,
     find_architecture,
 )
-from avatarforge.diffusion.engines.batch_limits import BatchLimits, Shape
+from avatarforge.diffusion.engines.batch_limits import BatchLimits, Shape, bucket_of
 from avatarforge.diffusion.engines.cpu_pool import CpuPool
 from avatarforge.diffusion.engines.denoiser import Compilation, Denoiser, StepTensors
 from avatarforge.diffusion.engines.engine import (
@@ -441,6 +441,20 @@ class BatchingEngine(Engine):
             fastest[images] = by_lanes[lanes]
         if fastest:
             self._batch_limits.set_from_measurements(shape, fastest, self._cpu_pool.size)
+        if fastest and self._denoiser.is_compiled:
+            self._compile_buckets(latents, conditions, max(fastest) * rows)
+
+    def _compile_buckets(self, latents: Tensor, conditions: Conditions, most: int) -> None:
+        """Run the denoiser with each number of rows that may come, so that no job waits for its compilation.
+
+        Images without guidance have fewer rows than those that were measured.
+        """
+        count = 1
+        while count <= bucket_of(most):
+            rows, weights = [conditions.rows[0]] * count, [1 / count] * count
+            self._denoiser.step([self._start_trajectory(latents)], [Conditions(rows=rows, weights=weights)])
+            self.watchdog.beat()
+            count *= 2
 
     def _choose_memory_formats(self, params: EngineRequest, latents: Tensor, conditions: Conditions) -> None:
         """Lay out the weights of each part as is fastest with one image.
