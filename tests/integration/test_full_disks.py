@@ -1,14 +1,14 @@
 """A full disk: clear refusals, nothing lost, and on it goes once there is room. Needs root, to mount."""
 
 import os
-import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from benchmarks.photos import noisy_jpeg
+from tests.disks import filled, mounted
 from tests.integration.rest import problem
 from tests.integration.service import running_service
 from tests.waiting import wait_until
@@ -17,35 +17,6 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root mounts file syst
 
 MOST_UPLOADS = 60
 """That a full database may take before it refuses one: in pages that it has, and in its journal."""
-
-
-@contextmanager
-def mounted(folder: Path, mebibytes: int) -> Iterator[Path]:
-    """A file system of so many MiB, in memory."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    options = f"size={mebibytes}m,mode=0700"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-@contextmanager
-def filled(disk: Path) -> Iterator[None]:
-    """Leave no byte free."""
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file:
-        for size in (1 << 20, 4096, 1):
-            try:
-                while file.write(bytes(size)):
-                    pass
-            except OSError:
-                continue
-    try:
-        yield
-    finally:
-        filler.unlink()
 
 
 @pytest.fixture
