@@ -12,8 +12,8 @@ import httpx
 
 from avatarforge.cluster import ClusterError, LocalCluster, NotEnoughGpus
 from avatarforge.cluster.timings import Timings
-from avatarforge.serve_config import Config, validate_config
-from avatarforge.settings import Settings
+from avatarforge.serve_config import Config, arguments_of, validate_config
+from avatarforge.settings import Settings, load_settings
 from avatarforge.webhooks.signing import new_secret
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def run_locally(
         meanwhile=meanwhile,
     )
     with cluster:
-        schema = None if config is None else validate_config(config)
+        schema = None if config is None else validate_config(config, settings)
         _check_gpus(cluster, settings, schema)
         cluster.wait_for_controller()
         with timings.phase("deploy"):
@@ -102,12 +102,12 @@ def run_locally(
 def redeploy(config: Config) -> None:
     """Apply a changed config to what `run_locally` started, as `serve deploy` does it, and return at once.
 
-    Raises `ClusterError` for one that Serve does not take; then all goes on as it was.
+    Raises `SettingsError`, and `ClusterError` for one that Serve does not take; then all goes on as it was.
     """
     from ray.exceptions import RayError
     from ray.serve.exceptions import RayServeException
 
-    schema = validate_config(config)
+    schema = validate_config(config, load_settings(arguments_of(config)))
     try:
         _apply(schema)
     except (RayError, RayServeException, ValueError) as error:

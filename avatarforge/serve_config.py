@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from avatarforge.cluster import ClusterError
-from avatarforge.settings import ScalingSettings
+from avatarforge.settings import ScalingSettings, Settings
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
@@ -39,7 +39,8 @@ def read_config(path: Path) -> Config:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ClusterError(f"The Serve config file {path} cannot be read: {error}") from error
     if not isinstance(config, dict) or not config.get("applications"):
-        near = difflib.get_close_matches("applications", map(str, config or ()), n=1)
+        names = map(str, config if isinstance(config, dict) else ())
+        near = difflib.get_close_matches("applications", names, n=1)
         hint = f" Did you mean 'applications' by {near[0]!r}?" if near else ""
         raise ClusterError(f"{path} is not a Serve config file: it names no applications.{hint}")
     return config
@@ -55,8 +56,11 @@ def arguments_of(config: Config) -> dict[str, Any]:
     return {**arguments, **(config["applications"][0].get("args") or {})}
 
 
-def validate_config(config: Config) -> "ServeDeploySchema":
-    """Return the config as Serve takes it. Raises `ClusterError`, with what is unknown or impossible."""
+def validate_config(config: Config, settings: Settings) -> "ServeDeploySchema":
+    """Return the config as Serve takes it. Raises `ClusterError`, with what is unknown or impossible.
+
+    `settings` are those of its arguments.
+    """
     # Not above: importing Ray's schemas fixes Ray's variables.
     from ray.serve.schema import ServeDeploySchema
 
@@ -68,7 +72,7 @@ def validate_config(config: Config) -> "ServeDeploySchema":
         raise ClusterError(f"The Serve config file is wrong: {error}") from error
     for application in config["applications"]:
         if application.get("import_path") == BUILDER:
-            _check_deployments(application.get("deployments") or ())
+            _check_deployments(application.get("deployments") or (), settings.scaling)
     return schema
 
 
@@ -99,7 +103,7 @@ def _name_unknown(path: str, name: str, known: Collection[str]) -> str:
     return f"Nothing reads {path!r}. {hint}"
 
 
-def _check_deployments(deployments: Collection[Mapping[str, Any]]) -> None:
+def _check_deployments(deployments: Collection[Mapping[str, Any]], scaling: ScalingSettings) -> None:
     for deployment in deployments:
         name = deployment["name"]
         known = USER_CONFIGS.get(name)
@@ -110,15 +114,18 @@ def _check_deployments(deployments: Collection[Mapping[str, Any]]) -> None:
         for key in user_config:
             if key not in known:
                 raise ClusterError(_name_unknown(f"{path}.{key}", key, known))
-        _check_targets(user_config.get("scaling") or {}, f"{path}.scaling")
+        if (targets := user_config.get("scaling")) is not None:
+            _check_targets(targets, scaling, f"{path}.scaling")
 
 
-def _check_targets(targets: Mapping[str, Any], path: str) -> None:
+def _check_targets(targets: object, scaling: ScalingSettings, path: str) -> None:
+    if not isinstance(targets, dict):
+        raise ClusterError(f"{path} is {targets!r}, but it holds settings of the group `scaling`, by names.")
     for name in targets:
         if name not in ScalingSettings.model_fields:
             raise ClusterError(_name_unknown(f"{path}.{name}", name, ScalingSettings.model_fields))
     try:
-        ScalingSettings.model_validate(targets)
+        ScalingSettings.model_validate({**scaling.model_dump(), **targets})
     except ValidationError as error:
         faults = "; ".join(
             f"{path}.{'.'.join(map(str, fault['loc']))} is {fault['input']!r}: {fault['msg']}"

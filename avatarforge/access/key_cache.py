@@ -170,16 +170,19 @@ class KeyCache:
     async def _refresh_quietly(self) -> None:
         try:
             await self.refresh()
-            if self._is_away:
-                log.info("API keys can be read again")
-            self._is_away = False
-            if self._clock() - self._noted_at >= self.NOTE_INTERVAL_SECONDS:
-                await self._note_use()
         except DatabaseUnavailable as error:
             # Once, not every two seconds.
             if not self._is_away:
                 log.warning("API keys could not be read", reason=error.reason)
             self._is_away = True
+            return
+        if self._is_away:
+            log.info("API keys can be read again")
+        self._is_away = False
+        if self._clock() - self._noted_at >= self.NOTE_INTERVAL_SECONDS:
+            # The next time, or not at all: it is a convenience.
+            with contextlib.suppress(DatabaseUnavailable):
+                await self._note_use()
 
     async def _note_use(self) -> None:
         used, self._used = self._used, {}

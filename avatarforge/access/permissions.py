@@ -42,8 +42,6 @@ class Permission(Enum):
     """A key like `CUSTOMER`, or our signature of the path."""
     SDAPI = auto()
     """A key that can access the customer `sdapi`, perhaps as the password of HTTP basic authentication."""
-    ADMIN = auto()
-    """An admin key."""
     SCRAPE = auto()
     """An admin key, known or last known as valid: metrics are wanted most while the database is away."""
     ADMIN_OF_ALL = auto()

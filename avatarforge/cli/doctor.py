@@ -17,12 +17,11 @@ COLORS = {State.OK: "green", State.ABSENT: "dim", State.WARNING: "yellow", State
 
 def doctor(config: Path | None, gpu: bool | None, options: dict[str, str], as_json: bool) -> None:
     """Print the findings. Exits with 1 if a check failed."""
-    arguments = None
-    if config is not None:
-        content = read_config(config)
-        validate_config(content)
-        arguments = arguments_of(content)
+    content = None if config is None else read_config(config)
+    arguments = None if content is None else arguments_of(content)
     settings = load_settings(arguments, environ={**os.environ, **options})
+    if content is not None:
+        validate_config(content, settings)
     with err.status("Examining …"):
         findings = list(examine(settings, gpu))
     if as_json:

@@ -173,8 +173,13 @@ def _list_added_licences(manifest: Manifest) -> dict[str, str | None]:
     files = [*(lora.file for lora in manifest.loras), *(word.file for word in manifest.embeddings)]
     if manifest.vae is not None:
         files += [manifest.vae] if manifest.vae.is_file() else sorted(manifest.vae.glob("*.safetensors"))
+    return {str(file): _read_licence(file) for file in files}
+
+
+def _read_licence(file: Path) -> str | None:
     # https://github.com/Stability-AI/ModelSpec
-    return {str(file): read_header(file).metadata.get("modelspec.license") for file in files}
+    is_readable = file.suffix == ".safetensors"
+    return read_header(file).metadata.get("modelspec.license") if is_readable else None
 
 
 def _list_parts(manifest: Manifest) -> dict[str, str]:

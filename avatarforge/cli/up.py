@@ -18,7 +18,7 @@ from avatarforge.cluster.timings import Timings
 from avatarforge.embedded import Instance, redeploy, run_locally
 from avatarforge.imaging.provenance import open_content_credentials
 from avatarforge.serve_config import arguments_of, read_config
-from avatarforge.settings import load_settings
+from avatarforge.settings import SettingsError, load_settings
 
 CONFIG_POLL_SECONDS = 0.5
 
@@ -59,7 +59,7 @@ def _read_config(config: Path) -> bytes | None:
 def _apply(config: Path) -> None:
     try:
         redeploy(read_config(config))
-    except ClusterError as error:
+    except (ClusterError, SettingsError) as error:
         err.print(f"[bold red]Not applied:[/] {escape(str(error))}", highlight=False)
     else:
         err.print(f"{escape(str(config))} has changed and was applied.", highlight=False)

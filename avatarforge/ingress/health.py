@@ -58,7 +58,9 @@ class Probe:
         if isinstance(error, AvatarForgeError):
             self._note(getattr(error, "reason", str(error)))
             return False, str(error)
-        log.error("part's check broke", part=self._part, exc_info=error)
+        if self._was_ok:
+            log.error("part's check broke", part=self._part, exc_info=error)
+        self._was_ok = False
         return False, "the check itself broke; see the log"
 
     def _note(self, reason: str) -> None:

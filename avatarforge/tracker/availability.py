@@ -23,7 +23,9 @@ class DatabaseOutage:
         self.idle_error: Unavailable | None = None
         """Why the shard is not this tracker's to write for at present; `None` while it is."""
         self._defect = 0
-        self._begun_at: float | None = None
+        self._is_settled = True
+        self._silent_since: float | None = None
+        """When the database was first found to take nothing; `None` while it takes something."""
 
     def begin(self, error: DatabaseUnavailable, _retry_seconds: float = 0) -> None:
         """Note that changes could not be written: others wait until that is settled."""
@@ -32,18 +34,21 @@ class DatabaseOutage:
 
     def suspect(self, error: DatabaseUnavailable) -> None:
         """Note that something else could not be written. Changes may still be tried."""
-        if self._begun_at is None:
-            self._begun_at = monotonic()
+        if self._is_settled:
             log.warning("database does not answer", shard=self._shard, reason=error.reason)
+        self._is_settled = False
+        if self._silent_since is None:
+            self._silent_since = monotonic()
         if error.defect and error.defect != self._defect:
             log.error("database needs somebody's hand", shard=self._shard, reason=error.reason)
         self._defect = error.defect
 
     def end(self) -> None:
         """Note that the database has written something, or would have."""
-        if self._begun_at is not None:
+        if not self._is_settled:
             log.info("database is back", shard=self._shard)
-        self.error, self.idle_error, self._defect, self._begun_at = None, None, 0, None
+        self.error, self.idle_error, self._defect = None, None, 0
+        self._is_settled, self._silent_since = True, None
 
     def stay_idle(self, error: Unavailable) -> None:
         """Note that the shard is not this tracker's to write for."""
@@ -55,14 +60,17 @@ class DatabaseOutage:
         return self.idle_error is not None
 
     def suspend(self) -> None:
-        """Let others try: it may lie with what could not be written. It ends once that is settled."""
-        self.error = None
+        """Let others try: it lies with what could not be written. The outage ends once that is settled."""
+        self.error, self._silent_since = None, None
 
     def is_active(self) -> bool:
         return self.error is not None
 
     def has_ended(self) -> bool:
-        return self._begun_at is None
+        return self._is_settled
+
+    def get_up(self) -> bool:
+        return self._silent_since is None
 
     def get_defect(self) -> int:
         """Return the number of the database's error that no waiting heals; 0 if there is none."""
@@ -71,11 +79,11 @@ class DatabaseOutage:
     def describe(self) -> str | None:
         """Return what has kept the database from being written for some seconds, in words that a stranger may
         read; `None` if nothing has."""
-        if self._begun_at is None or monotonic() - self._begun_at < self.MAX_SILENT_SECONDS:
+        if self._silent_since is None or monotonic() - self._silent_since < self.MAX_SILENT_SECONDS:
             return None
         if self._defect:
             return f"the database answers changes with its error {self._defect}, which no waiting heals"
-        return f"the database has taken no change for {monotonic() - self._begun_at:.0f} s"
+        return f"the database has taken no change for {monotonic() - self._silent_since:.0f} s"
 
     def check(self) -> None:
         """Raise `DatabaseUnavailable` during an outage, and what keeps the tracker idle."""

@@ -319,6 +319,10 @@ async def test_a_tab_keeps_its_customer_whatever_another_tab_chooses(service: Se
     await page.reload()
     await expect(page.locator("#customer-name")).to_have_text("ana")
     await expect(page.locator(".compare")).to_be_visible()
+    # Nor does a reload choose for new ones.
+    await third.evaluate("sessionStorage.clear()")
+    await third.reload()
+    await expect(third.locator("#customer-name")).to_have_text("ben")
 
 
 async def test_a_picture_that_failed_is_not_taken_for_the_avatar_and_is_asked_for_again(
@@ -358,6 +362,8 @@ async def test_a_link_that_leads_nowhere_says_so_and_one_of_another_customer_who
     await expect(stage).to_contain_text("no-such-job")
     await expect(stage.locator("a.primary")).to_have_attribute("href", "#/gallery")
 
+    await page.goto(f"{service.url}/#/photo/ana%20/no-such-job")
+    await expect(stage).to_contain_text("An id has up to 64 letters")
     job_id = (await service.post("ben")).json()["jobId"]
     await page.goto(f"{service.url}/#/photo/ben/{job_id}")
     await expect(stage).to_contain_text("This avatar belongs to ben")

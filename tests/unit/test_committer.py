@@ -199,8 +199,9 @@ def poison(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Poison:
 
 
 async def test_a_change_that_always_fails_holds_up_no_other_and_is_refused_at_last(
-    bench: Bench, poison: Poison
+    bench: Bench, poison: Poison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(DatabaseOutage, "MAX_SILENT_SECONDS", 0.0)
     job, other = a_job(), a_job()
     await asyncio.gather(*(bench.committer.accept(submission(known)) for known in (job, other)))
     poison.jobs.add(job.job_id)
@@ -212,6 +213,8 @@ async def test_a_change_that_always_fails_holds_up_no_other_and_is_refused_at_la
     async def go_on() -> None:
         while not fails.done():
             await bench.committer.accept(submission(a_job()))
+            # The service takes uploads, and says so.
+            assert bench.outage.describe() is None
             await asyncio.sleep(0.005)
 
     await asyncio.wait_for(go_on(), 10)

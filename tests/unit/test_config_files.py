@@ -77,8 +77,7 @@ NAMES = list(paths(yaml.safe_load(SERVE_CONFIG.read_text(encoding="utf-8"))))
 def check(file: Path) -> None:
     """What `avatarforge doctor --config` and `up --config` do first."""
     content = read_config(file)
-    validate_config(content)
-    load_settings(arguments_of(content), environ={})
+    validate_config(content, load_settings(arguments_of(content), environ={}))
 
 
 @pytest.mark.parametrize("path", NAMES, ids=[".".join(map(str, path[2:] or path)) for path in NAMES])
@@ -104,12 +103,16 @@ def test_a_misspelt_name_anywhere_in_the_serve_config_is_refused_and_named(
     [
         ({"name": "Ingres"}, "Nothing reads 'deployments.Ingres'. Did you mean 'Ingress'?"),
         ({"name": "Ingress", "user_config": {"scaling": {"max_replicas": -1}}}, "scaling.max_replicas is -1"),
+        ({"name": "Ingress", "user_config": {"scaling": {"max_replicas": 2}}}, "scaling.max_replicas is 2"),
+        ({"name": "Ingress", "user_config": {"scaling": 3}}, "scaling is 3, but it holds settings"),
         ({"name": "StableDiffusion", "user_config": {"scaling": {}}}, "StableDiffusion.user_config.scaling"),
     ],
 )
 def test_what_a_deployment_cannot_have_is_refused(deployment: dict[str, Any], told: str) -> None:
+    config = {"applications": [{"import_path": BUILDER, "deployments": [deployment]}]}
+    settings = load_settings({"scaling": {"min_replicas": 3}}, environ={})
     with pytest.raises(ClusterError, match=re.escape(told)):
-        validate_config({"applications": [{"import_path": BUILDER, "deployments": [deployment]}]})
+        validate_config(config, settings)
 
 
 def test_the_cluster_file_is_one_that_ray_up_takes() -> None:

@@ -36,7 +36,8 @@ export function comparison(job) {
   });
   after.addEventListener("broken", ({ detail: problem }) => {
     const told = problem.passes ? t("avatarAgain") : t("avatarGone");
-    waiting.replaceChildren(h("strong", {}, told), h("span", {}, problem.message));
+    if (waiting.textContent !== told + problem.message)
+      waiting.replaceChildren(h("strong", {}, told), h("span", {}, problem.message));
   });
   const divide = () => {
     figure.style.setProperty("--at", `${slider.value}%`);

@@ -4,9 +4,8 @@ import { onKeyWanted } from "./api.js";
 import { askText } from "./dialogs.js";
 import { $ } from "./dom.js";
 import { t } from "./i18n.js";
-import { become, session, useKey } from "./session.js";
+import { GRAMMAR, become, session, useKey } from "./session.js";
 
-const GRAMMAR = /^[A-Za-z0-9][A-Za-z0-9._~-]{0,63}$/;
 let asking = false;
 
 export function showCustomer() {

@@ -3,7 +3,8 @@
 import { call } from "./api.js";
 
 const MOST = 120;
-const AGAIN_SECONDS = 2;
+const FIRST_PAUSE = 2; // seconds
+const LONGEST_PAUSE = 60;
 const kept = new Map();
 
 function address(path) {
@@ -24,7 +25,7 @@ function dropOldest() {
 
 // Shows the image once it is here; until then, and where there is none, the element has no source. It hears of
 // both: "shown", or "broken" with the problem, after which a passing one is tried again while the element is there.
-export function show(image, path) {
+export function show(image, path, pause = FIRST_PAUSE) {
   address(path).then(
     (url) => {
       image.src = url;
@@ -33,7 +34,8 @@ export function show(image, path) {
     },
     (problem) => {
       image.dispatchEvent(new CustomEvent("broken", { detail: problem }));
-      if (problem.passes) setTimeout(() => image.isConnected && show(image, path), AGAIN_SECONDS * 1000);
+      const again = () => image.isConnected && show(image, path, Math.min(2 * pause, LONGEST_PAUSE));
+      if (problem.passes) setTimeout(again, Math.max(pause, problem.retryAfter) * 1000);
     },
   );
   return image;

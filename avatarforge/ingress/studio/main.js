@@ -13,7 +13,7 @@ import { onPhoto } from "./photo.js";
 import { forgetImages } from "./images.js";
 import { drawQueue, drawQueueCount, refreshQueue } from "./queue.js";
 import { attempt, say } from "./say.js";
-import { onSession, session } from "./session.js";
+import { GRAMMAR, onSession, session } from "./session.js";
 import { drawStage } from "./stage.js";
 import { showTheme, startTheme } from "./theme.js";
 import { loadStyles, showDial, startForm } from "./parameters.js";
@@ -25,6 +25,7 @@ const JOB_SECONDS = 3; // until a job that could not be asked for is asked for a
 
 let view = "studio";
 let jobId = null;
+let arrivals = 0; // counted: an answer that comes late is not about this address
 let absent = {}; // why the job of this address is not shown: another customer's, or what the server says
 let wasLost = false;
 
@@ -34,7 +35,9 @@ function route() {
   const [, name, customer, id] = location.hash.split("/");
   view = VIEWS.includes(name) ? name : "studio";
   jobId = name === "photo" && id ? id : null;
-  absent = jobId && customer !== session.customer ? { customer } : {};
+  absent = {};
+  if (jobId && customer !== session.customer)
+    absent = GRAMMAR.test(customer) ? { customer } : { problem: t("customerWrong") };
   for (const section of $$(".view")) section.hidden = section.id !== `view-${view}`;
   for (const link of $$(".tabs a")) {
     if (link.dataset.view === view) link.setAttribute("aria-current", "page");
@@ -43,17 +46,21 @@ function route() {
   draw();
   if (view === "queue") attempt(askQueue);
   if (view === "models") attempt(refreshModels);
-  if (jobId && !absent.customer && !jobs.get(jobId)) askJob(jobId);
+  arrivals += 1;
+  if (jobId && customer === session.customer && !jobs.get(jobId)) askJob(arrivals);
 }
 
-async function askJob(id) {
+// Until it is known, or one is elsewhere.
+async function askJob(arrival) {
   try {
-    jobs.learn(await api.status(session.customer, id));
+    jobs.learn(await api.status(session.customer, jobId));
   } catch (error) {
-    if (jobId !== id || error.status === 401) return;
+    if (arrival !== arrivals || error.status === 401) return;
     absent = { problem: error.message };
     draw();
-    if (error.passes) setTimeout(() => jobId === id && !jobs.get(id) && askJob(id), JOB_SECONDS * 1000);
+    if (!error.passes) return;
+    await api.pause(JOB_SECONDS);
+    if (arrival === arrivals && !jobs.get(jobId)) askJob(arrival);
   }
 }
 

@@ -3,10 +3,11 @@
 
 const CUSTOMER = "avatarforge.customer";
 const KEY = "avatarforge.key";
+export const GRAMMAR = /^[A-Za-z0-9][A-Za-z0-9._~-]{0,63}$/; // of a customer's id
 const listeners = new Set();
 
 let customer = sessionStorage.getItem(CUSTOMER) ?? localStorage.getItem(CUSTOMER) ?? firstCustomer();
-remember();
+sessionStorage.setItem(CUSTOMER, customer);
 
 export const session = {
   get customer() {
@@ -20,17 +21,15 @@ export const session = {
 // A name of its own for each browser, so that visitors do not find each other's photos.
 function firstCustomer() {
   const bytes = crypto.getRandomValues(new Uint8Array(4));
-  return `guest-${[...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("")}`;
-}
-
-function remember() {
-  sessionStorage.setItem(CUSTOMER, customer);
-  localStorage.setItem(CUSTOMER, customer);
+  const name = `guest-${[...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("")}`;
+  localStorage.setItem(CUSTOMER, name);
+  return name;
 }
 
 export function become(other) {
   customer = other;
-  remember();
+  sessionStorage.setItem(CUSTOMER, customer);
+  localStorage.setItem(CUSTOMER, customer);
   changed();
 }
 

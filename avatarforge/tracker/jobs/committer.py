@@ -140,7 +140,7 @@ class Committer:
         self._tasks = BackgroundTasks(lambda _, error: on_broken(error))
         self._listeners: list[ChangeListener] = []
         self._rejected_listeners: list[ChangeListener] = []
-        registry.register_gauge(metrics.DATABASE_UP, outage.has_ended)
+        registry.register_gauge(metrics.DATABASE_UP, outage.get_up)
         registry.register_gauge(metrics.DATABASE_DEFECT, outage.get_defect)
         registry.register_gauge(metrics.TRACKER_IDLE, outage.get_idle)
         registry.register_gauge(metrics.TRACKER_EPOCH, self._get_epoch)
@@ -196,7 +196,7 @@ class Committer:
             self._outage.suspect(error)
             return
         if self._is_lease_late and not self._outage.is_active():
-            self._outage.end()
+            self._note_success()
         self._is_lease_late = False
         if rival is not None:
             raise ShardLeased(f"Shard {self._shard} is handed over to another cluster, {rival}.")
