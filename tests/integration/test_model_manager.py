@@ -15,7 +15,7 @@ from avatarforge.diffusion.models.manager import ModelManager
 from avatarforge.domain.errors import DeviceFailed, ModelMissing, ModelUnusable
 from avatarforge.domain.replicas import ReplicaState
 from avatarforge.settings import DiffusionSettings
-from tests.checkpoints import img2img_checkpoint, write_manifest
+from tests.checkpoints import img2img_checkpoint, loaded, write_manifest
 from tests.families import photo
 from tests.waiting import wait_until
 
@@ -106,6 +106,14 @@ async def test_the_first_desired_model_serves(manager: ModelManager) -> None:
         "device": "cpu",
         "dtype": "float32",
     }
+
+
+async def test_loading_runs_few_of_the_default_steps(models: Path) -> None:
+    path = write_manifest(models, "slow", folder=str(img2img_checkpoint()))
+    path.write_text(path.read_text().replace("steps: 2", "steps: 500"))
+    model = await loaded(loader_of(models), "slow")
+    model.engine.close()
+    assert sum(model.engine.report().steps_by_images.values()) < 250
 
 
 async def test_a_name_before_the_first_load_replaces_it(manager: ModelManager) -> None:

@@ -2,15 +2,16 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any
+from typing import Any, Final
 from weakref import WeakSet
 
 import structlog
 from PIL import Image
 
-from avatarforge.diffusion.engines.engine import Engine, EngineRequest
+from avatarforge.diffusion.engines.engine import Engine, EngineRequest, EngineStep
 from avatarforge.diffusion.engines.sequential import SequentialEngine
 from avatarforge.diffusion.models import pipelines
 from avatarforge.diffusion.models.catalogue import Catalogue, Manifest
@@ -19,6 +20,8 @@ from avatarforge.domain.errors import DeviceLost, ModelUnusable
 from avatarforge.settings import DiffusionSettings
 
 log = structlog.get_logger(__name__)
+
+_FIRST_IMAGE_STEPS: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,7 +161,11 @@ def _create_engine(pipeline: Any, manifest: Manifest, settings: DiffusionSetting
 
 
 async def _generate_first_image(engine: Engine, manifest: Manifest) -> None:
-    """Take the manifest's defaults, so that whatever is broken at the first request is so before a job."""
+    """Begin an image with the manifest's defaults, and finish one of few steps.
+
+    So whatever is broken at the first request is so before a job, without the minutes that all steps of a
+    large model take on a CPU.
+    """
     defaults = manifest.defaults
     request = EngineRequest(
         image=Image.new("RGB", (manifest.size, manifest.size), (128, 128, 128)),
@@ -170,4 +177,15 @@ async def _generate_first_image(engine: Engine, manifest: Manifest) -> None:
         guidance=defaults.guidance,
         image_guidance=defaults.image_guidance,
     )
+    if engine.count_steps(request.steps, request.strength) > _FIRST_IMAGE_STEPS:
+        await _run_first_step(engine, request)
+        request = replace(request, steps=_FIRST_IMAGE_STEPS, strength=1.0)
     await engine.generate_image(request)
+
+
+async def _run_first_step(engine: Engine, request: EngineRequest) -> None:
+    """Generate the request's image until its first step is done."""
+    async with aclosing(engine.generate(request)) as updates:
+        async for update in updates:
+            if not isinstance(update, EngineStep) or update.step > 0:
+                return
