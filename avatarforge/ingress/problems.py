@@ -132,6 +132,7 @@ PROBLEM_TYPES: dict[type[AvatarForgeError], ProblemType] = {
     errors.RemoteRefused: ProblemType(500, "The remote server refused the request"),
     errors.SigningFailed: ProblemType(503, "The avatar could not be signed"),
     errors.DeviceFailed: ProblemType(503, "The device failed"),
+    errors.DeviceLost: ProblemType(503, "The device is lost"),
     errors.PipelineFailed: ProblemType(500, "The generation broke"),
     errors.DeadlineExceeded: ProblemType(504, "The job's time was over"),
     errors.GenerationCancelled: ProblemType(409, "The generation was cancelled", grpc_status="CANCELLED"),

@@ -297,7 +297,7 @@ def test_a_pool_without_a_free_connection_is_unavailable(embedded_engine: Engine
 # --- what each error means ----------------------------------------------------------------------------
 
 REFUSALS = (1048, 1062, 1264, 1366, 1406, 1451, 1452)
-DEFECTS = (1044, 1045, 1049, 1054, 1064, 1142, 1143, 1146, 1227, 1364, 1698)
+DEFECTS = (1044, 1045, 1049, 1054, 1064, 1142, 1143, 1146, 1227, 1290, 1364, 1698, 1836)
 
 
 def meet(code: int) -> None:
