@@ -12,10 +12,10 @@ from avatarforge.diffusion.engines.engine import EngineRequest
 from avatarforge.diffusion.models.catalogue import Manifest
 from avatarforge.diffusion.models.loader import LoadedModel, ModelLoader
 from avatarforge.diffusion.models.manager import ModelManager
-from avatarforge.domain.errors import DeviceFailed, ModelMissing, ModelUnusable
+from avatarforge.domain.errors import DeviceFailed, ImageWithheld, ModelMissing, ModelUnusable
 from avatarforge.domain.replicas import ReplicaState
 from avatarforge.settings import DiffusionSettings
-from tests.checkpoints import img2img_checkpoint, loaded, write_manifest
+from tests.checkpoints import add_safety_checker, img2img_checkpoint, loaded, write_manifest
 from tests.families import photo
 from tests.waiting import wait_until
 
@@ -114,6 +114,22 @@ async def test_loading_runs_few_of_the_default_steps(models: Path) -> None:
     model = await loaded(loader_of(models), "slow")
     model.engine.close()
     assert sum(model.engine.report().steps_by_images.values()) < 250
+
+
+async def test_a_safety_checker_that_withholds_the_first_image_leaves_the_model_usable(models: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    checkpoint = Path(shutil.copytree(img2img_checkpoint(), models / "strict"))
+    add_safety_checker(checkpoint)
+    weights = checkpoint / "safety_checker" / "model.safetensors"
+    tensors = load_file(weights)
+    # Every image is nearer to what is unsafe than this.
+    tensors["concept_embeds_weights"] -= 3
+    save_file(tensors, weights, {"format": "pt"})
+    write_manifest(models, "strict", folder="strict")
+    model = await loaded(loader_of(models), "strict")
+    with model.engine as engine, pytest.raises(ImageWithheld):
+        await engine.generate_image(REQUEST)
 
 
 async def test_a_name_before_the_first_load_replaces_it(manager: ModelManager) -> None:

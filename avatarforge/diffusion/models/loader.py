@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Final
@@ -16,7 +16,7 @@ from avatarforge.diffusion.engines.sequential import SequentialEngine
 from avatarforge.diffusion.models import pipelines
 from avatarforge.diffusion.models.catalogue import Catalogue, Manifest
 from avatarforge.diffusion.models.weights import estimate_gpu_bytes, fits_in_memory
-from avatarforge.domain.errors import DeviceLost, ModelUnusable
+from avatarforge.domain.errors import DeviceLost, ImageWithheld, ModelUnusable
 from avatarforge.settings import DiffusionSettings
 
 log = structlog.get_logger(__name__)
@@ -177,10 +177,12 @@ async def _generate_first_image(engine: Engine, manifest: Manifest) -> None:
         guidance=defaults.guidance,
         image_guidance=defaults.image_guidance,
     )
-    if engine.count_steps(request.steps, request.strength) > _FIRST_IMAGE_STEPS:
-        await _run_first_step(engine, request)
-        request = replace(request, steps=_FIRST_IMAGE_STEPS, strength=1.0)
-    await engine.generate_image(request)
+    # A safety checker may take the grey square for anything: that says nothing of photos.
+    with suppress(ImageWithheld):
+        if engine.count_steps(request.steps, request.strength) > _FIRST_IMAGE_STEPS:
+            await _run_first_step(engine, request)
+            request = replace(request, steps=_FIRST_IMAGE_STEPS, strength=1.0)
+        await engine.generate_image(request)
 
 
 async def _run_first_step(engine: Engine, request: EngineRequest) -> None:
