@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from avatarforge.diffusion.engines.prompts import split_prompt
+from avatarforge.diffusion.models.parts import load_part
+from avatarforge.diffusion.models.weights import read_parts
 from avatarforge.domain.errors import ModelUnusable
 from tests.checkpoints import img2img, img2img_checkpoint, load
 from tests.factories import a_manifest
@@ -185,6 +187,37 @@ def test_a_layout_makes_the_same_image_on_every_replica(
     assert torch.equal(draw(load_folder(checkpoint)), expected)
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_a_variant_may_be_there_of_some_parts_alone(
+    checkpoint: Path, expected: torch.Tensor, suffix: str
+) -> None:
+    """As `load_part` is called for a checkpoint of the hub."""
+    file = checkpoint / UNET
+    tensors = load_file(file)
+    if suffix == ".bin":
+        file.unlink()
+        torch.save(tensors, file.with_suffix(".fp16.bin"))
+    else:
+        save_file(tensors, file.with_suffix(".fp16.safetensors"), {"format": "pt"})
+        in_file(UNET, lambda tensors: {key: tensor * 2 for key, tensor in tensors.items()})(checkpoint)
+    parts = {
+        name: load_part(
+            "m",
+            checkpoint / name,
+            library,
+            kind,
+            torch.float32,
+            variant="fp16",
+            allow_pickle=suffix == ".bin",
+        )
+        for name, (library, kind) in read_parts(checkpoint).items()
+        if name in {"unet", "vae", "text_encoder"}
+    }
+    pipeline = load_folder(img2img_checkpoint())
+    pipeline.register_modules(**parts)
+    assert torch.equal(draw(pipeline), expected)
+
+
 @pytest.mark.parametrize("fault", BROKEN)
 def test_a_broken_checkpoint_is_refused_in_one_line(checkpoint: Path, fault: str) -> None:
     spoil, reason = BROKEN[fault]
@@ -292,13 +325,28 @@ def test_another_vae_of_a_single_file_may_be_a_file_too(tmp_path: Path) -> None:
     file = whole(tmp_path)
     tensors = load_file(file)
     prefix = "first_stage_model."
+    left = {"model_ema.decay": torch.ones(1), "model_ema.num_updates": torch.ones(1)}
     save_file(
-        {key.removeprefix(prefix): one * 1.01 for key, one in tensors.items() if key.startswith(prefix)},
+        {key.removeprefix(prefix): one * 1.01 for key, one in tensors.items() if key.startswith(prefix)}
+        | left,
         tmp_path / "better.safetensors",
     )
     own, better = load_file_of(tmp_path), load_file_of(tmp_path, vae=tmp_path / "better.safetensors")
     for key, weight in own.vae.state_dict().items():
         torch.testing.assert_close(better.vae.state_dict()[key], weight * 1.01)
+
+
+def test_another_vae_may_be_a_file_with_the_names_of_diffusers(tmp_path: Path) -> None:
+    whole(tmp_path)
+    own = load_file_of(tmp_path).vae.state_dict()
+    file = tmp_path / "better.safetensors"
+    save_file({key: one * 1.01 for key, one in own.items()}, file, {"format": "pt"})
+    better = load_file_of(tmp_path, vae=file).vae.state_dict()
+    for key, weight in own.items():
+        torch.testing.assert_close(better[key], weight * 1.01)
+    save_file(without("decoder.conv_in")(own), file, {"format": "pt"})
+    with pytest.raises(ModelUnusable, match=r"part 'vae' lacks decoder\.conv_in"):
+        load_file_of(tmp_path, vae=file)
 
 
 def test_another_vae_that_does_not_fit_is_refused(checkpoint: Path, other_vae: Path) -> None:

@@ -56,8 +56,9 @@ def load_part(
     if not issubclass(found, torch.nn.Module):
         return None
     name = name or folder.name
-    variant = variant or _find_variant(folder)
-    files = _list_safetensors(folder, variant)
+    files = _list_weight_files(folder, allow_pickle)
+    variant = _pick_variant(files, variant)
+    files = [file for file in files if file.suffix == ".safetensors" and _read_variant(file) == variant]
     shapes = _read_shapes(model, name, files)
     with TemporaryDirectory(prefix="avatarforge-") as temporary:
         source = folder
@@ -66,7 +67,7 @@ def load_part(
         part, report = found.from_pretrained(
             str(source),
             dtype=dtype,
-            variant=variant if files else None,
+            variant=variant,
             local_files_only=True,
             use_safetensors=None if allow_pickle else True,
             # What does not fit is reported, where it would be raised without a name.
@@ -122,16 +123,25 @@ def _add_contents(contents: str | None) -> str:
     return "" if contents is None else f": the file is {contents}"
 
 
-def _find_variant(folder: Path) -> str | None:
-    """Return the variant, such as `fp16`, of a folder that has weights of one variant alone."""
-    names = [re.sub(r"-\d+-of-\d+", "", path.name) for path in folder.glob("*.safetensors")]
-    variants = {name.split(".")[1] if name.count(".") > 1 else None for name in names}
-    return variants.pop() if len(variants) == 1 else None
+def _list_weight_files(folder: Path, allow_pickle: bool) -> list[Path]:
+    """List the files that diffusers and transformers choose among: pickled ones where there are no others."""
+    return sorted(folder.glob("*.safetensors")) or (sorted(folder.glob("*.bin")) if allow_pickle else [])
 
 
-def _list_safetensors(folder: Path, variant: str | None) -> list[Path]:
-    files = sorted(folder.glob("*.safetensors"))
-    return [file for file in files if variant is None or f".{variant}" in file.name] or files
+def _pick_variant(files: Sequence[Path], wanted: str | None) -> str | None:
+    """Return the wanted variant, such as `fp16`, if there are weights of it: some parts may have none.
+
+    If none is wanted, return the only one that there is.
+    """
+    variants = {_read_variant(file) for file in files}
+    if wanted is None and len(variants) == 1:
+        return variants.pop()
+    return wanted if wanted in variants else None
+
+
+def _read_variant(file: Path) -> str | None:
+    name = re.sub(r"-\d+-of-\d+", "", file.name)
+    return name.split(".")[1] if name.count(".") > 1 else None
 
 
 def _read_shapes(model: str, part: str, files: Iterable[Path]) -> dict[str, tuple[int, ...]]:

@@ -6,8 +6,10 @@ diffusers converts the names; that each tensor is there, fits and is used is che
 import importlib
 import inspect
 import re
+import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 from avatarforge.diffusion.models.parts import check_keys, load_part
@@ -37,7 +39,9 @@ _PREFIXES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 _SPLIT: Final = re.compile(r"\.in_proj_(weight|bias)$|text_projection$")
 """OpenCLIP's tensors that become others."""
-_UNUSED: Final = re.compile(r"(position_ids|logit_scale|attn_mask)$|^first_stage_model\.loss\.")
+_UNUSED: Final = re.compile(
+    r"(position_ids|logit_scale|attn_mask)$|^(first_stage_model|vae)\.(loss|model_ema)\."
+)
 """What training leaves in a part, and making images does not need."""
 _V_PREDICTION: Final = "v_pred"
 _ZERO_SNR: Final = "ztsnr"
@@ -71,8 +75,17 @@ def load_parts_of_file(
 
 
 def load_vae_file(model: str, file: Path, library: str, kind: str, config: Path, dtype: "torch.dtype") -> Any:
-    """Load a VAE that is a file of its own, whose names have no prefix. Raises `ModelUnusable`."""
+    """Load a VAE that is a file of its own, whose names have no prefix, or are diffusers'.
+
+    Raises `ModelUnusable`.
+    """
     checkpoint = _read_checkpoint(model, file)
+    if any(key.startswith("decoder.up_blocks.") for key in checkpoint):
+        with TemporaryDirectory(prefix="avatarforge-") as temporary:
+            folder = Path(temporary)
+            shutil.copy(config / "config.json", folder)
+            (folder / "diffusion_pytorch_model.safetensors").symlink_to(file.resolve())
+            return load_part(model, folder, library, kind, dtype, name="vae")
     if not any(key.startswith(_PREFIXES["vae"]) for key in checkpoint):
         checkpoint = {f"{_PREFIXES['vae'][0]}{key}": tensor for key, tensor in checkpoint.items()}
     return _load_part(model, "vae", library, kind, config, checkpoint, dtype)
