@@ -81,9 +81,8 @@ class JobTracker:
         )
         admission = self._admission = AdmissionControl(settings, dispatcher.throughput)
         forecaster = self._forecaster = Forecaster(settings.shards, table, dispatcher, replicas)
-        recent = settings.recent_events
-        feed = Feed(gate, recent, self._load_changes, table.all, forecaster.forecast, replicas.all)
-        self.feed = feed
+        recent, load = settings.recent_events, self._load_changes
+        feed = self.feed = Feed(gate, recent, load, table.all, forecaster.forecast, replicas.all)
         self.metrics = TrackerMetrics(registry, table, feed, forecaster, None if shard else replicas, now)
         self.submissions = SubmissionHandler(
             ports.store, self._committer, table, admission, gate, ports.storage, now

@@ -20,6 +20,7 @@ from avatarforge.diffusion.models.catalogue import Lora, Manifest
 from avatarforge.diffusion.models.loader import ModelLoader
 from avatarforge.domain.errors import (
     DeviceFailed,
+    DeviceLost,
     ImageNotFinite,
     ImageWithheld,
     InvalidRequest,
@@ -214,6 +215,14 @@ async def test_a_fault_of_one_request_is_raised_there_and_nowhere_else(
     with pytest.raises(PipelineFailed, match="Error: "):
         await all_of(engine, request_of(prompt=7))
     assert await picture_of(engine, request_of())
+
+
+async def test_after_its_device_was_lost_an_engine_refuses_whoever_comes(
+    engine: Engine, request_of: Any
+) -> None:
+    engine.fail_device(DeviceLost("cuda", "it has made no step for 120 seconds."))
+    with pytest.raises(DeviceLost, match="made no step"):
+        await picture_of(engine, request_of())
 
 
 async def test_numbers_out_of_bounds_make_no_picture(engine: Engine, request_of: Any) -> None:

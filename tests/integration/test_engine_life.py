@@ -1,6 +1,7 @@
 """The batching engine: who joins, who leaves, and what one request's fault means to the others."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
@@ -10,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from avatarforge.diffusion.engines import batching
 from avatarforge.diffusion.engines.batch_limits import BatchLimits
 from avatarforge.diffusion.engines.batching import BatchingEngine
 from avatarforge.diffusion.engines.engine import EngineRequest, EngineResult, EngineStep, EngineUpdate
@@ -162,12 +165,10 @@ async def test_a_fault_of_one_request_is_raised_there_and_nowhere_else(engine: B
 async def test_too_little_memory_makes_batches_smaller_and_fails_nobody(
     engine: BatchingEngine, passes: Passes
 ) -> None:
-    from torch import OutOfMemoryError
-
     requests = [replace(SHORT, seed=seed, steps=20) for seed in range(4)]
     alone = [await picture_of(engine, request) for request in requests]
     passes.images.clear()
-    passes.fault = lambda images: OutOfMemoryError("CUDA out of memory") if images > 2 else None
+    passes.fault = lambda images: torch.OutOfMemoryError("CUDA out of memory") if images > 2 else None
     together = await asyncio.gather(*(picture_of(engine, request) for request in requests))
     assert all(map(alike, alone, together))
     assert max(passes.images) == 2
@@ -179,8 +180,6 @@ async def test_too_little_memory_makes_batches_smaller_and_fails_nobody(
 async def test_too_little_memory_for_one_picture_gives_it_back(
     engine: BatchingEngine, passes: Passes, kind: str
 ) -> None:
-    import torch
-
     details = (2,) if kind == "AcceleratorError" else ()
     passes.fault = lambda images: getattr(torch, kind)("CUDA error: out of memory", *details)
     with pytest.raises(DeviceFailed, match="too little memory"):
@@ -192,11 +191,9 @@ async def test_too_little_memory_for_one_picture_gives_it_back(
 async def test_a_device_that_broke_fails_whoever_is_there_and_whoever_comes(
     engine: BatchingEngine, passes: Passes
 ) -> None:
-    from torch import AcceleratorError
-
     running = [asyncio.create_task(picture_of(engine, LONG)) for _ in range(2)]
     await wait_until(lambda: passes.images and passes.images[-1] == 2)
-    passes.fault = lambda images: AcceleratorError("an illegal memory access was encountered", 700)
+    passes.fault = lambda images: torch.AcceleratorError("an illegal memory access was encountered", 700)
     assert [type(error) for error in await asyncio.gather(*running, return_exceptions=True)] == [
         DeviceLost,
         DeviceLost,
@@ -209,10 +206,8 @@ async def test_a_device_that_broke_fails_whoever_is_there_and_whoever_comes(
 async def test_a_device_that_broke_before_the_first_step_fails_whoever_came(
     engine: BatchingEngine, pipeline: Any
 ) -> None:
-    from torch import AcceleratorError
-
     def broken(module: Any, arguments: Any) -> None:
-        raise AcceleratorError("an illegal memory access was encountered", 700)
+        raise torch.AcceleratorError("an illegal memory access was encountered", 700)
 
     hook = pipeline.text_encoder.register_forward_pre_hook(broken)
     try:
@@ -222,16 +217,65 @@ async def test_a_device_that_broke_before_the_first_step_fails_whoever_came(
         hook.remove()
 
 
+@pytest.mark.parametrize("error", [torch.AcceleratorError, RuntimeError])
+async def test_an_error_that_is_met_between_steps_fails_whoever_is_there_and_whoever_comes(
+    engine: BatchingEngine, passes: Passes, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail() -> None:
+        raise error("an illegal memory access was encountered")
+
+    running = [asyncio.create_task(picture_of(engine, LONG)) for _ in range(2)]
+    await wait_until(lambda: passes.images and passes.images[-1] == 2)
+    # Where a GPU is waited for; of a CPU nothing is.
+    monkeypatch.setattr(engine, "_limit_queue_depth", fail)
+    errors = await asyncio.wait_for(asyncio.gather(*running, return_exceptions=True), 60)
+    assert [type(one) for one in errors] == [DeviceLost, DeviceLost]
+    with pytest.raises(DeviceLost, match="illegal memory access"):
+        await picture_of(engine, SHORT)
+    assert engine.device_error is not None
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(torch.AcceleratorError, DeviceLost), (RuntimeError, PipelineFailed)]
+)
+async def test_an_error_that_is_met_when_a_finished_image_is_fetched_is_told(
+    engine: BatchingEngine, monkeypatch: pytest.MonkeyPatch, error: type[Exception], kind: type[Exception]
+) -> None:
+    def fail() -> Any:
+        raise error("an illegal memory access was encountered")
+
+    monkeypatch.setattr(batching, "_copy_to_cpu", lambda tensor: fail)
+    with pytest.raises(kind, match="illegal memory access"):
+        await asyncio.wait_for(picture_of(engine, SHORT), 60)
+    assert (engine.device_error is not None) == (kind is DeviceLost)
+
+
+async def test_a_warming_up_that_was_given_up_before_it_began_harms_nobody(
+    engine: BatchingEngine, passes: Passes
+) -> None:
+    begun = threading.Event()
+    go_on = threading.Event()
+    passes.fault = lambda images: begun.set() or (go_on.wait(60) and None)
+    running = asyncio.create_task(picture_of(engine, SHORT))
+    await wait_until(begun.is_set)
+    warming = asyncio.create_task(engine.warm_up(32, 1.0))
+    await asyncio.sleep(0)
+    warming.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await warming
+    go_on.set()
+    assert await running
+    assert await picture_of(engine, SHORT)
+
+
 async def test_decoding_takes_no_more_at_once_than_memory_held_before(
     engine: BatchingEngine, pipeline: Any
 ) -> None:
-    from torch import OutOfMemoryError
-
     decoded: list[int] = []
 
     def narrow(module: Any, arguments: Any) -> None:
         if (images := len(arguments[0])) > 2:
-            raise OutOfMemoryError("CUDA out of memory")
+            raise torch.OutOfMemoryError("CUDA out of memory")
         decoded.append(images)
 
     # As on a GPU: a CPU decodes image by image.
@@ -303,8 +347,6 @@ async def test_rows_are_split_as_is_fastest_here(
 
 @pytest.mark.parametrize("slow", ["channels_last", "contiguous_format"])
 async def test_weights_are_laid_out_as_is_fastest_here(pipeline: Any, slow: str) -> None:
-    import torch
-
     weight, layout = pipeline.vae.decoder.conv_in.weight, getattr(torch, slow)
 
     def burn(*_: Any) -> None:
@@ -322,8 +364,6 @@ async def test_weights_are_laid_out_as_is_fastest_here(pipeline: Any, slow: str)
 
 
 async def test_one_image_is_encoded_denoised_and_decoded_by_all_threads(pipeline: Any) -> None:
-    import torch
-
     threads: list[int] = []
     hooks = [
         part.register_forward_pre_hook(lambda *_: threads.append(torch.get_num_threads()))
@@ -341,8 +381,6 @@ async def test_one_image_is_encoded_denoised_and_decoded_by_all_threads(pipeline
 async def test_every_number_of_rows_that_may_come_is_compiled_before_the_first_job(
     pipeline: Any, passes: Passes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
-
     monkeypatch.setattr(torch, "compile", lambda module, **_: module)
     with engine_of(pipeline, max_batch=3, compilation="compile") as engine:
         await engine.warm_up(32, 4.0)

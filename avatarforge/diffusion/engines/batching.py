@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from avatarforge.diffusion.engines.architectures import (
+    Architecture,
     Conditions,
     Embedding,
     EmbeddingCache,
@@ -85,17 +86,13 @@ class BatchingEngine(Engine):
         schedulers: Mapping[str, Any] | None = None,
     ) -> None:
         """`schedulers` are those that requests may ask for beside the pipeline's, by the samplers' names."""
-        architecture = find_architecture(pipeline)
-        if architecture is None:
-            raise ModelUnusable(name, f"the steps of {type(pipeline).__name__} are not known from inside")
         super().__init__(name, str(pipeline.device))
         if compilation != "none":
             self.watchdog = Watchdog(COMPILATION_TIMEOUT_SECONDS)
-        self._architecture = architecture(pipeline)
-        self._sampler = Sampler(pipeline.scheduler, architecture.strength_use)
-        self._samplers: dict[str | None, Sampler] = {None: self._sampler}
-        for sampler, scheduler in (schedulers or {}).items():
-            self._samplers[sampler] = Sampler(scheduler, architecture.strength_use)
+        self._architecture = _adapt(pipeline, name)
+        self._samplers: dict[str | None, Sampler] = {}
+        for sampler, scheduler in ((None, pipeline.scheduler), *(schedulers or {}).items()):
+            self._samplers[sampler] = Sampler(scheduler, self._architecture.strength_use)
         self._cpu_pool = CpuPool(self._architecture.device, threads, niceness)
         self._denoiser = Denoiser(self._architecture, self._cpu_pool, compilation)
         self._embeddings = EmbeddingCache()
@@ -137,6 +134,8 @@ class BatchingEngine(Engine):
         measured: Future[None] = Future()
 
         def measure() -> None:
+            if not measured.set_running_or_notify_cancel():
+                return
             try:
                 self._measure(size, guidance)
             except Exception as error:
@@ -149,11 +148,11 @@ class BatchingEngine(Engine):
                 raise self._make_closed_error()
             self._control_queue.append(measure)
             self._changed.notify()
-        with self.watchdog.working():
+        with self.watchdog.expect_beats():
             await asyncio.wrap_future(measured)
 
     def count_steps(self, steps: int, strength: float) -> int:
-        return self._sampler.count_steps(steps, strength)
+        return self._samplers[None].count_steps(steps, strength)
 
     def report(self) -> EngineReport:
         with self._changed:
@@ -220,7 +219,11 @@ class BatchingEngine(Engine):
         with torch.inference_mode():
             while (admitted := self._admit()) is not None:
                 began = perf_counter()
-                self._run_iteration(admitted)
+                try:
+                    self._run_iteration(admitted)
+                except Exception as error:
+                    # Errors of a GPU come late, at any call: nobody knows whose they are.
+                    self._fail_device(error)
                 self.watchdog.beat()
                 self._busy_seconds += perf_counter() - began
 
@@ -271,7 +274,8 @@ class BatchingEngine(Engine):
         for batch in batches:
             self._run_isolated(batch, self._step)
             self._steps_by_images[len(batch)] += 1
-        self._limit_queue_depth()
+        if self.device_error is None:
+            self._limit_queue_depth()
         if len(batches) == 1:
             self._batch_limits.record_step(batches[0][0].shape, len(batches[0]), perf_counter() - began)
 
@@ -315,9 +319,23 @@ class BatchingEngine(Engine):
             self._autoencoder_limits.lower(_pixel_shape(requests[0]), len(requests))
 
     def _fail_device(self, error: Exception) -> None:
-        device_error = translate_error(error, self.name, self.device)
-        assert isinstance(device_error, DeviceLost), "a fatal error is the device's"
+        device_error = DeviceLost(self.device, f"{type(error).__name__}: {error}")
+        device_error.__cause__ = error
         self.fail_device(device_error)
+
+    def _submit(self, request: ActiveRequest, work: Callable[[], None]) -> None:
+        """Run the work in the I/O pool; an error of a GPU may be met only there, where it is waited for."""
+
+        def run() -> None:
+            try:
+                work()
+            except Exception as error:
+                if is_fatal(error):
+                    self._fail_device(error)
+                else:
+                    request.fail(translate_error(error, self.name, self.device))
+
+        self._io_pool.submit(run)
 
     # --- work ---------------------------------------------------------------------------------------
 
@@ -374,7 +392,7 @@ class BatchingEngine(Engine):
         index: int,
     ) -> None:
         latents = weights[0] * tensors.inputs[index] + weights[1] * tensors.outputs[index]
-        self._io_pool.submit(request.encode_preview, _copy_to_cpu(previewer.to_rgb(latents)))
+        self._submit(request, partial(request.encode_preview, _copy_to_cpu(previewer.to_rgb(latents))))
 
     def _decode(self, requests: Sequence[ActiveRequest]) -> None:
         latents = torch.stack([request.trajectory.sample for request in requests])
@@ -382,7 +400,7 @@ class BatchingEngine(Engine):
         self._autoencoder_limits.record_success(_pixel_shape(requests[0]), len(requests))
         self._images_generated += len(requests)
         for request, one, is_withheld in zip(requests, pixels, withheld, strict=True):
-            self._io_pool.submit(request.deliver, _copy_to_cpu(one), is_withheld)
+            self._submit(request, partial(request.deliver, _copy_to_cpu(one), is_withheld))
 
     def _limit_queue_depth(self) -> None:
         """Let a GPU be at most one step ahead, or a new request would wait for everything launched."""
@@ -495,7 +513,7 @@ class BatchingEngine(Engine):
         }
 
     def _start_trajectory(self, latents: Tensor) -> Trajectory:
-        return Trajectory.start(self._sampler.plan(2, 1.0), latents, torch.Generator())
+        return Trajectory.start(self._samplers[None].plan(2, 1.0), latents, torch.Generator())
 
     def _time_step(self, latents: Tensor, conditions: Conditions, images: int, lanes: int) -> float:
         """Return the seconds of one step of so many images, in so many passes side by side."""
@@ -507,6 +525,13 @@ class BatchingEngine(Engine):
             torch.cuda.synchronize()
         self.watchdog.beat()
         return perf_counter() - began
+
+
+def _adapt(pipeline: Any, name: str) -> Architecture:
+    architecture = find_architecture(pipeline)
+    if architecture is None:
+        raise ModelUnusable(name, f"the steps of {type(pipeline).__name__} are not known from inside")
+    return architecture(pipeline)
 
 
 def _find_fastest(seconds: Mapping[_Way, float], usual: _Way) -> _Way:

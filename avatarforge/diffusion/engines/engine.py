@@ -138,11 +138,16 @@ class Engine(ABC):
 
     @contextmanager
     def _open_channel(self) -> "Iterator[UpdateChannel]":
-        """Open the channel of one request, for as long as its receiver is there."""
+        """Open the channel of one request, for as long as its receiver is there.
+
+        Raises `DeviceLost` if the device was lost before; if it is lost later, the error is sent.
+        """
         channel = UpdateChannel()
         self._channels.add(channel)
         try:
-            with self.watchdog.working():
+            if self.device_error is not None:
+                raise self.device_error
+            with self.watchdog.expect_beats():
                 yield channel
         finally:
             channel.close()

@@ -17,7 +17,7 @@ COMPILATION_TIMEOUT_SECONDS: Final = 1800.0
 class Watchdog:
     """Tells that an engine which has work gives no sign of life.
 
-    The engine works inside `working`, and calls `beat` after its calls of the device, from any thread.
+    The engine works inside `expect_beats`, and calls `beat` after its calls of the device, from any thread.
     Silence is counted in checks, not in time: a process that was stopped for a minute has not been silent.
     """
 
@@ -26,7 +26,7 @@ class Watchdog:
         self._tasks = self._beats = self._known_beats = self._silent_checks = 0
 
     @contextmanager
-    def working(self) -> Iterator[None]:
+    def expect_beats(self) -> Iterator[None]:
         """Expect signs of life inside this context. Enter it in one thread only."""
         self.beat()
         self._tasks += 1

@@ -319,7 +319,7 @@ class Manifest(_Part):
 
     @property
     def sampler_names(self) -> tuple[SamplerName, ...]:
-        """What a request may ask for: the model's own first, if it has a name."""
+        """The samplers that a request may ask for: the model's own first, if it has a name."""
         own = () if self.own_sampler is None else (self.own_sampler,)
         return tuple(dict.fromkeys((*own, *self.samplers)))
 

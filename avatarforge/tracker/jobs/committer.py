@@ -52,7 +52,7 @@ class _Attempt:
         *,
         is_new: bool,
     ) -> None:
-        """What is not new may be written already."""
+        """`is_new` unless some of the group may be written already."""
         self._write = write
         self._store = store
         self._group = group
