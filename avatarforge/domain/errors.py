@@ -12,7 +12,7 @@ AvatarForgeError
 │   └── CustomerNotFound, JobNotFound, DeliveryNotFound, ImageNotFound, ObjectNotFound
 ├── IllegalTransition, JobNotFinished, IdempotencyKeyReused, IdempotencyKeyInFlight, StreamOverflowed
 ├── LimitReached
-│   ├── RateLimited, TooManyUploads
+│   ├── RateLimited, TooManyUploads, TooManyCalls
 │   ├── BacklogFull
 │   │   └── CustomerBacklogFull
 │   └── TooManyStreams
@@ -401,6 +401,17 @@ class TooManyUploads(LimitReached):
 
     code = "too_many_uploads"
     message = "As many uploads as are read at a time ({limit}) are under way. Try again in {retry_after} s."
+    retry_after: int = 1
+
+
+class TooManyCalls(LimitReached):
+    """As many callers without a key are read as may be, and they took too long."""
+
+    code = "too_many_calls"
+    message = (
+        "As many calls without a key as are read at a time ({limit}) have sent nothing yet. "
+        "Try again in {retry_after} s."
+    )
     retry_after: int = 1
 
 

@@ -42,6 +42,8 @@ class Grpc:
     health: HealthStub
     channel: grpc.aio.Channel
     methods: Methods
+    socket: Path
+    """The server's second address."""
 
     async def submitted(self, customer_id: str = "ana", **fields: Any) -> pb.ProfilePhotoJobStatus:
         return await self.jobs.SubmitPhoto(
@@ -68,9 +70,12 @@ async def running_grpc(folder: Path, **settings: Any) -> AsyncIterator[Grpc]:
         add_job_service_to_server(methods, server)
         add_health_service_to_server(methods, server)
         port = server.add_insecure_port("127.0.0.1:0")
+        socket = folder / "grpc"
+        server.add_insecure_port(f"unix:{socket}")
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Grpc(rest, ProfilePhotoJobServiceStub(channel), HealthStub(channel), channel, methods)
+            stubs = ProfilePhotoJobServiceStub(channel), HealthStub(channel)
+            yield Grpc(rest, *stubs, channel, methods, socket)
         await server.stop(None)
 
 
@@ -393,18 +398,31 @@ async def test_health_is_readiness(api: Grpc, monkeypatch: pytest.MonkeyPatch) -
     watch.cancel()
 
 
-async def test_few_messages_of_callers_without_a_key_are_read_at_a_time(
+async def test_callers_without_a_key_who_send_nothing_keep_no_other_host_out(
     api: Grpc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "UNKNOWN_READ_TIMEOUT_SECONDS", 1.0)
-    silent = [
-        api.channel.stream_unary("/grpc.health.v1.Health/Check")() for _ in range(serving.MAX_UNKNOWN_READS)
-    ]
-    await wait_until(api.methods._callers._places.locked)
-    # It waits until they have lost their places.
-    assert (await api.health.Check(HealthCheckRequest(service=""))).status == HealthCheckResponse.SERVING
+    monkeypatch.setattr(serving, "UNKNOWN_READ_TIMEOUT_SECONDS", 60.0)
+    monkeypatch.setattr(serving, "UNKNOWN_QUEUE_TIMEOUT_SECONDS", 0.1)
+    check = api.channel.stream_unary("/grpc.health.v1.Health/Check")
+    silent = [check() for _ in range(serving.MAX_UNKNOWN_READS_OF_PEER)]
+    places = api.methods._callers._places_of_peers
+    await wait_until(lambda: any(of_peer.locked() for of_peer in places.values()))
+    asked = HealthCheckRequest(service="")
+    assert (await refused(api.health.Check(asked)))[:2] == ("RESOURCE_EXHAUSTED", "too_many_calls")
+    async with grpc.aio.insecure_channel(f"unix:{api.socket}") as channel:
+        assert (await HealthStub(channel).Check(asked)).status == HealthCheckResponse.SERVING
     for call in silent:
-        assert (await refused(call))[:2] == ("INVALID_ARGUMENT", "invalid_request")
+        call.cancel()
+    await wait_until(lambda: not places)
+    assert (await api.health.Check(asked)).status == HealthCheckResponse.SERVING
+
+
+async def test_callers_without_a_key_lose_their_place_if_they_send_nothing_or_much(
+    api: Grpc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = api.channel.stream_unary("/grpc.health.v1.Health/Check")()
+    assert (await refused(silent))[:2] == ("INVALID_ARGUMENT", "invalid_request")
+    monkeypatch.setattr(serving, "UNKNOWN_READ_TIMEOUT_SECONDS", 60.0)
     large = HealthCheckRequest(service="x" * serving.MAX_UNKNOWN_BYTES)
     for answer in (api.health.Check(large), api.health.Watch(large)):
         assert (await refused(answer))[:2] == ("INVALID_ARGUMENT", "invalid_request")

@@ -41,7 +41,7 @@ class HealthMethods:
         self, requests: AsyncIterator[HealthCheckRequest], grpc_context: CallContext
     ) -> HealthCheckResponse:
         with handle_errors(grpc_context, "Check"):
-            request = await self._callers.read(requests)
+            request = await self._callers.read(requests, grpc_context.peer())
             if request.service in SERVICES:
                 return HealthCheckResponse(status=await self._health())
             known = ", ".join(map(repr, SERVICES))
@@ -62,7 +62,7 @@ class HealthMethods:
     ) -> AsyncIterator[HealthCheckResponse]:
         """Like every stream it ends after a while; the protocol has clients call again."""
         with handle_errors(grpc_context, "Watch"):
-            request = await self._callers.read(requests)
+            request = await self._callers.read(requests, grpc_context.peer())
             clock = asyncio.get_running_loop().time
             end = clock() + self._photos.settings.ingress.max_stream_seconds
             told = None

@@ -11,8 +11,10 @@ Reflection is `v1`, which clients ask for first; Serve adds `v1alpha`.
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import grpc
 from google.protobuf import descriptor_pool, text_format
@@ -24,8 +26,9 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import _base, reflection, reflection_pb2
 
-from avatarforge.domain.errors import InvalidRequest
+from avatarforge.domain.errors import InvalidRequest, TooManyCalls
 from avatarforge.grpc_generated import profile_photo_job_pb2 as pb
+from avatarforge.ingress.grpc.errors import handle_errors
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ProfilePhotoJobService"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
@@ -33,12 +36,16 @@ HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 READ_TIMEOUT_SECONDS = 30.0
 """How long a client may take to send a message other than a photo's pieces."""
 
-MAX_UNKNOWN_READS = 4
+MAX_UNKNOWN_READS = 8
 """Messages of callers who need no key that are read at a time, of each service: each may have 4 MiB."""
+MAX_UNKNOWN_READS_OF_PEER = 4
+"""Of these, those from one address: so one host alone keeps nobody else out."""
 MAX_UNKNOWN_BYTES = 64 * 1024
 """Of such a message that is looked at: names of services and files are short."""
-UNKNOWN_READ_TIMEOUT_SECONDS = 5.0
-"""How long such a caller may take to send a message, and wait until it is its turn."""
+UNKNOWN_READ_TIMEOUT_SECONDS = 0.5
+"""How long such a caller may take to send a message once it is its turn: others wait for its place."""
+UNKNOWN_QUEUE_TIMEOUT_SECONDS = 5.0
+"""How long such a caller may wait until it is its turn."""
 
 REFLECTION = "grpc.reflection.v1.ServerReflection"
 
@@ -91,27 +98,48 @@ class UnknownCallers:
 
     def __init__(self) -> None:
         self._places = asyncio.Semaphore(MAX_UNKNOWN_READS)
+        self._places_of_peers: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
-    async def read(self, requests: AsyncIterator[M]) -> M:
-        """Return the next message. Raises `InvalidRequest` if it does not come in time, is large, or none."""
-        async for request in self.iterate(requests):
+    async def read(self, requests: AsyncIterator[M], peer: str) -> M:
+        """Return the next message. Raises `TooManyCalls`, and `InvalidRequest` if it does not come in time,
+        is large, or none."""
+        async for request in self.iterate(requests, peer):
             return require_decoded(request)
         limits = f"at most {MAX_UNKNOWN_BYTES} bytes, within {UNKNOWN_READ_TIMEOUT_SECONDS:g} seconds"
         raise InvalidRequest("The message", "nothing, late, or large", limits)
 
-    async def iterate(self, requests: AsyncIterator[M]) -> AsyncIterator[M]:
-        """Yield the messages, until none comes in time, or one that is large."""
-        messages = aiter(requests)
+    async def iterate(self, requests: AsyncIterator[M], peer: str) -> AsyncIterator[M]:
+        """Yield the messages, until none comes in time, or one that is large.
+
+        `peer` is the caller's address, as gRPC gives it. Raises `TooManyCalls` if its turn does not come.
+        """
         while True:
-            try:
-                async with asyncio.timeout(UNKNOWN_READ_TIMEOUT_SECONDS), self._places:
-                    request = await anext(messages)
-            except (StopAsyncIteration, TimeoutError):
-                return
+            async with self._hold_place(peer):
+                try:
+                    async with asyncio.timeout(UNKNOWN_READ_TIMEOUT_SECONDS):
+                        # Not asked for its iterator earlier: grpcio warns of one that is never read.
+                        request = await anext(aiter(requests))
+                except (StopAsyncIteration, TimeoutError):
+                    return
             size = request.size if isinstance(request, UndecodableRequest) else request.ByteSize()
             if size > MAX_UNKNOWN_BYTES:
                 return
             yield request
+
+    @asynccontextmanager
+    async def _hold_place(self, peer: str) -> AsyncIterator[None]:
+        host = peer.rpartition(":")[0]
+        of_peer = self._places_of_peers.setdefault(host, asyncio.Semaphore(MAX_UNKNOWN_READS_OF_PEER))
+        limit = MAX_UNKNOWN_READS_OF_PEER
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(UNKNOWN_QUEUE_TIMEOUT_SECONDS):
+                    await stack.enter_async_context(of_peer)
+                    limit = MAX_UNKNOWN_READS
+                    await stack.enter_async_context(self._places)
+            except TimeoutError:
+                raise TooManyCalls(limit) from None
+            yield
 
 
 class _ReflectionServicer(reflection.aio.ReflectionServicer):  # type: ignore[misc]  # it has no types
@@ -122,8 +150,10 @@ class _ReflectionServicer(reflection.aio.ReflectionServicer):  # type: ignore[mi
         self._callers = UnknownCallers()
 
     async def ServerReflectionInfo(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-        async for response in super().ServerReflectionInfo(self._callers.iterate(requests), context):
-            yield response
+        with handle_errors(context, "ServerReflectionInfo"):
+            messages = self._callers.iterate(requests, context.peer())
+            async for response in super().ServerReflectionInfo(messages, context):
+                yield response
 
 
 class _Pool:
