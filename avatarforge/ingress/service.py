@@ -277,7 +277,7 @@ class ProfilePhotoService:
             await trackers.execute(command, customer_id, job_id, delivery_id, None)
         else:
             name = name_command(validate_key(idempotency_key), "redeliver", job_id, delivery_id)
-            async with hold_key(trackers, customer_id, name) as known:
+            async with hold_key(trackers, customer_id, name, makes_job=False) as known:
                 if known is None:
                     await trackers.execute(command, customer_id, job_id, delivery_id, name)
                 else:

@@ -79,8 +79,10 @@ class JobTrackerActor:
     async def find(self, customer_id: str, job_id: str) -> ProfilePhotoJob | None:
         return await self._tracker.submissions.find(customer_id, job_id)
 
-    async def acquire_key(self, customer_id: str, key: str) -> KnownKey | AvatarForgeError | None:
-        return await _return_error(self._tracker.submissions.acquire_key(customer_id, key))
+    async def acquire_key(
+        self, customer_id: str, key: str, fingerprint: str | None
+    ) -> KnownKey | AvatarForgeError | None:
+        return await _return_error(self._tracker.submissions.acquire_key(customer_id, key, fingerprint))
 
     async def release_key(self, customer_id: str, key: str) -> None:
         self._tracker.submissions.release_key(customer_id, key)

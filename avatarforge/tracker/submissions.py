@@ -94,9 +94,10 @@ class SubmissionHandler:
             self._store.find_job, customer_id, job_id
         )
 
-    async def acquire_key(self, customer_id: str, key: str) -> KnownKey | None:
+    async def acquire_key(self, customer_id: str, key: str, fingerprint: str | None) -> KnownKey | None:
         """Return the job on record under the idempotency key; if there is none, the caller has the key until
-        it releases it. The key stands no more for a job that has ended and whose original is gone.
+        it releases it. For the same upload, of this fingerprint, the key stands no more for a job that has
+        ended and whose original is gone; `None` is a command that makes no job.
 
         Raises `IdempotencyKeyInFlight` while another caller has it, or its job is about to be erased; and
         `StorageUnavailable` if that cannot be found out.
@@ -106,7 +107,7 @@ class SubmissionHandler:
         try:
             known = await self._find_key(customer_id, key)
             if known is not None:
-                known = await self._keep_known(customer_id, key, known)
+                known = await self._keep_known(customer_id, key, known, fingerprint)
         except BaseException:
             self._keys.release(customer_id, key)
             raise
@@ -118,20 +119,24 @@ class SubmissionHandler:
         """Give the key back: the caller's upload has come to its end."""
         self._keys.release(customer_id, key)
 
-    async def _keep_known(self, customer_id: str, key: str, known: KnownKey) -> KnownKey | None:
+    async def _keep_known(
+        self, customer_id: str, key: str, known: KnownKey, fingerprint: str | None
+    ) -> KnownKey | None:
         """Return what is known if its job is a promise; raise `IdempotencyKeyInFlight` if it is about to be
         erased, since its caller got a 503.
 
         One that this tracker committed after that is unfinished and not in the job table. Of one whose answer
         was lost, with an earlier tracker or on its way, the original is gone: that was removed before the
         caller was answered. If such a job has ended meanwhile, or its original went with a restored backup,
-        the key is free again: whoever was to have it erased may have died.
+        the key is free again for the same upload: whoever was to have it erased may have died.
         """
         job = in_table = self._job_table.get(known.job_id)
         if job is None:
             job = await asyncio.to_thread(self._store.find_job, customer_id, known.job_id)
         if known.job_id in self._rejected or job is None or not (in_table or job.status.is_terminal):
             raise IdempotencyKeyInFlight(key)
+        if job.status.is_terminal and known.fingerprint != fingerprint:
+            return known
         if await asyncio.to_thread(self._has_original, job):
             return known
         if not job.status.is_terminal:

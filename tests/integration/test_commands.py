@@ -403,13 +403,14 @@ async def test_deliveries_are_listed_and_sent_again(service: Service, receiver: 
     again = await service.client.post(f"{path}/{first['deliveryId']}/redeliver")
     second = await wait_until(lambda: arrived(2))
     unknown = await service.client.post(f"{path}/msg_unknown/redeliver")
-    named = [
-        await service.client.post(
-            f"{path}/{first['deliveryId']}/redeliver", headers={"Idempotency-Key": "again"}
-        )
-        for _ in range(2)
-    ]
-    await wait_until(lambda: arrived(3))
+    named = []
+    for _ in range(2):
+        redeliver = f"{path}/{first['deliveryId']}/redeliver"
+        named.append(await service.client.post(redeliver, headers={"Idempotency-Key": "again"}))
+        await wait_until(lambda: arrived(3))
+        # A restored backup may lack it: the key stands for what was sent all the same.
+        for key in service.objects(job_id):
+            service.storage.delete(key)
     misused = await service.command("retry", job_id, headers={"Idempotency-Key": "again"})
 
     assert [answer.status_code for answer in named] == [202, 202]

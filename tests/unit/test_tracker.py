@@ -439,12 +439,12 @@ async def test_a_second_job_of_one_key_is_refused_by_the_record(bench: Bench) ->
     [second] = await tracker.submissions.submit([NewJob(job=a_job(), idempotency_key=key)])
     assert isinstance(first, ProfilePhotoJob)
     assert isinstance(second, IdempotencyKeyInFlight)
-    assert await tracker.submissions.acquire_key("ana", "k1") == KnownKey(
+    assert await tracker.submissions.acquire_key("ana", "k1", "f0" * 32) == KnownKey(
         fingerprint="f0" * 32, job_id=first.job_id
     )
-    assert await tracker.submissions.acquire_key("ana", "k2") is None
+    assert await tracker.submissions.acquire_key("ana", "k2", "f") is None
     with pytest.raises(IdempotencyKeyInFlight):
-        await tracker.submissions.acquire_key("ana", "k2")
+        await tracker.submissions.acquire_key("ana", "k2", "f")
 
 
 async def test_a_key_whose_job_is_about_to_be_erased_is_no_answer(bench: Bench) -> None:
@@ -464,7 +464,7 @@ async def test_a_key_whose_job_is_about_to_be_erased_is_no_answer(bench: Bench) 
     [refused] = await tracker.submissions.submit([new])
     assert isinstance(refused, DatabaseUnavailable)
     with pytest.raises(IdempotencyKeyInFlight):
-        await tracker.submissions.acquire_key(job.customer_id, "mine")
+        await tracker.submissions.acquire_key(job.customer_id, "mine", "f")
     settled.set()
     await wait_until(lambda: EventKind.ERASED in bench.story(job))
 
@@ -487,22 +487,25 @@ async def test_a_key_whose_answer_was_lost_is_an_answer_while_its_original_is_th
     await first.stop()
     second = await bench.start()
     if is_stored:
-        assert await second.submissions.acquire_key("ana", "mine") == KnownKey(
+        assert await second.submissions.acquire_key("ana", "mine", "f") == KnownKey(
             fingerprint="f", job_id=job.job_id
         )
     elif has_ended:
+        known = KnownKey(fingerprint="f", job_id=job.job_id)
+        for another in ("another upload's", None):
+            assert await second.submissions.acquire_key("ana", "mine", another) == known
         # Whoever was to have it erased may have died, or a backup was restored: the upload makes a new job.
-        assert await second.submissions.acquire_key("ana", "mine") is None
+        assert await second.submissions.acquire_key("ana", "mine", "f") is None
         again = a_stored_job(bench)
         key = IdempotencyKey(key="mine", fingerprint="f")
         await second.submissions.submit([NewJob(job=again, idempotency_key=key)])
         second.submissions.release_key("ana", "mine")
-        assert await second.submissions.acquire_key("ana", "mine") == KnownKey(
+        assert await second.submissions.acquire_key("ana", "mine", "f") == KnownKey(
             fingerprint="f", job_id=again.job_id
         )
     else:
         with pytest.raises(IdempotencyKeyInFlight):
-            await second.submissions.acquire_key("ana", "mine")
+            await second.submissions.acquire_key("ana", "mine", "f")
 
 
 async def test_a_key_of_a_job_that_was_rejected_is_no_answer_though_its_original_is_there(
@@ -517,7 +520,7 @@ async def test_a_key_of_a_job_that_was_rejected_is_no_answer_though_its_original
     )
     tracker.submissions.reject(job.job_id)
     with pytest.raises(IdempotencyKeyInFlight):
-        await tracker.submissions.acquire_key("ana", "mine")
+        await tracker.submissions.acquire_key("ana", "mine", "f")
 
 
 async def test_a_submission_that_comes_after_its_client_was_told_503_is_not_kept(bench: Bench) -> None:
@@ -615,7 +618,7 @@ async def test_storage_that_hangs_does_not_keep_others_from_the_record(
         assert isinstance(job, ProfilePhotoJob)
         await bench.ended(job)
     try:
-        assert await asyncio.wait_for(tracker.submissions.acquire_key("ana", "another"), 5) is None
+        assert await asyncio.wait_for(tracker.submissions.acquire_key("ana", "another", "f"), 5) is None
     finally:
         let_go.set()
 

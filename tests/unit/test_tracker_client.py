@@ -68,7 +68,7 @@ async def test_a_tracker_that_never_answers_refuses_the_submission_and_those_beh
 async def test_a_command_whose_answer_never_comes_ends() -> None:
     trackers = TrackerClient([Actor()], retry_timeout=10)
     for ask in (
-        lambda: trackers.execute(JobTrackerActor.acquire_key, "ana", "k1"),
+        lambda: trackers.execute(JobTrackerActor.acquire_key, "ana", "k1", "f"),
         lambda: trackers.execute(JobTrackerActor.release_key, "ana", "k1"),
         lambda: trackers.execute(JobTrackerActor.cancel, "ana", "1"),
         lambda: trackers.execute(JobTrackerActor.erase_customer, "ana"),

@@ -218,13 +218,15 @@ class UploadSubmitter:
 
 @asynccontextmanager
 async def hold_key(
-    trackers: TrackerClient, customer_id: str, name: IdempotencyKey
+    trackers: TrackerClient, customer_id: str, name: IdempotencyKey, *, makes_job: bool = True
 ) -> AsyncIterator[KnownKey | None]:
-    """Hold the key while what it names is done; yields what it stands for if it is known.
+    """Hold the key while what it names is done; yields what it stands for if it is known. If `makes_job`, a
+    key whose job has ended and lost its original counts as unknown.
 
     Raises `IdempotencyKeyReused` and `IdempotencyKeyInFlight`.
     """
-    known = await trackers.execute(JobTrackerActor.acquire_key, customer_id, name.key)
+    fingerprint = name.fingerprint if makes_job else None
+    known = await trackers.execute(JobTrackerActor.acquire_key, customer_id, name.key, fingerprint)
     if known is not None:
         if known.fingerprint != name.fingerprint:
             raise IdempotencyKeyReused(name.key, known.job_id)
