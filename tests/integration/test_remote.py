@@ -138,8 +138,11 @@ async def test_a_configured_checkpoint_and_sampler_are_asked_for(bench: Bench) -
     assert asked["sampler_name"] == "Euler a"
 
 
-async def test_the_sampler_of_an_upload_goes_before_the_configured_one(bench: Bench) -> None:
-    bench.manifest = a_manifest(samplers=["Euler"])
+@pytest.mark.parametrize("own", [{}, {"scheduler": "euler"}], ids=["another", "the model's own"])
+async def test_the_sampler_of_an_upload_goes_before_the_configured_one(
+    bench: Bench, own: dict[str, str]
+) -> None:
+    bench.manifest = a_manifest(samplers=["Euler"], **own)
     await bench.updates(bench.worker(sampler="Euler a"), sampler="Euler")
     [asked] = bench.twin.requests
     assert asked["sampler_name"] == "Euler"

@@ -24,6 +24,7 @@ from avatarforge.domain.errors import RemoteFailed
 from avatarforge.domain.generations import GenerationFinished, GenerationTask, GenerationUpdate
 from avatarforge.domain.jobs import Crop
 from avatarforge.domain.status import ProcessingStatus
+from avatarforge.ingress.sdapi.messages import Img2Img
 from avatarforge.settings import RemoteSettings
 from avatarforge.storage.folder import FolderStorage
 from avatarforge.tracker.ports import RemoteFallback
@@ -311,6 +312,8 @@ async def test_info_has_what_automatic1111_tells(service: Service) -> None:
         ({"sampler_name": "DPM++ 2M"}, "DPM++ 2M Karras", ("DPM++ 2M", "Karras")),
         ({"sampler_name": "DPM++ 2M", "scheduler": "karras"}, "DPM++ 2M Karras", ("DPM++ 2M", "Karras")),
         ({"sampler_name": "DPM++ 2M Karras"}, "DPM++ 2M Karras", ("DPM++ 2M", "Karras")),
+        ({"sampler_index": "Euler a"}, "Euler a", ("Euler a", "Automatic")),
+        ({"sampler_name": "Euler a", "sampler_index": "Heun"}, "Euler a", ("Euler a", "Automatic")),
     ],
 )
 async def test_a_sampler_and_its_schedule_are_honoured_where_there_is_a_choice(
@@ -323,6 +326,13 @@ async def test_a_sampler_and_its_schedule_are_honoured_where_there_is_a_choice(
     assert job.parameters.sampler == sampler
     info = json.loads(answer.json()["info"])
     assert (info["sampler_name"], info["extra_generation_params"]["Schedule type"]) == told
+
+
+def test_a_sampler_that_was_not_sent_is_left_open_though_the_models_own_has_a_name() -> None:
+    manifest = a_manifest(scheduler="dpm++-2m-karras", samplers=["Euler a"])
+    assert Img2Img().read_submission(manifest).parameters.sampler is None
+    named = Img2Img(sampler_name="DPM++ 2M").read_submission(manifest)
+    assert named.parameters.sampler == "DPM++ 2M Karras"
 
 
 async def test_a_sampler_that_the_model_has_not_is_refused_with_those_it_has(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ class TaskWorker(ABC):
             image_guidance=(
                 defaults.image_guidance if parameters.image_guidance is None else parameters.image_guidance
             ),
-            sampler=None if parameters.sampler == manifest.own_sampler else parameters.sampler,
+            sampler=parameters.sampler,
         )
         return request, crop
 
@@ -313,6 +313,9 @@ class GenerationWorker(TaskWorker):
     async def _generate_image(self, generation: Generation, original: bytes) -> GeneratedImage:
         async with self._models() as model:
             request, crop = await self._build_request(generation, original, model.manifest)
+            if request.sampler == model.manifest.own_sampler:
+                # The engine has it under no name.
+                request = replace(request, sampler=None)
             result = await _run_engine(model, request, generation)
         return GeneratedImage(
             image=result.image, crop=crop, model=model.manifest.name, timings=result.timings

@@ -66,6 +66,8 @@ class Img2Img(BaseModel):
     cfg_scale: float | None = None
     image_cfg_scale: float | None = None
     sampler_name: str | None = None
+    sampler_index: str | None = None
+    """A name, too, for where `sampler_name` is missing."""
     scheduler: str | None = None
     width: int | None = None
     height: int | None = None
@@ -150,16 +152,20 @@ class Img2Img(BaseModel):
             # There is no choice, and clients of this API always send some sampler.
             return {}
         known = list_samplers(manifest)
-        name = (self.sampler_name or known[0].name).strip().lower()
+        asked, field = self.sampler_name, "sampler_name"
+        if not asked and self.sampler_index:
+            asked, field = self.sampler_index, "sampler_index"
+        name = (asked or known[0].name).strip().lower()
         sampler = next((one for one in known if name in (one.name.lower(), one.full_name.lower())), None)
         if sampler is None:
             names = ", ".join(one.name for one in known)
-            raise InvalidRequest("sampler_name", self.sampler_name, f"one of {names}")
+            raise InvalidRequest(field, asked, f"one of {names}")
         schedules = (AUTOMATIC, *(EVEN if sampler.schedule == AUTOMATIC else (KARRAS,)))
         if (self.scheduler or AUTOMATIC).lower() not in [schedule.lower() for schedule in schedules]:
             expected = f"one of {', '.join(schedules)} with the sampler {sampler.name}"
             raise InvalidRequest("scheduler", self.scheduler, expected)
-        return {} if sampler.full_name == DEFAULT_SAMPLER else {"sampler": sampler.full_name}
+        # A name that was not sent is left open: a server that the job goes on to may have a configured one.
+        return {} if not asked or sampler.full_name == DEFAULT_SAMPLER else {"sampler": sampler.full_name}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
