@@ -405,15 +405,18 @@ async def test_callers_without_a_key_who_send_nothing_keep_no_other_host_out(
     monkeypatch.setattr(serving, "UNKNOWN_QUEUE_TIMEOUT_SECONDS", 0.1)
     check = api.channel.stream_unary("/grpc.health.v1.Health/Check")
     silent = [check() for _ in range(serving.MAX_UNKNOWN_READS_OF_PEER)]
-    places = api.methods._callers._places_of_peers
-    await wait_until(lambda: any(of_peer.locked() for of_peer in places.values()))
+
+    def is_full() -> bool:
+        return any(places.locked() for places in api.methods._callers._places_of_peers.values())
+
+    await wait_until(is_full)
     asked = HealthCheckRequest(service="")
     assert (await refused(api.health.Check(asked)))[:2] == ("RESOURCE_EXHAUSTED", "too_many_calls")
     async with grpc.aio.insecure_channel(f"unix:{api.socket}") as channel:
         assert (await HealthStub(channel).Check(asked)).status == HealthCheckResponse.SERVING
     for call in silent:
         call.cancel()
-    await wait_until(lambda: not places)
+    await wait_until(lambda: not is_full())
     assert (await api.health.Check(asked)).status == HealthCheckResponse.SERVING
 
 
