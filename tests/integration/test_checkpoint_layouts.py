@@ -316,8 +316,8 @@ def test_another_vae_takes_the_place_of_the_checkpoints(checkpoint: Path, other_
 
     pipeline = diffusers.StableDiffusionImg2ImgPipeline.from_pretrained(img2img_checkpoint())
     pipeline.vae = diffusers.AutoencoderTiny.from_pretrained(other_vae)
-    # The checkpoint's own is not even read.
-    in_file(VAE, lambda tensors: {})(checkpoint)
+    # The checkpoint's own need not be there.
+    (checkpoint / VAE).unlink()
     assert torch.equal(draw(load_folder(checkpoint, vae=other_vae)), draw(pipeline))
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -138,6 +139,17 @@ def test_a_manifest_that_asks_for_a_safety_checker_refuses_a_checkpoint_without(
 def test_a_checkpoint_without_one_is_loaded_without(tmp_path: Path, checkpoint: Path) -> None:
     assert load(manifest_of(tmp_path)).safety_checker is None
     assert load(manifest_of(tmp_path, safety_checker=False)).safety_checker is None
+
+
+# --- the kind ----------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_whose_text_encoder_has_no_width_of_its_own_has_a_kind() -> None:
+    from transformers import CLIPConfig
+
+    encoder = SimpleNamespace(config=CLIPConfig())
+    pipeline = SimpleNamespace(unet=SimpleNamespace(config=SimpleNamespace()), text_encoder=encoder)
+    assert pipelines.describe_kind(pipeline) == "SimpleNamespace"
 
 
 # --- weights that come and go -------------------------------------------------------------------------------

@@ -44,18 +44,24 @@ class Adapter:
         self.family, self.metadata, self.strength = family, metadata, strength
 
 
-def merge(folder: Path, tensors: Tensors, strength: float, family: str, metadata: Any = None) -> Any:
-    """A copy of the family's parts with the adapter merged."""
+def copy_parts(family: str) -> Any:
+    """A copy of the family's parts that adapters change."""
+    components = tiny(family).components
+    names = ("unet", "text_encoder", "text_encoder_2")
+    return SimpleNamespace(**{name: copy.deepcopy(components.get(name)) for name in names})
+
+
+def merge_into(parts: Any, folder: Path, tensors: Tensors, strength: float, metadata: Any = None) -> None:
     extra = {"lora_adapter_metadata": json.dumps(metadata)} if metadata else None
     save_file({key: tensor.clone() for key, tensor in tensors.items()}, folder / "a.safetensors", extra)
-    pipeline = tiny(family)
-    parts = {
-        name: copy.deepcopy(pipeline.components.get(name))
-        for name in ("unet", "text_encoder", "text_encoder_2")
-    }
-    copied = SimpleNamespace(**parts)
     lora = Lora(file=folder / "a.safetensors", weight=strength)
-    merge_loras(copied, a_manifest(name="m", loras=(lora,)))
+    merge_loras(parts, a_manifest(name="m", loras=(lora,)))
+
+
+def merge(folder: Path, tensors: Tensors, strength: float, family: str, metadata: Any = None) -> Any:
+    """A copy of the family's parts with the adapter merged."""
+    copied = copy_parts(family)
+    merge_into(copied, folder, tensors, strength, metadata)
     return copied
 
 
@@ -275,9 +281,24 @@ def test_an_adapter_that_does_not_fit_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_an_adapter_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
+def test_an_adapter_for_another_model_changes_nothing(tmp_path: Path) -> None:
+    parts = copy_parts("sd-epsilon")
     with pytest.raises(ModelUnusable, match="is for another model"):
-        merge(tmp_path, kohya(_UNET).tensors | kohya("lora_unet_nowhere").tensors, 1.0, "sd-epsilon")
+        merge_into(parts, tmp_path, kohya(_UNET).tensors | kohya("lora_unet_nowhere").tensors, 1.0)
+    for key, tensor in tiny("sd-epsilon").unet.state_dict().items():
+        assert torch.equal(parts.unet.state_dict()[key], tensor)
+
+
+def test_dora_leaves_a_row_of_zeros(tmp_path: Path) -> None:
+    adapter = dora_of_peft(f"unet.{LINEAR}")
+    parts = copy_parts("sd-epsilon")
+    weight = layer_of(parts, "unet", LINEAR).weight
+    with torch.no_grad():
+        weight[0] = 0
+    adapter.tensors[f"unet.{LINEAR}.lora_B.weight"][0] = 0
+    merge_into(parts, tmp_path, adapter.tensors, 0.5)
+    assert not weight[0].any()
+    assert torch.isfinite(weight).all()
 
 
 @pytest.mark.parametrize(

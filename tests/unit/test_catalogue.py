@@ -121,7 +121,13 @@ def test_a_name_cannot_leave_the_folder(tmp_path: Path) -> None:
         ({"source": {"file": "a", "pipeline": "P"}}, "config: Field required"),
         ({"source": {"hub": {"repository": "a/b"}}}, "revision: Field required"),
         ({"defaults": {"strength": 7}}, "defaults.strength: Input should be less than or equal to 1"),
-        ({"defaults": {"steps": 1, "strength": 0.5}}, "the strength must be at least 1/1"),
+        (
+            {
+                "source": {"folder": "a", "pipeline": "StableDiffusionImg2ImgPipeline"},
+                "defaults": {"steps": 1, "strength": 0.5},
+            },
+            "the strength must be at least 1/1",
+        ),
         ({"styles": {"x": {"title": "X", "prompt": "no place"}}}, "must hold {prompt} once"),
         ({"dtype": "int8"}, "dtype: Input should be"),
         ({"scheduler": "plms"}, "scheduler: Input should be 'ddim', 'euler'"),
@@ -135,6 +141,12 @@ def test_a_wrong_manifest_is_told_by_field(tmp_path: Path, changes: dict[str, An
     with pytest.raises(ModelUnusable) as caught:
         small(tmp_path, **changes)
     assert told in str(caught.value)
+
+
+def test_defaults_may_be_those_of_a_latent_consistency_model_whose_pipeline_diffusers_picks(
+    tmp_path: Path,
+) -> None:
+    assert small(tmp_path, defaults={"steps": 4, "strength": 0.2}).defaults.steps == 4
 
 
 @pytest.mark.parametrize("text", ["", "- 1\n", "name: [", "\x00"])

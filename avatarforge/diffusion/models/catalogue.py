@@ -270,8 +270,9 @@ class Manifest(_Part):
     def _check_step_count(self) -> Self:
         """Refuse defaults by which no step would be run, unless strength has another effect."""
         steps, strength = self.defaults.steps, self.defaults.strength
-        keeps_steps = self.source.pipeline == "LatentConsistencyModelImg2ImgPipeline"
-        if self.capabilities.strength and not keeps_steps and int(steps * strength) < 1:
+        # Where diffusers picks the pipeline, loading finds out: the first image has the defaults.
+        skips_steps = self.source.pipeline not in (None, "LatentConsistencyModelImg2ImgPipeline")
+        if self.capabilities.strength and skips_steps and int(steps * strength) < 1:
             raise ValueError(
                 f"defaults of {steps} steps and a strength of {strength:g} run no step, since int(steps x "
                 f"strength) are run: the strength must be at least 1/{steps}"

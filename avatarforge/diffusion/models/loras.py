@@ -269,9 +269,12 @@ def _apply_core(core: "Tensor", left: "Tensor", right: "Tensor") -> "Tensor":
 
 def _decompose(weight: "Tensor", magnitude: "Tensor") -> "Tensor":
     """Return the weight with its rows of these lengths; or, as LyCORIS once did, its columns."""
+    import torch
+
     on_rows = magnitude.dim() < 2 or len(magnitude) == len(weight)
     lengths = (weight if on_rows else weight.transpose(0, 1)).flatten(1).norm(dim=1)
-    factors = magnitude.flatten() / lengths
+    # A row of zeros has no direction: it stays as it is.
+    factors = magnitude.flatten() / lengths.clamp_min(torch.finfo(weight.dtype).eps)
     shape = [1] * weight.dim()
     shape[0 if on_rows else 1] = -1
     changed: Tensor = weight * factors.view(shape)

@@ -222,9 +222,9 @@ def describe_kind(pipeline: Any) -> str:
     if getattr(pipeline, "text_encoder_2", None) is not None and unet is not None:
         words = ["Stable Diffusion XL" if encoder is not None else "refiner of Stable Diffusion XL"]
     elif unet is not None and encoder is not None:
-        words = [
-            {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}.get(encoder.config.hidden_size, name)
-        ]
+        # Encoders of text and images have it further inside, if at all.
+        width = getattr(encoder.config, "hidden_size", 0)
+        words = [{768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}.get(width, name)]
     else:
         words = [name]
     if "InstructPix2Pix" in name:

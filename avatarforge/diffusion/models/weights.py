@@ -116,6 +116,8 @@ def find_missing_part(folder: Path, manifest: Manifest, *, allow_pickle: bool = 
         part = folder / name
         if name == "safety_checker" and manifest.safety_checker is False:
             continue
+        if name == "vae" and manifest.vae is not None:
+            continue
         if not part.is_dir():
             return (
                 f"its part {name!r} is not there: {INDEX} names it, but {folder} has no folder of this name"
