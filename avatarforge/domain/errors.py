@@ -405,7 +405,7 @@ class TooManyUploads(LimitReached):
 
 
 class TooManyCalls(LimitReached):
-    """As many callers without a key are read as may be, and they took too long."""
+    """No place among the callers without a key who are read at a time came in time."""
 
     code = "too_many_calls"
     message = (

@@ -138,8 +138,7 @@ class Committer:
         self._writes = 0
         """Transactions that have written something."""
         self._tasks = BackgroundTasks(lambda _, error: on_broken(error))
-        self._listeners: list[ChangeListener] = []
-        self._rejected_listeners: list[ChangeListener] = []
+        self._listeners, self._rejected_listeners = list[ChangeListener](), list[ChangeListener]()
         registry.register_gauge(metrics.DATABASE_UP, outage.get_up)
         registry.register_gauge(metrics.DATABASE_DEFECT, outage.get_defect)
         registry.register_gauge(metrics.TRACKER_IDLE, outage.get_idle)
