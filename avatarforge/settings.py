@@ -315,7 +315,8 @@ class DiffusionSettings(Group):
     """Tasks that a replica holds beyond those it generates, so that it never waits for a download."""
     stall_timeout_seconds: float = Field(120, gt=0)
     """Seconds without a step after which a device that has work counts as hung, and its replica is replaced;
-    never less than 20 measured steps, and ten minutes before one was measured."""
+    never less than 20 measured steps, and ten minutes before one was measured; half an hour
+    with `compile`."""
     storage_retry_seconds: float = Field(600, ge=0)
     """Seconds that a replica keeps asking storage that does not answer before it gives its task back."""
 

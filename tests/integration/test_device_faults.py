@@ -61,13 +61,18 @@ def die() -> None:
 def manager_of(folder: Path, desired: str = "first", **settings: Any) -> ModelManager:
     for name in ("first", "second"):
         write_manifest(folder, name, folder=str(img2img_checkpoint()))
-    given = {"models_dir": folder, "threads": 1, "device": "cpu", "max_batch": 1, "stall_timeout_seconds": 1}
+    given = {"models_dir": folder, "threads": 1, "device": "cpu", "max_batch": 1}
     return ModelManager(desired, ModelLoader(DiffusionSettings.model_validate(given | settings)))
 
 
 @pytest.fixture
-async def manager(tmp_path: Path) -> AsyncIterator[ModelManager]:
-    manager = manager_of(tmp_path)
+def settings() -> dict[str, Any]:
+    return {}
+
+
+@pytest.fixture
+async def manager(tmp_path: Path, settings: dict[str, Any]) -> AsyncIterator[ModelManager]:
+    manager = manager_of(tmp_path, **settings)
     manager.start()
     yield manager
     await manager.close()
@@ -96,6 +101,7 @@ async def assert_lost(manager: ModelManager, reason: str) -> None:
             pass
 
 
+@pytest.mark.parametrize("settings", [{"stall_timeout_seconds": 1}])
 @pytest.mark.parametrize("after_steps", [0, 2])
 async def test_a_device_that_does_not_answer_gives_its_tasks_back_and_is_lost(
     manager: ModelManager, convolutions: Convolutions, hang: Callable[[], None], after_steps: int

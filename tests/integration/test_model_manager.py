@@ -240,7 +240,7 @@ def write_kinds_of_broken_models(models: Path) -> dict[str, str]:
         "vae": "nowhere.safetensors is not there",
         "layers": "its text encoder has 3 layers",
         "checker": "asks for a safety checker",
-        "defaults": "the strength must be at least 1/2",
+        "defaults": "it must be at least 1/2",
     }
 
 

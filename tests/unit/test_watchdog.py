@@ -1,6 +1,11 @@
 """The watchdog of an engine: what counts as silence, and how much of it as a stall."""
 
-from avatarforge.diffusion.engines.watchdog import STALL_STEPS, UNMEASURED_TIMEOUT_SECONDS, Watchdog
+from avatarforge.diffusion.engines.watchdog import (
+    COMPILATION_TIMEOUT_SECONDS,
+    STALL_STEPS,
+    UNMEASURED_TIMEOUT_SECONDS,
+    Watchdog,
+)
 
 
 def checks_until_stall(
@@ -29,6 +34,12 @@ def test_without_a_measured_step_it_waits_as_long_as_a_large_model_may_take() ->
     watchdog = Watchdog()
     with watchdog.expect_beats():
         assert checks_until_stall(watchdog, 10, None) == 1 + UNMEASURED_TIMEOUT_SECONDS
+
+
+def test_what_is_compiled_may_be_compiled_anew_in_the_middle_of_its_work() -> None:
+    watchdog = Watchdog(is_compiled=True)
+    with watchdog.expect_beats():
+        assert checks_until_stall(watchdog, 10, 0.1) == 1 + COMPILATION_TIMEOUT_SECONDS
 
 
 def test_a_sign_of_life_starts_the_count_again() -> None:

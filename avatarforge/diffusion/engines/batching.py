@@ -44,7 +44,7 @@ from avatarforge.diffusion.engines.previews import Previewer
 from avatarforge.diffusion.engines.request import ActiveRequest, PendingTensor
 from avatarforge.diffusion.engines.samplers import Sampler, Trajectory
 from avatarforge.diffusion.engines.torch_errors import is_fatal, is_out_of_memory, translate_error
-from avatarforge.diffusion.engines.watchdog import COMPILATION_TIMEOUT_SECONDS, Watchdog
+from avatarforge.diffusion.engines.watchdog import Watchdog
 from avatarforge.domain.errors import DeviceLost, ModelUnusable
 
 _SLOW_STEP_SECONDS: Final = 5.0
@@ -88,7 +88,7 @@ class BatchingEngine(Engine):
         """`schedulers` are those that requests may ask for beside the pipeline's, by the samplers' names."""
         super().__init__(name, str(pipeline.device))
         if compilation != "none":
-            self.watchdog = Watchdog(COMPILATION_TIMEOUT_SECONDS)
+            self.watchdog = Watchdog(is_compiled=True)
         self._architecture = _adapt(pipeline, name)
         self._samplers: dict[str | None, Sampler] = {}
         for sampler, scheduler in ((None, pipeline.scheduler), *(schedulers or {}).items()):

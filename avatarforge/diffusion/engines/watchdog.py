@@ -11,7 +11,7 @@ STALL_STEPS: Final = 20
 UNMEASURED_TIMEOUT_SECONDS: Final = 600.0
 """Silence that is a stall while no step has been measured: on a CPU a large model's may take minutes."""
 COMPILATION_TIMEOUT_SECONDS: Final = 1800.0
-"""The same where the model is compiled at its first step."""
+"""Silence that is a stall where the model is compiled: at its first step, and later for what is new to it."""
 
 
 class Watchdog:
@@ -21,8 +21,8 @@ class Watchdog:
     Silence is counted in checks, not in time: a process that was stopped for a minute has not been silent.
     """
 
-    def __init__(self, unmeasured_timeout_seconds: float = UNMEASURED_TIMEOUT_SECONDS) -> None:
-        self._unmeasured_timeout_seconds = unmeasured_timeout_seconds
+    def __init__(self, *, is_compiled: bool = False) -> None:
+        self._least_seconds = COMPILATION_TIMEOUT_SECONDS if is_compiled else 0.0
         self._tasks = self._beats = self._known_beats = self._silent_checks = 0
 
     @contextmanager
@@ -51,5 +51,5 @@ class Watchdog:
             return None
         self._silent_checks += 1
         silence = self._silent_checks * CHECK_INTERVAL_SECONDS
-        least = self._unmeasured_timeout_seconds if step_seconds is None else STALL_STEPS * step_seconds
-        return silence if silence >= max(timeout_seconds, least) else None
+        least = UNMEASURED_TIMEOUT_SECONDS if step_seconds is None else STALL_STEPS * step_seconds
+        return silence if silence >= max(timeout_seconds, least, self._least_seconds) else None
