@@ -18,7 +18,7 @@ from avatarforge.tracker.cleanup.retention import ConfirmedClock
 from avatarforge.tracker.client import TrackerClient
 from avatarforge.tracker.commands import JobCommands
 from avatarforge.tracker.feed import Feed
-from avatarforge.tracker.jobs.committer import Committer
+from avatarforge.tracker.jobs.committer import Committer, _Attempt
 from avatarforge.tracker.queue import attempts
 from avatarforge.tracker.queue.backends import Backend
 from avatarforge.tracker.queue.dispatcher import Dispatcher
@@ -61,10 +61,7 @@ def changes_are_told_before_the_commit(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_lost_answer_is_not_read_back(patch: pytest.MonkeyPatch) -> None:
-    def retries(self: Committer, group: list[Any], *, is_new: bool) -> Callable[[], Any]:
-        return lambda: self._try([pending for pending in group if not pending.is_rejected])
-
-    patch.setattr(Committer, "_retries", retries)
+    patch.setattr(_Attempt, "read_back", lambda _: None)
 
 
 def epochs_are_ignored(patch: pytest.MonkeyPatch) -> None:
