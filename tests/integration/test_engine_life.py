@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from avatarforge.diffusion.engines import batching
+from avatarforge.diffusion.engines.architectures import Embedding, EmbeddingCache, find_architecture
 from avatarforge.diffusion.engines.batch_limits import BatchLimits
 from avatarforge.diffusion.engines.batching import BatchingEngine
 from avatarforge.diffusion.engines.engine import EngineRequest, EngineResult, EngineStep, EngineUpdate
@@ -309,6 +310,47 @@ async def test_texts_that_were_met_before_are_not_encoded_again(
         hook.remove()
     assert encoded == [2, 1]
     assert engine.report().cached_embeddings == 3
+
+
+async def test_texts_are_encoded_so_many_at_a_time(engine: BatchingEngine, pipeline: Any) -> None:
+    encoded: list[int] = []
+    hook = pipeline.text_encoder.register_forward_pre_hook(
+        lambda module, arguments: encoded.append(len(arguments[0]))
+    )
+    long = "neon " * 600
+    requests = [replace(SHORT, prompt=f"{number} {long[5:]}") for number in range(4)]
+    try:
+        await asyncio.gather(*(picture_of(engine, request) for request in requests))
+    finally:
+        hook.remove()
+    assert max(encoded) <= 16
+    assert sum(encoded) == 4 * 8
+
+
+async def test_a_text_that_is_too_long_is_refused_alone(engine: BatchingEngine) -> None:
+    long = replace(SHORT, prompt="neon " * 601)
+    answers = await asyncio.gather(
+        *(picture_of(engine, request) for request in (SHORT, long, SHORT)), return_exceptions=True
+    )
+    assert answers[0] == answers[2]
+    assert str(answers[1]).endswith("but it must be at most 600 tokens long (it has 601).")
+
+
+def test_embeddings_are_kept_up_to_so_many_bytes() -> None:
+    cache = EmbeddingCache(max_bytes=1000)
+    for number in range(3):
+        assert cache.get("0") is not None or number == 0
+        cache.put(str(number), Embedding(hidden=torch.zeros(1, 50, 2), pooled=torch.zeros(1, 10)))
+    assert [cache.get(str(number)) is not None for number in range(3)] == [True, False, True]
+    cache.put("long", Embedding(hidden=torch.zeros(1, 200, 2)))
+    assert len(cache) == 0
+
+
+async def test_a_cached_text_holds_no_memory_of_those_that_it_came_with(pipeline: Any) -> None:
+    architecture = find_architecture(pipeline)
+    assert architecture is not None
+    for embedding in architecture(pipeline).embed(["neon", "red", "blue"]):
+        assert embedding.hidden.untyped_storage().nbytes() == embedding.nbytes
 
 
 async def test_warming_up_measures_steps_by_the_number_of_images(engine: BatchingEngine) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from avatarforge.diffusion.engines.prompts import split_prompt
+from avatarforge.domain.errors import InvalidRequest
 from tests.checkpoints import CARRIED
 
 
@@ -30,7 +31,7 @@ def test_what_fits_is_left_whole(tokenizer: Any, text: str) -> None:
         "neon portrait of a person with red hair, " * 20,
         "neon " * 200,
         "unbelievable incomprehensibility " * 20,
-        "Ein schönes Porträt, 肖像画 😀 " * 30,
+        "Ein schönes Porträt, 肖像画 😀 " * 20,
     ],
 )
 def test_the_pieces_fit_and_lose_nothing(tokenizer: Any, text: str) -> None:
@@ -38,6 +39,12 @@ def test_the_pieces_fit_and_lose_nothing(tokenizer: Any, text: str) -> None:
     assert len(pieces) > 1
     assert all(0 < count_tokens(tokenizer, piece) <= 75 for piece in pieces)
     assert "".join("".join(pieces).split()) == "".join(text.split())
+
+
+def test_too_long_a_text_is_refused_with_its_length(tokenizer: Any) -> None:
+    assert len(split_prompt("neon " * 600, tokenizer)) == 8
+    with pytest.raises(InvalidRequest, match=r"at most 600 tokens long \(it has 601\)"):
+        split_prompt("neon " * 601, tokenizer)
 
 
 def test_a_piece_ends_with_a_near_comma_else_between_words(tokenizer: Any) -> None:

@@ -3,6 +3,7 @@
 Every piece is diffusers' own, called with several requests at once where diffusers would have one.
 """
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +17,10 @@ from avatarforge.diffusion.engines.engine import EngineRequest
 from avatarforge.diffusion.engines.prompts import split_prompt
 from avatarforge.diffusion.engines.samplers import StrengthUse
 
-_MAX_CACHED_TEXTS: Final = 512
-"""Each takes some hundred kilobytes: these are the texts of a few hundred customers."""
+_MAX_CACHED_BYTES: Final = 128 * 1024 * 1024
+"""Of the device's memory. A short text takes some 300 KB: these are the texts of a few hundred customers."""
+_PIECES_PER_PASS: Final = 16
+"""Of texts through their encoders: more hardly gain, and take memory that the images need."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,12 +32,16 @@ class Embedding:
     pooled: Tensor | None = None
     """(1, width), in architectures that need the whole text as one vector too."""
 
+    @property
+    def nbytes(self) -> int:
+        return self.hidden.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
+
 
 class EmbeddingCache:
     """An LRU cache of embeddings. Not thread-safe."""
 
-    def __init__(self, max_size: int = _MAX_CACHED_TEXTS) -> None:
-        self._max_size = max_size
+    def __init__(self, max_bytes: int = _MAX_CACHED_BYTES) -> None:
+        self._max_bytes, self._bytes = max_bytes, 0
         self._embeddings: OrderedDict[Hashable, Embedding] = OrderedDict()
 
     def __len__(self) -> int:
@@ -46,11 +53,11 @@ class EmbeddingCache:
         return found
 
     def put(self, text: Hashable, embedding: Embedding) -> None:
-        """Store the embedding; the least recently used one goes when there are too many."""
+        """Store the embedding of a text that is not there; the least recently used ones make room for it."""
         self._embeddings[text] = embedding
-        self._embeddings.move_to_end(text)
-        if len(self._embeddings) > self._max_size:
-            self._embeddings.popitem(last=False)
+        self._bytes += embedding.nbytes
+        while self._bytes > self._max_bytes:
+            self._bytes -= self._embeddings.popitem(last=False)[1].nbytes
 
 
 Part = Literal["unet", "vae"]
@@ -133,10 +140,16 @@ class Architecture:
         return [request.prompt, self._negative_text(request)]
 
     def embed(self, texts: Sequence[str]) -> list[Embedding]:
-        """Embed all texts in one pass: a long one in pieces, whose tokens are joined."""
+        """Embed the texts together: a long one in pieces, whose tokens are joined.
+
+        Raises `InvalidRequest` for one that is too long.
+        """
         tokenizer = self._pipeline.tokenizer or self._pipeline.tokenizer_2
         pieces = [split_prompt(text, tokenizer) for text in texts]
-        embedded = iter(self._embed_pieces([piece for one in pieces for piece in one]))
+        together = [piece for one in pieces for piece in one]
+        starts = range(0, len(together), _PIECES_PER_PASS)
+        passes = (self._embed_pieces(together[start : start + _PIECES_PER_PASS]) for start in starts)
+        embedded = itertools.chain.from_iterable(passes)
         return [_join([next(embedded) for _ in one]) for one in pieces]
 
     def _embed_pieces(self, texts: Sequence[str]) -> list[Embedding]:
@@ -480,10 +493,15 @@ def _find_call_owner(pipeline: Any) -> str:
 
 
 def _join(pieces: Sequence[Embedding]) -> Embedding:
-    """Join the embeddings of one text's pieces. As a whole, the text is what its first piece says."""
-    if len(pieces) == 1:
-        return pieces[0]
-    return Embedding(hidden=torch.cat([piece.hidden for piece in pieces], dim=1), pooled=pieces[0].pooled)
+    """Join the embeddings of one text's pieces, as a copy: they are views of all that shared their pass.
+
+    As a whole, the text is what its first piece says.
+    """
+    pooled = pieces[0].pooled
+    return Embedding(
+        hidden=torch.cat([piece.hidden for piece in pieces], dim=1),
+        pooled=None if pooled is None else pooled.clone(),
+    )
 
 
 def _pad(hidden: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:

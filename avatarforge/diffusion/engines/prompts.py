@@ -4,6 +4,10 @@ import itertools
 from collections.abc import Container
 from typing import Any, Final
 
+from avatarforge.domain.errors import InvalidRequest
+
+_MAX_WINDOWS: Final = 8
+"""So many windows hold 600 tokens, some 450 words. Each token costs all rows of its pass."""
 _COMMA_REACH: Final = 20
 """A piece rather ends with a comma, if there is one among so many last tokens."""
 
@@ -11,7 +15,7 @@ _COMMA_REACH: Final = 20
 def split_prompt(text: str, tokenizer: Any) -> list[str]:
     """Return the text in pieces that fit the tokenizer's window; the text itself where it fits.
 
-    Pieces end between words, at a comma where one is near.
+    Pieces end between words, at a comma where one is near. Raises `InvalidRequest` for too long a text.
     """
     window = tokenizer.model_max_length - 2
     if not tokenizer.is_fast:
@@ -25,6 +29,8 @@ def split_prompt(text: str, tokenizer: Any) -> list[str]:
         places += [place] * vectors
         # A word of a textual inversion has no number.
         words += [-1 - number if word is None else word] * vectors
+    if len(places) > (most := _MAX_WINDOWS * window):
+        raise InvalidRequest("The prompt", text, f"at most {most} tokens long (it has {len(places)})")
     pieces, start = [], 0
     while len(places) - start > window:
         end = _find_end(text, places, words, start, start + window)
