@@ -38,7 +38,7 @@ PACKAGE = str(ROOT / "avatarforge") + "/"
 THROUGH_RAY = [ServeReplicas.reserve, _ServeReservation.generate, StableDiffusion.generate]
 IMAGE_ROOMS = ("diffusion/engines/", "imaging/")
 """Where the image itself is made."""
-BY_THE_CLOCK = ("janitor", "sweeper", "retention of jobs", "retention of events")
+BY_THE_CLOCK = ("janitor", "sweeper", "retention of jobs", "retention of events", "engine checks")
 """Tasks that run beside."""
 BESIDE_FILES = (
     *("telemetry/", "storage/metered.py", "tracker/metrics.py", "ingress/middleware/request_metrics.py"),

@@ -33,6 +33,8 @@ def main() -> None:
 
 
 def _succeeds(name: str, arguments: argparse.Namespace, console: Console) -> bool:
+    if arguments.work is not None:
+        arguments.work.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f"bench-{name}-", dir=arguments.work))
     console.print(f"[bold]{name}[/] runs; its logs are in {folder}", highlight=False)
     here = machine.describe(folder)

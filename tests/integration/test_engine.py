@@ -381,11 +381,12 @@ def test_a_manifests_samplers_are_told_apart_whatever_the_models_own_is(tmp_path
         name: (type(one).__name__, one.config.use_karras_sigmas, one.config.get("algorithm_type"))
         for name, one in made.items()
     } == {
+        "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", True, "dpmsolver++"),
         "Euler": ("EulerDiscreteScheduler", False, "dpmsolver++"),
         "DPM++ 2M SDE Karras": ("DPMSolverMultistepScheduler", True, "sde-dpmsolver++"),
         "UniPC": ("UniPCMultistepScheduler", False, "dpmsolver++"),
     }
-    assert pipeline.scheduler.config.algorithm_type == "dpmsolver++"
+    assert made["DPM++ 2M Karras"] is pipeline.scheduler
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -57,6 +57,8 @@ _CLEAR_GAIN: Final = 0.95
 """Another than the usual way is taken if it needs at most this share of the time: others use the CPU too."""
 _HOPELESS: Final = 1.15
 """Lanes with which a step takes so many times as long as it might are not tried for more images."""
+_COMPARING_SECONDS: Final = 1.0
+"""After so much measuring only the fastest lanes are tried for more images: a replica shall serve soon."""
 
 _MEMORY_FORMATS: Final = (torch.channels_last, torch.contiguous_format)
 
@@ -85,7 +87,7 @@ class BatchingEngine(Engine):
         niceness: int = 0,
         schedulers: Mapping[str, Any] | None = None,
     ) -> None:
-        """`schedulers` are those that requests may ask for beside the pipeline's, by the samplers' names."""
+        """`schedulers` are those that requests may ask for, by the samplers' names."""
         super().__init__(name, str(pipeline.device))
         if compilation != "none":
             self.watchdog = Watchdog(is_compiled=True)
@@ -425,10 +427,11 @@ class BatchingEngine(Engine):
         conditions = self._architecture.build_conditions(params, embeddings, latents, (size, size))
         self._previewer = Previewer(self._architecture.encode_mode)
         if self._architecture.device.type == "cpu":
-            self._choose_memory_formats(params, latents, conditions)
+            self._choose_memory_formats(latents, conditions)
         shape, rows = tuple(latents.shape), len(conditions.rows)
         seconds: dict[tuple[int, int], float] = {}
         hopeless: set[int] = set()
+        began = perf_counter()
         for images in self._batch_limits.candidates():
             # The usual number of lanes comes last, when all is warm.
             known = self._denoiser.list_lanes(images * rows)
@@ -445,7 +448,8 @@ class BatchingEngine(Engine):
             least = min(seconds[images, lanes] for lanes in ways)
             if least > _SLOW_STEP_SECONDS:
                 break
-            hopeless |= {lanes for lanes in ways if seconds[images, lanes] > _HOPELESS * least}
+            slowest = least * (_HOPELESS if perf_counter() - began < _COMPARING_SECONDS else 1)
+            hopeless |= {lanes for lanes in ways if seconds[images, lanes] > slowest}
         # Others may use the device too, and not all of the time: the least of some rounds counts.
         quick = [way for way, taken in seconds.items() if taken < _QUICK_STEP_SECONDS]
         for images, lanes in quick * _EXTRA_ROUNDS:
@@ -474,21 +478,19 @@ class BatchingEngine(Engine):
             self.watchdog.beat()
             count *= 2
 
-    def _choose_memory_formats(self, params: EngineRequest, latents: Tensor, conditions: Conditions) -> None:
+    def _choose_memory_formats(self, latents: Tensor, conditions: Conditions) -> None:
         """Lay out the weights of each part as is fastest with one image.
 
         By the time of the CPU, which others' load does not change: one try of each is enough.
         """
-        pixels = self._architecture.to_pixels(params.image)
 
-        def code() -> None:
-            self._architecture.encode(pixels, [torch.Generator()])
+        def decode() -> None:
             self._architecture.decode(latents[None])
 
         def step() -> None:
             self._denoiser.step([self._start_trajectory(latents)], [conditions])
 
-        works: dict[Part, Callable[[], None]] = {"vae": code, "unet": step}
+        works: dict[Part, Callable[[], None]] = {"vae": decode, "unet": step}
         if self._denoiser.is_compiled:
             del works["unet"]
         for part, work in works.items():

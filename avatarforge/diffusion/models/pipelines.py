@@ -243,13 +243,16 @@ def describe_kind(pipeline: Any) -> str:
 
 
 def create_schedulers(manifest: Manifest, pipeline: Any) -> dict[str, Any]:
-    """Create the schedulers that requests may ask for beside the model's own, by the samplers' names.
+    """Create the schedulers that requests may ask for, by the samplers' names; the model's own if it has one.
 
     Raises `ModelUnusable` for one that the pipeline cannot use.
     """
     schedulers: dict[str, Any] = {}
-    for name in set(manifest.samplers) - {manifest.own_sampler}:
+    for name in manifest.sampler_names:
         own, kind = pipeline.scheduler, type(pipeline).__name__
+        if name == manifest.own_sampler:
+            schedulers[name] = own
+            continue
         schedulers[name] = _create_scheduler(manifest.name, name, own)
         # Latent consistency models have a call that only their own scheduler understands.
         if kind.startswith("LatentConsistency") or type(schedulers[name]) not in own.compatibles:

@@ -313,9 +313,6 @@ class GenerationWorker(TaskWorker):
     async def _generate_image(self, generation: Generation, original: bytes) -> GeneratedImage:
         async with self._models() as model:
             request, crop = await self._build_request(generation, original, model.manifest)
-            if request.sampler == model.manifest.own_sampler:
-                # The engine has it under no name.
-                request = replace(request, sampler=None)
             result = await _run_engine(model, request, generation)
         return GeneratedImage(
             image=result.image, crop=crop, model=model.manifest.name, timings=result.timings
