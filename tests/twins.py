@@ -279,6 +279,8 @@ class ScriptedReplicas:
 
 
 class _Slot:
+    replica_id = "twin"
+
     def __init__(self, replicas: ScriptedReplicas) -> None:
         self._replicas = replicas
 

@@ -1,7 +1,8 @@
-"""`avatarforge jobs`: list, show, watch, cancel, retry and erase the jobs of a server."""
+"""`avatarforge jobs`: list, show, watch, trace, cancel, retry and erase the jobs of a server."""
 
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,11 +11,23 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from avatarforge.cli.options import CustomerOption, JobArgument, JsonOption, YesOption, client_command
-from avatarforge.cli.terminal import ExitCode, confirm, err, out
+from avatarforge.cli.keys import open_database
+from avatarforge.cli.options import (
+    CustomerOption,
+    DataDirOption,
+    JobArgument,
+    JsonOption,
+    YesOption,
+    client_command,
+    to_variables,
+)
+from avatarforge.cli.terminal import ExitCode, confirm, err, out, report_errors
+from avatarforge.settings import SettingsError, load_settings
 
 if TYPE_CHECKING:
     from avatarforge.client import Client, DeliveryMessage, JobEvent, JobRef, ProfilePhotoJobStatus
+    from avatarforge.domain.changes import LoggedChange
+    from avatarforge.domain.deliveries import DeliveryReport
 
 app = typer.Typer(help="The jobs of a server.", no_args_is_help=True)
 
@@ -110,6 +123,45 @@ def watch_jobs(
         raise JobFailed(last)
 
 
+@app.command("trace")
+@report_errors
+def trace_job(job: JobArgument, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Tell a job's story from the database: every change and every call of its webhook.
+
+    The ids are those of the log lines and of the traces.
+    """
+    from avatarforge.persistence import DeliveryRepository, JobRepository
+
+    with open_database(load_settings(environ={**os.environ, **to_variables(data_dir)})) as engine:
+        changes = JobRepository(engine).list_job_events(job)
+        if not changes:
+            raise SettingsError(f"No job on record has the id {job!r}.")
+        deliveries = DeliveryRepository(engine).list_reports(changes[0].event.customer_id, job)
+    known = next((change.job for change in changes if change.job is not None), None)
+    ids = {
+        "jobId": job,
+        "customerId": changes[0].event.customer_id,
+        "requestId": known and known.parameters.origin.get("request_id"),
+        "traceId": known and known.parameters.origin.get("trace_id"),
+    }
+    story = sorted([*_tell_changes(changes), *_tell_calls(deliveries)], key=lambda step: step["at"])
+    if as_json:
+        out.print_json(data={**ids, "story": [{**step, "at": step["at"].isoformat()} for step in story]})
+        return
+    for name, value in ids.items():
+        out.print(f"[dim]{name:<10}[/]  {escape(value or '-')}", highlight=False)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("Time (UTC)", "After", "Event", "Attempt", "Seq"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("", overflow="fold")
+    for step in story:
+        after = (step["at"] - story[0]["at"]).total_seconds()
+        numbers = ("" if step[name] is None else str(step[name]) for name in ("attempt", "seq"))
+        time = f"{step['at']:%Y-%m-%d %H:%M:%S.%f}"[:-3]
+        table.add_row(time, f"{after:.3f} s", step["event"], *numbers, escape(step["detail"]))
+    out.print(table)
+
+
 @app.command("cancel")
 @client_command
 def cancel_job(
@@ -146,6 +198,37 @@ def erase_job(
         out.print_json(data={"customerId": customer, "jobId": job, "erased": True})
     else:
         err.print(f"Job {job} is erased.", highlight=False)
+
+
+def _tell_changes(changes: Iterable["LoggedChange"]) -> Iterator[dict[str, Any]]:
+    for change in changes:
+        event, job, detail = change.event, change.job, ""
+        if job is not None and job.outcome is not None:
+            detail = f"{job.outcome.backend}, {job.outcome.model}"
+        elif job is not None and job.error is not None:
+            detail = f"{job.error.message} ({job.error.code})"
+        elif job is not None and job.worker_losses:
+            detail = f"workers lost so far: {job.worker_losses}"
+        yield {
+            "at": event.at,
+            "event": event.kind.value,
+            "attempt": event.attempt,
+            "seq": event.seq,
+            "detail": detail,
+        }
+
+
+def _tell_calls(deliveries: Iterable["DeliveryReport"]) -> Iterator[dict[str, Any]]:
+    for report in deliveries:
+        for number, call in enumerate(report.attempts, 1):
+            answer = call.answer if call.status is None else f"status {call.status}"
+            yield {
+                "at": call.at,
+                "event": "webhook called",
+                "attempt": number,
+                "seq": report.delivery.seq,
+                "detail": f"{answer}, after {call.seconds:.3f} s",
+            }
 
 
 def _job_ref(customer: str, job: str) -> "JobRef":

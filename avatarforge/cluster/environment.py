@@ -29,6 +29,9 @@ PATIENCE = {
     # Ports of replicas that have gone are kept for so long; by default for longer than the old process lives,
     # lest it talks to another application. There is only one.
     "RAY_SERVE_PORT_QUARANTINE_S": "35",
+    # Unless told so, Ray lets the files of its processes' output, which hold our log, grow for ever.
+    "RAY_ROTATION_MAX_BYTES": "100000000",
+    "RAY_ROTATION_BACKUP_COUNT": "4",
     "RAY_SERVE_HAPROXY_NBTHREAD": "2",
     # A connection to a replica carries one gRPC call at a time: on a shared one a client that does not read
     # its stream stops everybody else's.

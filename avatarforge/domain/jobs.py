@@ -117,6 +117,14 @@ class GenerationParameters(RequestedParameters):
     seed: int
     traceparent: str | None = None
     """The trace that the upload belongs to, as W3C's header has it; `None` unless it is traced."""
+    request_id: str | None = None
+    """The id that the client got with the answer to its upload, as `X-Request-ID`."""
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """The ids by which logs name the upload: `request_id` and `trace_id`, those that there are."""
+        ids = {"request_id": self.request_id, "trace_id": (self.traceparent or "").partition("-")[2][:32]}
+        return {name: value for name, value in ids.items() if value}
 
     def for_prepared_photo(self) -> "GenerationParameters":
         """Return the same for a photo that is not cropped any more, and does not leave this server."""

@@ -259,6 +259,11 @@ class JobRepository(Repository):
             wanted = wanted.where(job_events.c.job_id == job_id).order_by(job_events.c.revision)
         return [log_entry_from_row(row) for row in self._rows(wanted)]
 
+    def list_job_events(self, job_id: str) -> list[LoggedChange]:
+        """Return the job's entries of the log, lowest first. The rest as `list_shard_events`."""
+        wanted = select(job_events).where(job_events.c.job_id == job_id).order_by(job_events.c.revision)
+        return [log_entry_from_row(row) for row in self._rows(wanted)]
+
     def list_objects(self, job_ids: Collection[str]) -> dict[str, KeptObjects]:
         """Return the objects that the jobs name, by id; jobs that are not on record are left out."""
         jobs, photos = profile_photo_jobs.c, profile_photos.c

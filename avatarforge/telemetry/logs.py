@@ -5,10 +5,14 @@ Our own code logs through structlog, libraries through `logging`; both come out 
 
 import logging
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO
 
 import structlog
+from structlog.contextvars import bound_contextvars, get_contextvars
 from structlog.typing import Processor
 
 from avatarforge.settings import LogSettings, Settings, list_differing, load_settings
@@ -22,6 +26,9 @@ _MARK = "_avatarforge"
 
 _LIBRARIES = ("sqlalchemy.engine", "alembic", "uvicorn.access", "botocore", "urllib3", "httpx", "PIL")
 """Say more than anyone reads; at DEBUG they may."""
+
+MAX_ID_LENGTH = 128
+"""Characters of a request's id that are kept: clients may choose it."""
 
 _COMMON: list[Processor] = [
     structlog.contextvars.merge_contextvars,
@@ -64,6 +71,7 @@ def configure(settings: LogSettings, secrets: Sequence[str] = ()) -> None:
 
 def _handler(settings: LogSettings, secrets: Sequence[str]) -> logging.Handler:
     handler = logging.StreamHandler(_stderr())
+    handler.addFilter(RepeatedWarnings())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=_COMMON,
@@ -77,6 +85,59 @@ def _handler(settings: LogSettings, secrets: Sequence[str]) -> logging.Handler:
     )
     setattr(handler, _MARK, True)
     return handler
+
+
+class RepeatedWarnings(logging.Filter):
+    """Lets each warning pass once a minute. The next one then says as `repeated` how many were left out.
+
+    Two lines are one warning if they say the same of the same thing, such as a job or a shard. Errors always
+    pass: each may have another cause.
+    """
+
+    INTERVAL_SECONDS = 60.0
+    MAX_KNOWN = 10_000
+    """Warnings that are remembered, the newest."""
+    THINGS = ("job_id", "delivery_id", "shard", "code", "part", "backend", "model", "key", "slot")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+        self._known: dict[tuple[object, ...], tuple[float, int]] = {}
+        """When each was last let through, and how many were left out since; oldest first."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno != logging.WARNING:
+            return True
+        message: object = record.msg
+        # A library's arguments are left out: they hold what differs each time.
+        fields = message if isinstance(message, dict) else {"event": message}
+        warning = (record.name, fields["event"], *(str(fields.get(thing)) for thing in self.THINGS))
+        with self._lock:
+            now = time.monotonic()
+            passed_at, left_out = self._known.get(warning, (float("-inf"), 0))
+            if now - passed_at < self.INTERVAL_SECONDS:
+                self._known[warning] = passed_at, left_out + 1
+                return False
+            self._known.pop(warning, None)
+            self._known[warning] = now, 0
+            while len(self._known) > self.MAX_KNOWN:
+                del self._known[next(iter(self._known))]
+        if left_out and isinstance(message, dict):
+            message["repeated"] = left_out
+        elif left_out:
+            record.msg = f"{message} (repeated {left_out} times)"
+        return True
+
+
+def bind_request(request_id: str | None) -> AbstractContextManager[None]:
+    """Name the request in every line that is written inside, and for `get_request_id`."""
+    return nullcontext() if request_id is None else bound_contextvars(request_id=request_id[:MAX_ID_LENGTH])
+
+
+def get_request_id() -> str | None:
+    """Return the id of the request that is being answered; `None` if it has none."""
+    request_id: str | None = get_contextvars().get("request_id")
+    return request_id
 
 
 def _stderr() -> TextIO:

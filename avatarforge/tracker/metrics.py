@@ -1,6 +1,5 @@
 """The metrics and the log of one shard's jobs, and the sums of other processes' metrics."""
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -62,23 +61,19 @@ class TrackerMetrics:
             registry.declare(metrics.JOBS_ENDED, ProcessingStatus.FAILED.value, code)
 
     def on_change(self, change: JobChange) -> None:
-        """Write one line in the log and count one event, of the same name."""
+        """Write one line in the log and count one event, of the same name. The line of a start is written by
+        the dispatcher, which knows the replica."""
         job, kind = change.job, change.event.kind
         self._registry.count(metrics.JOB_EVENTS, kind.value)
         self.accepted += change.is_submission
-        if change.is_erasure:
-            log.info("job erased", **_identity(change))
+        if change.is_submission or change.is_erasure:
+            log.info(f"job {kind.value}", **_identity(change))
         elif job.status.is_terminal and job.finished_at is not None:
             self._record_end(change, job.finished_at)
         elif kind is EventKind.REQUEUED:
             log.info("job requeued", worker_losses=job.worker_losses, **_identity(change))
-        else:
-            # Two lines for every job that goes well are too many: its end tells when it came and started.
-            # Asked of `logging`, since even a line that is not written costs structlog some 20 µs.
-            if logging.getLogger(__name__).isEnabledFor(logging.DEBUG):
-                log.debug(f"job {kind.value}", **_identity(change))
-            if kind is EventKind.STARTED and job.attempt == 1 and job.started_at is not None:
-                self._registry.observe(metrics.JOB_WAIT, _seconds(job.created_at, job.started_at))
+        elif kind is EventKind.STARTED and job.attempt == 1 and job.started_at is not None:
+            self._registry.observe(metrics.JOB_WAIT, _seconds(job.created_at, job.started_at))
 
     def add(self, report: MetricsReport) -> None:
         self._aggregator.take(report)
@@ -137,6 +132,7 @@ def _identity(change: JobChange) -> Mapping[str, object]:
         "customer_id": event.customer_id,
         "attempt": event.attempt,
         "seq": event.seq,
+        **change.job.parameters.origin,
     }
 
 

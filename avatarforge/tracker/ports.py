@@ -15,6 +15,10 @@ from avatarforge.webhooks.sender import WebhookSender
 class Reservation(Protocol):
     """A free slot of one replica, ours until the context that gave it ends."""
 
+    @property
+    def replica_id(self) -> str:
+        """The replica's name, as the log and Ray's dashboard have it."""
+
     def generate(self, task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
         """Give the slot its task; may be called once. Closing the generator stops the generation.
 

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 import structlog
-from structlog.contextvars import bound_contextvars
+from structlog.contextvars import bind_contextvars, bound_contextvars
 
 from avatarforge.background import Backoff, BlockingPool, retry
 from avatarforge.domain.changes import Fence
@@ -325,6 +325,8 @@ class WebhookSender:
             loaded = await self._call_database(lambda: self._load(delivery))
             if loaded is None:
                 return _CallEnd()
+            # This call's task has a context of its own.
+            bind_contextvars(**loaded[0].parameters.origin)
             outcome = await self._call(delivery, *loaded)
             answered = outcome.attempt.status is not None
             after = self._apply_attempt(delivery, outcome.attempt, outcome.retry_after)
@@ -391,9 +393,6 @@ class WebhookSender:
         self._registry.count(metrics.WEBHOOK_ATTEMPTS, outcome)
         self._registry.observe(metrics.WEBHOOK_SECONDS, attempt.seconds)
         event = f"webhook {outcome.replace('_', ' ')}"
-        if delivery.state is DeliveryState.DELIVERED:
-            log.debug(event, tries=delivery.tries)
-            return
         tell = log.warning if delivery.state is DeliveryState.GIVEN_UP else log.info
         tell(
             event,

@@ -47,6 +47,17 @@ def submitted(
     return jobs.SubmitPhoto(pb.SubmitPhotoRequest(customer_id=customer_id, photo=photo, **fields), timeout=60)
 
 
+def test_a_job_is_kept_with_the_id_of_the_clients_request(
+    installation: Installation, jobs: ProfilePhotoJobServiceStub, portrait: bytes
+) -> None:
+    accepted, call = jobs.SubmitPhoto.with_call(
+        pb.SubmitPhotoRequest(customer_id="grace", photo=portrait), timeout=60
+    )
+    job = installation.records.find_job("grace", accepted.job_id)
+    assert job is not None
+    assert job.parameters.request_id == dict(call.trailing_metadata())["request_id"]
+
+
 def test_a_photo_is_followed_to_its_avatar(
     jobs: ProfilePhotoJobServiceStub, forge: Client, portrait: bytes
 ) -> None:

@@ -26,7 +26,7 @@ def ended(client: httpx.Client, accepted: httpx.Response) -> dict[str, object]:
     raise AssertionError(f"not terminal in time: {status}")
 
 
-def test_a_photo_becomes_an_avatar(client: httpx.Client, portrait: bytes) -> None:
+def test_a_photo_becomes_an_avatar(installation: Installation, client: httpx.Client, portrait: bytes) -> None:
     accepted = submitted(client, "ana", portrait, style="watercolor", seed="7", steps="2", format="webp")
     body = accepted.json()
     assert accepted.status_code == 202
@@ -35,6 +35,9 @@ def test_a_photo_becomes_an_avatar(client: httpx.Client, portrait: bytes) -> Non
     assert (body["status"], body["attempt"], body["seed"]) == ("PENDING", 0, 7)
 
     status = ended(client, accepted)
+    job = installation.records.find_job("ana", body["jobId"])
+    assert job is not None
+    assert job.parameters.request_id == accepted.headers["x-request-id"]
     assert (status["status"], status["attempt"], status["error"]) == ("DONE", 1, None)
     assert (status["model"], status["backend"], status["crop"]) == ("avatar-mini", "local", "face")
     assert set(status["timings"]) == {"queued", "fetch", "encode", "steps", "decode", "upload"}  # type: ignore[call-overload]

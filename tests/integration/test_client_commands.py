@@ -18,6 +18,7 @@ from avatarforge.settings import PREFIX, variables
 from tests.events import subscriber_count
 from tests.integration.rest import a_jpeg
 from tests.integration.service import SECONDS, Service
+from tests.receivers import Receiver
 from tests.waiting import wait_until
 
 
@@ -131,6 +132,31 @@ async def test_a_job_is_watched_to_its_end(run: Shell, service: Service) -> None
     told = await run("jobs", "watch", job_id, "--after", "0")
     states = [line.split()[2].rstrip(",") for line in told.out.splitlines()]
     assert states == ["PENDING", "PROCESSING", "DONE"]
+
+
+async def test_a_jobs_story_is_told_from_the_database(run: Shell, service: Service) -> None:
+    service.script(service.generations.lost, service.generations.done)
+    async with Receiver().serving() as receiver:
+        job_id = await service.submitted("me", callbackUrl=receiver.url())
+        await service.ended(job_id, "me")
+        await wait_until(lambda: service.deliveries.list_reports("me", job_id)[0].attempts)
+    where = ("--data-dir", str(service.settings.data_dir))
+
+    told = await run.process("jobs", "trace", job_id, *where)
+    story = (await run("jobs", "trace", job_id, *where, "--json")).json
+    await service.erase(job_id, "me")
+    erased = (await run("jobs", "trace", job_id, *where, "--json")).json
+    unknown = await run("jobs", "trace", "unknown", *where)
+
+    kinds = ["submitted", "started", "requeued", "started", "done"]
+    assert [step["event"] for step in story["story"]] == [*kinds, "webhook called"]
+    assert [step["attempt"] for step in story["story"]] == [0, 1, 1, 2, 2, 1]
+    assert (story["jobId"], story["customerId"]) == (job_id, "me")
+    assert story["story"][-1]["detail"].startswith("status 2")
+    lines = told.out.splitlines()[5:]
+    assert [line.split()[4] for line in lines] == [*kinds, "webhook"], told.out
+    assert [step["event"] for step in erased["story"]] == [*kinds, "erased"]
+    assert (unknown.code, "'unknown'" in unknown.err) == (ExitCode.FAILURE, True)
 
 
 async def test_watching_a_job_that_fails_has_a_code_of_its_own(run: Shell, service: Service) -> None:

@@ -2,12 +2,14 @@
 
 import asyncio
 import http.server
+import logging
 import os
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from opentelemetry import trace
@@ -19,9 +21,9 @@ from pydantic import ValidationError
 from avatarforge.diffusion.engines.batching import BatchingEngine
 from avatarforge.diffusion.models.loader import LoadedModel
 from avatarforge.diffusion.replica.task_worker import GenerationWorker
-from avatarforge.settings import SettingsError, TelemetrySettings, load_settings
+from avatarforge.settings import LogSettings, SettingsError, TelemetrySettings, load_settings
 from avatarforge.storage.folder import FolderStorage
-from avatarforge.telemetry import traces
+from avatarforge.telemetry import logs, traces
 from tests.checkpoints import img2img, img2img_manifest
 from tests.generations import a_task, all_of, serving
 from tests.integration.rest import a_jpeg
@@ -101,12 +103,18 @@ async def service(collector: Collector, tmp_path: Path) -> AsyncIterator[Service
         yield service
 
 
-async def uploaded(service: Service, traceparent: str | None, callback_url: str = "") -> str:
+async def uploaded(
+    service: Service, traceparent: str | None, callback_url: str = "", request_id: str | None = None
+) -> str:
     answer = await service.client.post(
         "/customers/ana",
         files={"photo": ("portrait.jpg", a_jpeg(), "image/jpeg")},
         data={"callbackUrl": callback_url},
-        headers={} if traceparent is None else {"traceparent": traceparent},
+        headers={
+            name: value
+            for name, value in (("traceparent", traceparent), ("x-request-id", request_id))
+            if value is not None
+        },
     )
     assert answer.status_code == 202, answer.text
     return str(answer.json()["jobId"])
@@ -149,6 +157,33 @@ async def test_one_trace_leads_from_the_clients_request_to_the_receiver(
     assert named == {"avatarforge.job_id": job_id, "avatarforge.customer_id": "ana", "avatarforge.attempt": 1}
     assert collector.services == {"avatarforge"}
     assert collector.authorizations == {"Bearer of-the-collector"}
+
+
+async def test_every_change_of_a_job_is_one_line_that_names_its_request_and_its_trace(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    logs.configure(LogSettings())
+    service.script(service.generations.lost, service.generations.done)
+    async with Receiver().serving() as receiver:
+        job_id = await uploaded(service, CLIENTS, receiver.url(), request_id="of-the-client")
+        await service.ended(job_id)
+
+        def list_lines() -> list[dict[str, Any]]:
+            lines = [record.msg for record in caplog.records if record.levelno == logging.INFO]
+            return [line for line in lines if isinstance(line, dict) and line.get("job_id") == job_id]
+
+        await wait_until(lambda: list_lines()[-1]["event"] == "webhook delivered")
+    about_job = list_lines()
+    assert [(line["event"], line.get("attempt"), line.get("replica")) for line in about_job] == [
+        ("job submitted", 0, None),
+        ("job started", 1, "twin"),
+        ("job requeued", 1, None),
+        ("job started", 2, "twin"),
+        ("job done", 2, None),
+        ("webhook delivered", None, None),
+    ]
+    ids = {(line["request_id"], line["trace_id"]) for line in about_job}
+    assert ids == {("of-the-client", CLIENTS.split("-")[1])}
 
 
 async def test_an_upload_without_a_trace_begins_one(service: Service, collector: Collector) -> None:

@@ -194,6 +194,7 @@ class _Reservation:
     def __init__(self, pool: ReplicaPool, slot: _Slot) -> None:
         self._pool = pool
         self._slot = slot
+        self.replica_id = pool.name
 
     async def generate(self, task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
         generation = self._pool.begin(self._slot, task)

@@ -176,7 +176,7 @@ def test_the_image_copies_only_what_its_context_lets_in() -> None:
 
 
 def test_the_image_and_the_cluster_file_set_rays_variables_alike() -> None:
-    pattern = re.compile(r"\b(RAY_SERVE_\w+)=(\S+?)(?=\s|\\|$)")
+    pattern = re.compile(r"\b(RAY_(?:SERVE|ROTATION)_\w+)=(\S+?)(?=\s|\\|$)")
     image, cluster = dict(pattern.findall(DOCKERFILE)), dict(pattern.findall(CLUSTER))
     assert image
     assert image == cluster

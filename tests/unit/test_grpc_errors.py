@@ -23,6 +23,8 @@ class ACall:
     def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]]:
         return ()
 
+    def trailing_metadata(self) -> None: ...
+
     def set_code(self, code: grpc.StatusCode) -> None:
         self.code = code
 

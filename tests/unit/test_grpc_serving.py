@@ -36,7 +36,9 @@ def test_the_serve_configs_grpc_port_is_a_setting() -> None:
     assert load_settings(arguments_of(config), environ={}).grpc.port == 9123
 
 
-def test_the_cluster_file_and_one_machine_agree_on_how_haproxy_carries_grpc(tmp_path: Path) -> None:
+def test_the_cluster_file_and_one_machine_agree_on_how_haproxy_carries_grpc_and_logs_rotate(
+    tmp_path: Path,
+) -> None:
     config = yaml.safe_load((TREE / "cluster.yaml").read_text(encoding="utf-8"))
     ports = reserve_ports()
     try:
@@ -47,6 +49,8 @@ def test_the_cluster_file_and_one_machine_agree_on_how_haproxy_carries_grpc(tmp_
         "RAY_SERVE_HAPROXY_H2_BE_MAX_CONCURRENT_STREAMS",
         "RAY_SERVE_HAPROXY_H2_FE_MAX_CONCURRENT_STREAMS",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S",
+        "RAY_ROTATION_MAX_BYTES",
+        "RAY_ROTATION_BACKUP_COUNT",
     ):
         for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
             assert f"{name}={here[name]} " in config[commands][-1]

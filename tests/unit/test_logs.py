@@ -12,7 +12,7 @@ import structlog
 from ray.serve._private.logging_utils import StreamToLogger
 
 from avatarforge.settings import LogSettings, load_settings
-from avatarforge.telemetry.logs import configure, set_up_process
+from avatarforge.telemetry.logs import RepeatedWarnings, configure, set_up_process
 from avatarforge.telemetry.redaction import secrets_of
 
 
@@ -78,6 +78,33 @@ def test_lines_about_a_job_carry_its_identity_also_from_its_tasks_and_from_libra
         (line["event"], line.get("job_id"), line.get("customer_id"), line.get("attempt")) for line in lines
     ]
     assert told == [("fetched", "j1", "ana", 2), ("slow", "j1", "ana", 2), ("idle", None, None, None)]
+
+
+def test_a_repeated_warning_is_written_once_a_minute_with_its_count(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(LogSettings())
+    ours, theirs = structlog.get_logger("ours"), logging.getLogger("theirs")
+
+    def write() -> list[tuple[str, object, object]]:
+        for path in ("/a", "/b"):
+            ours.warning("request refused", code="unavailable", path=path)
+            ours.warning("worker lost", job_id=path)
+            theirs.warning("%s is full", path)
+            ours.error("broke", path=path)
+        lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+        return [(line["event"], line.get("job_id"), line.get("repeated")) for line in lines]
+
+    lost, broke = [("worker lost", job_id, None) for job_id in ("/a", "/b")], ("broke", None, None)
+    refused, full = ("request refused", None, None), ("/a is full", None, None)
+    assert write() == [refused, lost[0], full, broke, lost[1], broke]
+    assert write() == [broke, broke]
+    monkeypatch.setattr(RepeatedWarnings, "INTERVAL_SECONDS", 0)
+    assert write()[:3] == [
+        ("request refused", None, 3),
+        ("worker lost", "/a", 1),
+        ("/a is full (repeated 3 times)", None, None),
+    ]
 
 
 def test_a_process_has_the_settings_it_was_handed_and_tells_where_its_nodes_differ(

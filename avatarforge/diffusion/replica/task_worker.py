@@ -127,7 +127,10 @@ class TaskWorker(ABC):
             "customer_id": task.customer_id,
             "attempt": task.attempt,
         }
-        with bound_contextvars(**identity), traces.span("generate", task.traceparent, "server", identity):
+        with (
+            bound_contextvars(**identity, **task.parameters.origin),
+            traces.span("generate", task.traceparent, "server", identity),
+        ):
             return await self._run_to_end(generation)
 
     async def _run_to_end(self, generation: "Generation") -> GenerationFinished | GenerationFailed:

@@ -20,6 +20,7 @@ from avatarforge.ingress.middleware.authentication import parse_bearer
 from avatarforge.ingress.service import ProfilePhotoService
 from avatarforge.ingress.upload.multipart import Spool, until_silence
 from avatarforge.telemetry import metrics, traces
+from avatarforge.telemetry.logs import bind_request
 
 HEARTBEAT_SECONDS = 15.0
 """How long a stream waits for an event at a time. Nothing is sent then: HTTP/2 has keep-alives of its own."""
@@ -54,6 +55,7 @@ class JobMethods:
     ) -> pb.ProfilePhotoJobStatus:
         limits = self._photos.settings.upload
         with (
+            bind_request(_find_request_id(context)),
             handle_errors(context, method, self._photos.registry),
             traces.upload(_metadata(context, "traceparent")),
         ):
@@ -184,6 +186,12 @@ def _cancel_after(seconds: float) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def _find_request_id(context: CallContext) -> str | None:
+    """Return the id that the client gets with the answer: Serve has put it there."""
+    request_id = dict(context.trailing_metadata() or ()).get("request_id")
+    return request_id if isinstance(request_id, str) else None
 
 
 def _metadata(context: CallContext, name: str) -> str | None:

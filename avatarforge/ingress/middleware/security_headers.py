@@ -1,10 +1,11 @@
-"""Security headers for every answer, and the last handler of errors."""
+"""Security headers for every answer, the request's id for its log lines, and the last handler of errors."""
 
 import structlog
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from avatarforge.ingress.problems import error_response, find_customer_id_error, internal_error_response
+from avatarforge.telemetry.logs import bind_request
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +57,13 @@ class SecurityHeaders:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        # Made by Serve where the client sends none; the client gets it with the answer.
+        headers = dict(scope["headers"])
+        request_id = headers.get(b"x-request-id")
+        with bind_request(None if request_id is None else request_id.decode("latin-1")):
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
 
         async def send_secured(message: Message) -> None:

@@ -25,6 +25,7 @@ from avatarforge.settings import UploadSettings
 from avatarforge.storage.interface import ObjectStorage
 from avatarforge.storage.keys import original_key
 from avatarforge.telemetry import traces
+from avatarforge.telemetry.logs import get_request_id
 from avatarforge.tracker.actor import JobTrackerActor
 from avatarforge.tracker.client import TrackerClient
 
@@ -104,7 +105,7 @@ class UploadSubmitter:
             job = ProfilePhotoJob(
                 job_id=job_id,
                 customer_id=customer_id,
-                parameters=_with_traceparent(submission.parameters),
+                parameters=_with_origin(submission.parameters),
                 original=original,
                 created_at=self._now(),
                 priority=submission.priority,
@@ -146,7 +147,7 @@ class UploadSubmitter:
             new_job = ProfilePhotoJob(
                 job_id=job_id,
                 customer_id=job.customer_id,
-                parameters=_with_traceparent(job.parameters),
+                parameters=_with_origin(job.parameters),
                 original=await self._pool.run(self._copy, job.original, job.customer_id, job_id),
                 created_at=self._now(),
                 priority=job.priority,
@@ -246,12 +247,9 @@ def name_command(key: str, *command: str) -> IdempotencyKey:
     return IdempotencyKey(key=key, fingerprint=hashlib.sha256(json.dumps(command).encode()).hexdigest())
 
 
-def _with_traceparent(parameters: GenerationParameters) -> GenerationParameters:
-    """Return the parameters with the trace that this upload belongs to, or with none."""
-    traceparent = traces.traceparent()
-    if traceparent == parameters.traceparent:
-        return parameters
-    return replace(parameters, traceparent=traceparent)
+def _with_origin(parameters: GenerationParameters) -> GenerationParameters:
+    """Return the parameters with the trace and the request that this upload belongs to, or with none."""
+    return replace(parameters, traceparent=traces.traceparent(), request_id=get_request_id())
 
 
 def compute_fingerprint(photo: BinaryIO, fields: Mapping[str, str]) -> str:

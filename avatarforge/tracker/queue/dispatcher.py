@@ -169,7 +169,9 @@ class Dispatcher:
                 reserved.set_result(None)
                 if job is None:
                     return
-                starting = asyncio.create_task(self._start_job(job), name="start of a job")
+                starting = asyncio.create_task(
+                    self._start_job(job, backend, reservation.replica_id), name="start of a job"
+                )
                 done, _ = await asyncio.wait({starting}, timeout=self.HOLD_SECONDS)
                 if done:
                     await self._generate(backend, starting.result(), reservation)
@@ -189,10 +191,13 @@ class Dispatcher:
             if not reserved.done():
                 reserved.set_result(None)
 
-    async def _start_job(self, job: ProfilePhotoJob) -> ProfilePhotoJob:
-        return await self._job_table.update(
+    async def _start_job(self, job: ProfilePhotoJob, backend: Backend, replica_id: str) -> ProfilePhotoJob:
+        started = await self._job_table.update(
             job.job_id, lambda current: current.start(self._now()), EventKind.STARTED
         )
+        identity = {**attempt_identity(started), "seq": started.seq, **started.parameters.origin}
+        log.info("job started", backend=backend.name, replica=replica_id, **identity)
+        return started
 
     # --- generations ------------------------------------------------------------------------------------
 

@@ -67,6 +67,7 @@ class _ServeReservation:
     def __init__(self, handle: "DeploymentHandle[Any]", selection: Any) -> None:
         self._handle = handle
         self._selection = selection
+        self.replica_id: str = selection.replica_id
 
     async def generate(self, task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
         response = self._handle.dispatch(self._selection, task)
