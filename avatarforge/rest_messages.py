@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import ConfigDict
 
 from avatarforge.domain.deliveries import DeliveryState
+from avatarforge.domain.jobs import Crop
 from avatarforge.messages import Message, ProfilePhotoJobStatus, PublicPath, Time
 
 
@@ -16,6 +17,23 @@ class PhotoPage(Message):
     """Newest first."""
     next: PublicPath | None
     """Path of the next page; null on the last."""
+
+
+class CropMessage(Message):
+    """The square that a photo would be cropped to, in pixels of the photo as people see it."""
+
+    width: int
+    """Of the photo."""
+    height: int
+    crop: Crop
+    """`face`, or `centre` where no face was found."""
+    left: float
+    top: float
+    side: float
+    quarter_turns: int
+    """Turns by 90 degrees counter-clockwise that make the face upright."""
+    preview: str | None
+    """The square as a small JPEG in a data URL, if `preview=true` asks for it."""
 
 
 class Customer(Message):

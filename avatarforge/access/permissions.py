@@ -70,6 +70,7 @@ HTTP: Mapping[str, Mapping[str, Permission]] = {
     f"{_JOB}/deliveries": {"GET": Permission.CUSTOMER},
     f"{_JOB}/deliveries/{{deliveryId}}/redeliver": {"POST": Permission.CUSTOMER},
     "/customers": {"GET": Permission.ADMIN_OF_ALL},
+    "/crop": {"POST": Permission.KEY},
     "/models": {"GET": Permission.KEY},
     "/styles": {"GET": Permission.KEY},
     "/metrics": {"GET": Permission.SCRAPE},

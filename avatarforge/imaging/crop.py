@@ -42,6 +42,11 @@ def cut(photo: Image.Image, size: int, parameters: GenerationParameters) -> tupl
 def square(photo: Image.Image, size: int) -> tuple[Image.Image, Crop]:
     """`find_square` of a photo in RGB, as an image of `size` x `size` pixels with the face upright."""
     found = find_square(photo)
+    return extract(photo, found, size), found.crop
+
+
+def extract(photo: Image.Image, found: Square, size: int) -> Image.Image:
+    """The square, which `find_square` found in the photo, as an image of `size` x `size` pixels."""
     image = photo.resize(
         (size, size),
         Image.Resampling.LANCZOS,
@@ -49,7 +54,7 @@ def square(photo: Image.Image, size: int) -> tuple[Image.Image, Crop]:
         reducing_gap=3.0,
     )
     turn = _TURNS.get(found.quarter_turns)
-    return image if turn is None else image.transpose(turn), found.crop
+    return image if turn is None else image.transpose(turn)
 
 
 def find_square(photo: Image.Image) -> Square:

@@ -37,7 +37,7 @@ from avatarforge.ingress.live.streams import EventLog, JobStreams
 from avatarforge.ingress.metrics_endpoint import MetricsEndpoint, OpenStreams
 from avatarforge.ingress.served_model import ServedModel
 from avatarforge.ingress.upload.form import Submission, read_submission, validate_key
-from avatarforge.ingress.upload.submit import UploadSubmitter, hold_key, name_command
+from avatarforge.ingress.upload.submit import FoundCrop, UploadSubmitter, hold_key, name_command
 from avatarforge.messages import LiveJob
 from avatarforge.persistence.deliveries import DeliveryRepository
 from avatarforge.persistence.jobs import JobRepository
@@ -174,6 +174,12 @@ class ProfilePhotoService:
         """Submit a photo with fields that `read_submission` has checked. Raises the errors of `submit`."""
         began = time.perf_counter()
         return self._admit(await self._submitter.submit(customer_id, submission, photo, filename), began)
+
+    async def find_crop(self, photo: BinaryIO, filename: str, *, preview: bool) -> FoundCrop:
+        """Find the square that the photo would be cropped to. Nothing is kept. Raises the errors of
+        `clean_photo`."""
+        async with self._crop_slots:
+            return await self._submitter.find_crop(photo, filename, preview=preview)
 
     async def retry(self, customer_id: str, job_id: str, idempotency_key: str | None = None) -> Submitted:
         """Submit a new job with the photo and the parameters of one that has ended.

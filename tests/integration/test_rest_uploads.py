@@ -1,19 +1,26 @@
 """Uploads over REST, good and bad, from the request to what is kept."""
 
 import asyncio
+import base64
 import hashlib
+import io
 import struct
 import zlib
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
+from PIL import Image
 
+from avatarforge.cli.photos import SAMPLE
 from avatarforge.domain.errors import DatabaseUnavailable, StorageUnavailable, TrackerUnavailable
 from avatarforge.domain.jobs import ProfilePhotoJob
+from avatarforge.imaging.crop import find_square
 from tests import pictures
 from tests.factories import an_image
 from tests.integration.rest import Rest, a_jpeg, problem
@@ -283,3 +290,46 @@ async def test_a_client_that_waits_to_be_asked_for_its_body_is_answered_at_once(
             assert (await reader.readline()).split()[1] == status
         writer.close()
         await writer.wait_closed()
+
+
+async def look(rest: Rest, photo: bytes, query: str = "", **fields: str) -> httpx.Response:
+    return await rest.client.post(f"/crop{query}", files={"photo": ("me.jpg", photo)}, data=fields)
+
+
+async def test_the_square_is_found_before_sending_and_nothing_is_kept(rest: Rest) -> None:
+    wide = Image.new("RGB", (1600, 900), (90, 110, 120))
+    with Image.open(SAMPLE) as portrait:
+        wide.paste(portrait.convert("RGB").resize((700, 700)), (850, 120))
+    expected = find_square(wide)
+    answer = await look(rest, pictures.png(wide))
+    found = answer.json()
+    assert (found["width"], found["height"], found["crop"], found["quarterTurns"]) == (1600, 900, "face", 0)
+    square = [found["left"], found["top"], found["side"]]
+    assert square == pytest.approx([expected.left, expected.top, expected.side], abs=0.1)
+    assert found["preview"] is None
+
+    # As a browser sends a large photo: a small copy, which has the same square within a few pixels.
+    copy = (await look(rest, pictures.saved(wide.resize((1024, 576)), "JPEG", quality=85))).json()
+    scaled = [copy[name] * 1600 / 1024 for name in ("left", "top", "side")]
+    assert scaled == pytest.approx(square, abs=0.03 * expected.side)
+
+    turned = (await look(rest, pictures.png(wide.transpose(Image.Transpose.ROTATE_90)))).json()
+    assert (turned["width"], turned["crop"], turned["quarterTurns"]) == (900, "face", 3)
+    assert rest.kept() == []
+
+
+async def test_a_photo_without_a_face_has_its_middle_and_a_wrong_one_is_refused(rest: Rest) -> None:
+    found = (await look(rest, a_jpeg(96, 64), "?preview=true")).json()
+    preview = base64.b64decode(found.pop("preview").removeprefix("data:image/jpeg;base64,"))
+    assert Image.open(io.BytesIO(preview)).size == (64, 64)
+    middle = {"width": 96, "height": 64, "crop": "centre", "left": 16, "top": 0, "side": 64}
+    assert found == {**middle, "quarterTurns": 0}
+
+    told = problem(await look(rest, a_jpeg(), style="neon"))
+    assert (told["code"], told["field"]) == ("unknown_field", "style")
+    assert problem(await look(rest, b"Dear reader, I am no picture."))["code"] == "photo_not_an_image"
+    with ExitStack() as uploads:
+        for _ in range(rest.settings.ingress.max_uploads):
+            uploads.enter_context(rest.photos.upload_limit.slot())
+        assert problem(await look(rest, a_jpeg()))["code"] == "too_many_uploads"
+    assert rest.kept() == []

@@ -77,7 +77,7 @@ async def take(url: str, job_id: str) -> None:
     async with running_browser() as browser:
         async with taken(browser, url, "/", "studio-light", **DESKTOP) as page:
             await page.set_input_files("#photo", PORTRAIT)
-            await page.click("text=By hand")
+            await expect(page.locator("#crop-place")).to_contain_text("Around the face")
             await page.check("[name=style][value=watercolor]")
             await page.fill("#prompt", "teal background")
             for _ in range(4):

@@ -63,7 +63,8 @@ async def test_axe_finds_nothing_grave_in_any_view(
     async with opened(browser, service.url, color_scheme=scheme, viewport=viewport) as page:
         findings = {"empty": await grave_findings(page)}
         await page.set_input_files("#photo", PORTRAIT)
-        await page.click("text=By hand")
+        await expect(page.locator("#crop-place")).to_contain_text("Around the face")
+        await page.press(".frame", "ArrowUp")
         await page.click("summary")
         await page.fill("#steps", "900")
         await page.click("#forge")

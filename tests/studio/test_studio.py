@@ -13,6 +13,8 @@ from playwright.async_api import Browser, Page, Route, expect
 from avatarforge.diffusion.models.catalogue import Manifest
 from avatarforge.domain.replicas import ModelFailure
 from avatarforge.domain.status import ProcessingStatus
+from avatarforge.imaging.crop import find_square
+from tests import pictures
 from tests.factories import NOON, a_manifest, a_model, a_report, write_model
 from tests.integration.service import Service, a_preview, running_service
 from tests.studio.browser import PORTRAIT, is_painted, job_shown, opened, send, tab_to
@@ -106,23 +108,116 @@ async def test_a_model_without_a_dial_has_no_slider(tmp_path: Path, browser: Bro
         await expect(page.locator("#dial")).to_be_hidden()
 
 
-async def test_a_square_that_was_cut_by_hand_is_taken_as_it_is(service: Service, page: Page) -> None:
-    await page.set_input_files("#photo", PORTRAIT)
-    await page.click("text=By hand")
-    before = await page.eval_on_selector(".frame img", "image => image.style.left")
-    await page.focus(".frame")
-    for key in ("+", "+", "+", "+", "ArrowRight", "ArrowDown"):
-        await page.keyboard.press(key)
-    assert await page.eval_on_selector(".frame img", "image => image.style.left") != before
-    await page.click("#forge")
-
-    job = service.recorded(await job_shown(page))
+def beside_a_wall(folder: Path) -> Path:
+    """A wide photo with the face to the right of its middle."""
+    wide = Image.new("RGB", (1600, 900), (120, 110, 100))
     with Image.open(PORTRAIT) as portrait:
-        zoomed = round(min(portrait.size) / 1.1**4)
+        wide.paste(portrait.convert("RGB").resize((700, 700)), (850, 120))
+    wide.save(folder / "wide.png")
+    return folder / "wide.png"
+
+
+async def framed(page: Page) -> list[int]:
+    """Left, top and side of the frame, in thousandths of the photo's width and height."""
+    place = await page.eval_on_selector(
+        ".frame", "frame => ['left', 'top', 'width'].map((name) => parseFloat(frame.style[name]))"
+    )
+    return [round(10 * value) for value in place]
+
+
+async def test_the_square_is_shown_before_sending_and_is_what_is_made(
+    service: Service, page: Page, tmp_path: Path
+) -> None:
+    wide = beside_a_wall(tmp_path)
+    caption = page.locator("#crop-place")
+    await page.set_input_files("#photo", wide)
+    await expect(caption).to_have_text("Around the face: move it as you like")
+    await expect(page.locator("#said")).to_have_text("Around the face: move it as you like")
+    await expect(page.locator(".frame")).to_be_focused()
+    with Image.open(wide) as photo:
+        found = find_square(photo)
+    shown = await framed(page)
+    expected = [found.left / 1.6, found.top / 0.9, found.side / 1.6]
+    assert shown == pytest.approx(expected, abs=12)
+    await page.click("#forge")
+    untouched = service.recorded(await job_shown(page))
+    assert untouched.parameters.crop_to_face
+    assert (untouched.original.width, untouched.original.height) == (1600, 900)
+
+    # Whatever moves it: keys, the mouse, a corner, a click beside it, the slider.
+    await page.click(".thumb.add")
+    before = shown
+    box = await page.locator(".whole img").bounding_box()
+    assert box is not None
+    at_left = (box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
+
+    async def moved() -> list[int]:
+        nonlocal before
+        last, before = before, await framed(page)
+        assert before != last
+        return before
+
+    await page.focus(".frame")
+    for key in ("+", "ArrowRight", "ArrowDown"):
+        await page.keyboard.press(key)
+        await moved()
+    await expect(caption).to_have_text("As you framed it")
+    await expect(page.locator("#said")).to_contain_text("per cent from the left")
+    await page.mouse.click(*at_left)
+    assert (await moved())[0] < 200
+    await page.mouse.move(*at_left)
+    await page.mouse.down()
+    await page.mouse.move(at_left[0] + box["width"] / 2, at_left[1], steps=3)
+    await page.mouse.up()
+    assert (await moved())[0] > 450
+    right = before[0] + before[2]
+    await page.locator(".corner").nth(0).hover()
+    await page.mouse.down()
+    await page.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + box["height"] * 0.4, steps=3)
+    await page.mouse.up()
+    left, _, side = await moved()
+    assert left + side == pytest.approx(right, abs=2), "the opposite corner stays"
+    await page.fill("#crop-size", "450")
+    await moved()
+    await page.click("#forge")
+    job = service.recorded(await job_shown(page))
     assert not job.parameters.crop_to_face
-    assert (job.original.width, job.original.height) == (zoomed, zoomed)
+    assert (job.original.width, job.original.height) == (450, 450)
     content = io.BytesIO(service.storage.get(job.original.key))
     assert Image.open(content).convert("L").getextrema()[1] > 100, "there is a picture on the canvas"
+
+    await page.click(".thumb.add")
+    await page.click("text=Around the face")
+    await expect(caption).to_have_text("Around the face: move it as you like")
+    assert await framed(page) == shown
+
+
+async def test_where_no_face_is_found_or_none_can_be_looked_for_the_page_says_so(
+    service: Service, page: Page, tmp_path: Path
+) -> None:
+    Image.new("RGB", (200, 100), (120, 110, 100)).save(tmp_path / "wall.png")
+    pictures.quarters().save(tmp_path / "quarters.tif")
+    caption, again = page.locator("#crop-place"), page.locator("text=Another photo")
+    await page.set_input_files("#photo", tmp_path / "wall.png")
+    await expect(caption).to_have_text("No face found: frame it yourself")
+    assert await framed(page) == [250, 0, 500]
+    await again.click()
+    await expect(page.locator("#photo")).to_be_focused()
+
+    # What the browser cannot show comes as the server's square.
+    await page.set_input_files("#photo", tmp_path / "quarters.tif")
+    await expect(caption).to_have_text("This square becomes the avatar")
+    await wait_until(lambda: is_painted(page, ".whole img"))
+    await again.click()
+
+    await page.context.set_offline(True)
+    await page.set_input_files("#photo", PORTRAIT)
+    await expect(page.locator("#photo-error")).to_contain_text("The face could not be looked for yet")
+    await expect(caption).to_have_text("Left as it is, it is cut around the face")
+    await page.context.set_offline(False)
+    await expect(caption).to_have_text("Around the face: move it as you like")
+    await expect(page.locator("#photo-error")).to_be_hidden()
+    assert service.objects() == []
 
 
 async def test_a_photo_can_be_dropped(page: Page) -> None:
@@ -158,7 +253,7 @@ async def test_a_text_is_refused_at_the_photo_in_the_servers_words(
 ) -> None:
     text = tmp_path / "letter.txt"
     text.write_text("Dear reader, I am no picture.")
-    await send(page, text)
+    await page.set_input_files("#photo", text)
     told = (await service.post(photo=text.read_bytes())).json()
     assert told["code"] == "photo_not_an_image"
     error = page.locator("#photo-error")
@@ -166,6 +261,8 @@ async def test_a_text_is_refused_at_the_photo_in_the_servers_words(
     assert "letter.txt" in await error.inner_text()
     assert (await error.inner_text()).split("letter.txt")[1] == told["detail"].split("portrait.jpg")[1]
     assert await page.get_attribute("#photo-error", "role") == "alert"
+    await page.click("#forge")
+    await expect(error).to_contain_text("letter.txt")
 
 
 async def test_a_wrong_value_is_told_at_its_field(page: Page) -> None:

@@ -53,6 +53,16 @@ UPLOAD = {"required": True, "content": {"multipart/form-data": {"schema": descri
 """The body of an upload, which is read as a stream."""
 
 
+_FORM = describe_form()
+PHOTO_ALONE = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {"schema": {**_FORM, "properties": {"photo": _FORM["properties"]["photo"]}}}
+    },
+}
+"""The body of an upload that is only looked at."""
+
+
 def describe_headers(**names: str) -> dict[str, Any]:
     """Document response headers: names with `_` for `-`, and what they tell."""
     return {

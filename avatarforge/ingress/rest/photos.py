@@ -10,15 +10,22 @@ from avatarforge import rest_messages
 from avatarforge.access.authorizer import TICKET
 from avatarforge.domain import errors
 from avatarforge.domain.customers import GRAMMAR, validate_customer_id
-from avatarforge.domain.errors import InvalidCustomerId, InvalidRequest
+from avatarforge.domain.errors import InvalidCustomerId, InvalidRequest, UnknownField
 from avatarforge.domain.jobs import is_job_id
 from avatarforge.ingress.rest import sse
 from avatarforge.ingress.rest.images import ImageAnswer
-from avatarforge.ingress.rest.openapi import ACCEPTED, IMAGE, STREAM_EVENT, UPLOAD, error_responses
-from avatarforge.ingress.rest.responses import get_service, json_response
+from avatarforge.ingress.rest.openapi import (
+    ACCEPTED,
+    IMAGE,
+    PHOTO_ALONE,
+    STREAM_EVENT,
+    UPLOAD,
+    error_responses,
+)
+from avatarforge.ingress.rest.responses import crop_message, get_service, json_response
 from avatarforge.ingress.service import CustomerDetails, ImageKind, Page, Submitted
 from avatarforge.ingress.upload.form import MAX_KEY_CHARACTERS, parse_number
-from avatarforge.ingress.upload.multipart import acquire_upload_slot, receive_upload
+from avatarforge.ingress.upload.multipart import PHOTO, acquire_upload_slot, receive_upload
 from avatarforge.messages import PUBLIC_PREFIX, ProfilePhotoJobStatus, photo_url
 from avatarforge.settings import IngressSettings
 from avatarforge.telemetry import traces
@@ -113,6 +120,24 @@ _IMAGE_RESPONSES = {
     ),
 }
 
+_UPLOAD_ERRORS = (
+    errors.MalformedUpload,
+    errors.PhotoTooLarge,
+    errors.UnsupportedMediaType,
+    errors.UnsupportedContentEncoding,
+    errors.InvalidRequest,
+    errors.UnknownField,
+    errors.MissingPhoto,
+    errors.EmptyPhoto,
+    errors.NotAnImage,
+    errors.UnsupportedPhoto,
+    errors.DamagedPhoto,
+    errors.InvalidPhotoDimensions,
+    errors.TooManyUploads,
+    errors.StorageUnavailable,
+    errors.StorageFull,
+)
+
 PHOTOS_PER_CUSTOMER = 20
 """Newest photos that a customer's page shows."""
 
@@ -143,25 +168,11 @@ async def get_status(request: Request) -> Response:
     openapi_extra={"requestBody": UPLOAD, "parameters": [CUSTOMER_PARAMETER, KEY_PARAMETER]},
     responses=ACCEPTED
     | error_responses(
-        errors.MalformedUpload,
-        errors.PhotoTooLarge,
-        errors.UnsupportedMediaType,
-        errors.UnsupportedContentEncoding,
-        errors.InvalidRequest,
-        errors.UnknownField,
-        errors.MissingPhoto,
-        errors.EmptyPhoto,
-        errors.NotAnImage,
-        errors.UnsupportedPhoto,
-        errors.DamagedPhoto,
-        errors.InvalidPhotoDimensions,
+        *_UPLOAD_ERRORS,
         errors.IdempotencyKeyReused,
         errors.IdempotencyKeyInFlight,
         errors.BacklogFull,
         errors.CustomerBacklogFull,
-        errors.TooManyUploads,
-        errors.StorageUnavailable,
-        errors.StorageFull,
         errors.TrackerUnavailable,
         errors.ModelUnusable,
     ),
@@ -191,6 +202,34 @@ async def submit_photo(request: Request) -> Response:
                 request.headers.get("idempotency-key"),
             )
     return respond_accepted(submitted)
+
+
+@router.post(
+    "/crop",
+    response_model=rest_messages.CropMessage,
+    openapi_extra={"requestBody": PHOTO_ALONE},
+    responses=error_responses(*_UPLOAD_ERRORS),
+    tags=["photos"],
+)
+async def find_crop(
+    request: Request,
+    preview: Annotated[bool, Query(description="Show the square, too, for programs that cannot.")] = False,
+) -> Response:
+    """Find the square that a photo would be cropped to: around the face, where there is one.
+
+    Nothing is kept. A copy of the photo whose longer side has 1024 pixels is enough.
+    """
+    photos = get_service(request)
+    async with (
+        acquire_upload_slot(photos.upload_limit, request),
+        receive_upload(
+            request.stream(), request.headers, photos.settings.upload, photos.upload_folder
+        ) as upload,
+    ):
+        for name in upload.fields:
+            raise UnknownField(name, None, f"{PHOTO} alone")
+        found = await photos.find_crop(upload.photo, upload.filename, preview=preview)
+    return json_response(crop_message(found))
 
 
 @router.get(

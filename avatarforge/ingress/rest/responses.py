@@ -3,6 +3,7 @@
 Those that clients read are in `messages` and `rest_messages`.
 """
 
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import asdict
 
@@ -13,8 +14,15 @@ from starlette.responses import Response
 from avatarforge.diffusion.models.catalogue import Manifest
 from avatarforge.domain.deliveries import DeliveryReport
 from avatarforge.ingress.service import ProfilePhotoService
+from avatarforge.ingress.upload.submit import FoundCrop
 from avatarforge.messages import Message
-from avatarforge.rest_messages import DefaultsMessage, DeliveryMessage, ModelMessage, StyleMessage
+from avatarforge.rest_messages import (
+    CropMessage,
+    DefaultsMessage,
+    DeliveryMessage,
+    ModelMessage,
+    StyleMessage,
+)
 
 
 class Alive(Message):
@@ -55,6 +63,21 @@ def json_response(message: Message, status: int = 200, headers: Mapping[str, str
 
 def delivery_message(report: DeliveryReport) -> DeliveryMessage:
     return DeliveryMessage.model_validate({**asdict(report.delivery), "attempts": report.attempts})
+
+
+def crop_message(found: FoundCrop) -> CropMessage:
+    square = found.square
+    preview = None if found.preview is None else f"data:image/jpeg;base64,{b64encode(found.preview).decode()}"
+    return CropMessage(
+        width=found.width,
+        height=found.height,
+        crop=square.crop,
+        left=round(square.left, 1),
+        top=round(square.top, 1),
+        side=round(square.side, 1),
+        quarter_turns=square.quarter_turns,
+        preview=preview,
+    )
 
 
 def model_message(manifest: Manifest) -> ModelMessage:

@@ -67,6 +67,13 @@ export async function submit(customer, form, key, onRetry) {
   }
 }
 
+// The square that the server would cut; nothing is kept there. With `preview` it shows it, too.
+export function findCrop(file, name, preview) {
+  const form = new FormData();
+  form.append("photo", file, name);
+  return json(`/crop?preview=${preview}`, { method: "POST", body: form });
+}
+
 export const photos = (customer, path) => json(path ?? `${of(customer)}/photos?limit=24`);
 export const status = (customer, jobId) => json(`${of(customer)}/photos/${encodeURIComponent(jobId)}/status`);
 export const cancel = (job) => json(`${photo(job)}/cancel`, { method: "POST" });

@@ -61,7 +61,8 @@ export async function again(job) {
 
 async function reuse(job) {
   const blob = await file(api.originalOf(job));
-  await choose(new File([blob], "photo", { type: blob.type }));
+  const framed = job.parameters?.cropToFace === false; // what was sent then is the square
+  await choose(new File([blob], "photo", { type: blob.type }), { framed });
   location.hash = "#/";
 }
 

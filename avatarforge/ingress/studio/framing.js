@@ -1,79 +1,94 @@
-// The photo on the stage before it is sent: whole, or under a square frame that one moves by hand.
+// The photo on the stage before it is sent, and over it the frame of the square that is cut from it: moved and
+// resized by mouse, touch and keys.
 
 import { button, h, icon } from "./dom.js";
 import { t } from "./i18n.js";
-import { clear, cropByHand, photo } from "./photo.js";
+import { clear, framed, look, photo } from "./photo.js";
+import { say } from "./say.js";
 
-const STEP = 0.05;
+const STEP = 0.05; // of the square's side
+const FASTER = 1.1;
 const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+const CORNERS = [
+  [-1, -1],
+  [1, -1],
+  [1, 1],
+  [-1, 1],
+];
+const SAY_PAUSE = 700; // milliseconds without a key until the frame's place is read out
+let parts = {}; // of what is on the stage now
 
 export function framing() {
-  return [
-    photo.image ? preview() : unseen(),
-    h("p.error", { id: "photo-error", role: "alert", hidden: true }),
-    tools(),
-  ];
+  parts = {};
+  const error = h("p.error", { id: "photo-error", role: "alert" }, photo.problem && told(photo.problem));
+  error.hidden = !photo.problem || photo.problem.status === 401;
+  const stage = [photo.image ? preview() : unseen(), error, tools()];
+  showFrame();
+  return stage;
 }
+
+const told = (problem) => (problem.passes ? t("lookAgain", { reason: problem.message }) : problem.message);
 
 function preview() {
-  return photo.byHand
-    ? frame()
-    : h("figure.whole", {}, wholePhoto(), h("figcaption.chip-over", {}, icon("face"), t("faceHint")));
-}
-
-function wholePhoto() {
   photo.image.alt = t("yourPhoto");
-  photo.image.removeAttribute("style");
   photo.image.draggable = false;
-  return photo.image;
+  parts.frame = frame();
+  const whole = h("figure.whole", {}, photo.image, parts.frame);
+  // A click beside the frame brings it there, for those who cannot drag.
+  photo.image.onclick = (event) => {
+    photo.crop.moveTo(...inPhoto(event));
+    framed();
+  };
+  return whole;
 }
 
 function unseen() {
+  if (photo.preview) return h("figure.whole", {}, h("img", { src: photo.preview, alt: t("yourSquare") }));
   return h(
     "div.unreadable",
     {},
     icon("photo"),
-    h("strong", {}, photo.file.name),
+    h("strong", { dir: "auto" }, photo.file.name),
     h("p", {}, t("cannotShow")),
   );
 }
 
 function tools() {
-  const choice = (byHand, symbol, text) =>
-    button(`choice${photo.byHand === byHand ? ".on" : ""}`, symbol, text, () => cropByHand(byHand), {
-      "aria-pressed": String(photo.byHand === byHand),
-      "data-key": `crop-${byHand}`,
-    });
-  return h(
-    "div.stage-tools",
-    {},
-    photo.image &&
-      h(
-        "div.choices",
-        { role: "group", "aria-label": t("crop") },
-        choice(false, "face", t("automatic")),
-        choice(true, "crop", t("byHand")),
-      ),
-    photo.byHand && zoomField(),
-    button("plain", "close", t("otherPhoto"), clear, { "data-key": "other-photo" }),
-  );
+  parts.again = button("plain", "face", t("aroundFace"), () => look(), { "data-key": "around-face" });
+  const other = button("plain", "close", t("otherPhoto"), clear, { "data-key": "other-photo" });
+  parts.place = h("p.crop-place", { id: "crop-place" });
+  return h("div.stage-tools", {}, parts.place, photo.image && sizeField(), parts.again, other);
 }
 
-function zoomField() {
-  const slider = h("input", {
-    type: "range",
-    id: "zoom",
-    min: 1,
-    max: 6,
-    step: 0.05,
-    value: photo.crop.zoom,
-    "aria-label": t("zoom"),
+function sizeField() {
+  const { least, most } = photo.crop;
+  parts.size = h("input", { type: "range", id: "crop-size", min: least, max: most, step: "any" });
+  parts.size.setAttribute("aria-label", t("cropSize"));
+  parts.size.addEventListener("input", () => {
+    photo.crop.resize(Number(parts.size.value));
+    framed();
   });
-  slider.addEventListener("input", () => {
-    photo.crop.zoomTo(Number(slider.value));
-    place();
+  return parts.size;
+}
+
+// Puts frame, slider and words to what the photo has now.
+export function showFrame() {
+  const { place, crop } = photo;
+  parts.again.hidden = place !== "hand";
+  const words = photo.image ? place : photo.preview ? "server" : "unknown";
+  parts.place.replaceChildren(icon(place === "hand" ? "crop" : "face"), h("span", {}, t(`place_${words}`)));
+  if (!parts.frame) return;
+  const { left, top, width, height } = crop.shares();
+  const percent = (share) => `${share * 100}%`;
+  Object.assign(parts.frame.style, {
+    left: percent(left),
+    top: percent(top),
+    width: percent(width),
+    height: percent(height),
   });
-  return slider;
+  parts.frame.classList.toggle("seeking", place === "looking" || place === "unknown");
+  parts.size.value = crop.side;
+  parts.size.setAttribute("aria-valuetext", t("percent", { n: Math.round(width * 100) }));
 }
 
 function frame() {
@@ -86,65 +101,77 @@ function frame() {
       "aria-describedby": "crop-hint",
       "data-key": "frame",
     },
-    wholePhoto(),
     h("span.thirds", { "aria-hidden": "true" }),
+    CORNERS.map(([across, down]) =>
+      h("i.corner", { "aria-hidden": "true", "data-across": across, "data-down": down }),
+    ),
     h("span.unseen", { id: "crop-hint" }, t("cropHint")),
   );
   movedByKeys(element);
   movedByPointers(element);
   element.addEventListener(
     "wheel",
-    (event) => zoomed(event, photo.crop.zoom * Math.exp(-event.deltaY / 400)),
+    (event) => {
+      event.preventDefault();
+      photo.crop.resize(photo.crop.side * Math.exp(event.deltaY / 400));
+      framed();
+    },
     { passive: false },
   );
-  place();
   return element;
 }
 
-function place() {
-  Object.assign(photo.image.style, photo.crop.placed());
-  const slider = document.getElementById("zoom");
-  if (slider) slider.value = photo.crop.zoom;
-}
-
-function zoomed(event, zoom) {
-  event.preventDefault();
-  photo.crop.zoomTo(zoom);
-  place();
+// The pointer's place in pixels of the photo.
+function inPhoto({ clientX, clientY }) {
+  const box = photo.image.getBoundingClientRect();
+  const scale = photo.crop.width / box.width;
+  return [(clientX - box.left) * scale, (clientY - box.top) * scale];
 }
 
 function movedByKeys(element) {
+  let saying;
   element.addEventListener("keydown", (event) => {
-    if (event.key === "+" || event.key === "=") zoomed(event, photo.crop.zoom * 1.1);
-    if (event.key === "-") zoomed(event, photo.crop.zoom / 1.1);
+    const { crop } = photo;
     const direction = KEYS[event.key];
-    if (!direction) return;
+    if (direction) crop.move(direction[0] * STEP * crop.side, direction[1] * STEP * crop.side);
+    else if (event.key === "+" || event.key === "=") crop.resize(crop.side * FASTER);
+    else if (event.key === "-") crop.resize(crop.side / FASTER);
+    else return;
     event.preventDefault();
-    photo.crop.move(direction[0] * STEP, direction[1] * STEP);
-    place();
+    framed();
+    clearTimeout(saying);
+    saying = setTimeout(() => {
+      const { left, top, width } = crop.shares();
+      const [x, y, n] = [left, top, width].map((share) => Math.round(share * 100));
+      say(t("frameAt", { x, y, n }));
+    }, SAY_PAUSE);
   });
 }
 
-// One pointer moves the photo under the frame, two pinch it.
+// One pointer moves the frame, or draws a corner of it; two pinch it.
 function movedByPointers(element) {
   const pointers = new Map();
+  let corner = null;
   const spread = () => {
-    const [a, b] = [...pointers.values()];
-    return Math.hypot(a.x - b.x, a.y - b.y);
+    const [[ax, ay], [bx, by]] = [...pointers.values()];
+    return Math.hypot(ax - bx, ay - by);
   };
   element.addEventListener("pointerdown", (event) => {
     element.setPointerCapture(event.pointerId);
-    pointers.set(event.pointerId, { x: event.clientX, y: event.clientY });
+    pointers.set(event.pointerId, inPhoto(event));
+    const { across, down } = event.target.dataset;
+    corner = across ? [Number(across), Number(down)] : null;
   });
   element.addEventListener("pointermove", (event) => {
     const last = pointers.get(event.pointerId);
     if (!last) return;
+    const [x, y] = inPhoto(event);
     const before = pointers.size === 2 ? spread() : 0;
-    pointers.set(event.pointerId, { x: event.clientX, y: event.clientY });
-    const size = element.clientWidth * pointers.size;
-    photo.crop.move((last.x - event.clientX) / size, (last.y - event.clientY) / size);
-    if (before) photo.crop.zoomTo((photo.crop.zoom * spread()) / before);
-    place();
+    pointers.set(event.pointerId, [x, y]);
+    if (before) photo.crop.resize((photo.crop.side * spread()) / before);
+    else if (corner) photo.crop.drawCorner(...corner, x, y);
+    else photo.crop.move(x - last[0], y - last[1]);
+    framed();
   });
   for (const end of ["pointerup", "pointercancel"])
     element.addEventListener(end, (event) => pointers.delete(event.pointerId));

@@ -4,12 +4,13 @@ import * as api from "./api.js";
 import { showCustomer, startCustomer } from "./customer.js";
 import { $, $$ } from "./dom.js";
 import { drawFacts } from "./facts.js";
+import { showFrame } from "./framing.js";
 import { drawGallery, drawStrip } from "./gallery.js";
 import { onLanguage, otherLanguage, setLanguage, t, translatePage } from "./i18n.js";
 import { startInput } from "./input.js";
 import * as jobs from "./jobs.js";
 import { refreshModels } from "./models.js";
-import { onPhoto } from "./photo.js";
+import { look, onPhoto, photo } from "./photo.js";
 import { forgetImages } from "./images.js";
 import { drawQueue, drawQueueCount, refreshQueue } from "./queue.js";
 import { attempt, say } from "./say.js";
@@ -132,6 +133,17 @@ function onJob({ job, before, erased }) {
   soon();
 }
 
+// What was pressed to choose a photo, or another one, is gone then: the focus goes to what came in its place.
+function onPhotoChange(what) {
+  if (["face", "centre", "unknown"].includes(photo.place) && what !== "crop") say(t(`place_${photo.place}`));
+  if (jobId) return;
+  if (what === "crop") return showFrame();
+  const lost = document.activeElement === document.body || $("#stage").contains(document.activeElement);
+  drawStage(null);
+  if (!lost || document.activeElement !== document.body) return;
+  $("#stage :is(.frame, [data-key=other-photo], #photo)")?.focus({ preventScroll: true });
+}
+
 function onConnection(state, problem) {
   const banner = $("#connection");
   if (state === "open" && !wasLost) return;
@@ -150,6 +162,7 @@ function begin() {
   forgetImages();
   showCustomer();
   attempt(() => Promise.all([jobs.follow(), loadStyles()]));
+  if (photo.place === "unknown") look();
   route();
 }
 
@@ -167,7 +180,7 @@ startForm((job) => {
 });
 jobs.onJobs(onJob);
 jobs.onConnection(onConnection);
-onPhoto(() => jobId || drawStage(null));
+onPhoto(onPhotoChange);
 onSession(begin);
 onLanguage(() => {
   drawAll();

@@ -1,41 +1,86 @@
-// The photo that is chosen: as it came, and as it looks where the browser can show it.
+// The photo that is chosen: as it came, as it looks where the browser can show it, and the square that is cut from it.
 
-import { Crop } from "./crop.js";
+import * as api from "./api.js";
+import { Crop, copyOf } from "./crop.js";
 
+const SMALL = 400_000; // bytes: a larger photo is looked at as a copy
+const COPY_SIDE = 1024; // pixels, as many as the server's detector looks at
+const FIRST_PAUSE = 2; // seconds
+const LONGEST_PAUSE = 30;
 const listeners = new Set();
 
-export const photo = { file: null, image: null, crop: null, byHand: false };
+// `place` says how the square came about: "looking", "face", "centre" where there is none, "hand", or "unknown"
+// where the server could not be asked, which `problem` explains.
+const NONE = { file: null, image: null, crop: null, place: null, problem: null, preview: null };
+export const photo = { ...NONE };
 
 export const onPhoto = (listener) => listeners.add(listener);
 
-export async function choose(file) {
+// `framed`: the whole photo is a square that was cut already.
+export async function choose(file, { framed = false } = {}) {
   clear();
   photo.file = file;
-  photo.image = await decoded(file);
-  photo.crop = photo.image && new Crop(photo.image.naturalWidth, photo.image.naturalHeight);
+  const image = await decoded(file);
+  if (photo.file !== file) return;
+  photo.image = image;
+  photo.crop = image && new Crop(image.naturalWidth, image.naturalHeight);
+  photo.place = framed && image ? "hand" : "looking";
   tell();
+  if (photo.place === "looking") look(file);
 }
 
 export function clear() {
   if (photo.image) URL.revokeObjectURL(photo.image.src);
-  Object.assign(photo, { file: null, image: null, crop: null, byHand: false });
+  Object.assign(photo, NONE);
   tell();
 }
 
-export function cropByHand(byHand) {
-  photo.byHand = byHand;
+// The square was moved or resized by hand.
+export function framed() {
+  Object.assign(photo, { place: "hand", problem: null });
+  tell("crop");
+}
+
+// Has the server find the face, and puts the square around it. A passing problem is no end.
+export async function look(file = photo.file, pause = FIRST_PAUSE) {
+  if (!file) return;
+  photo.place = "looking";
+  tell("crop");
+  try {
+    const small = !photo.image || file.size <= SMALL;
+    const asked = small ? file : await copyOf(photo.image, COPY_SIDE);
+    const found = await api.findCrop(asked, file.name || "photo", !photo.image);
+    if (photo.file !== file || photo.place === "hand") return;
+    placeSquare(found);
+  } catch (problem) {
+    if (photo.file !== file || photo.place === "hand") return;
+    photo.place = "unknown";
+    photo.problem = problem;
+    if (problem.passes) {
+      const again = () => photo.file === file && photo.place === "unknown" && look(file, 2 * pause);
+      setTimeout(again, Math.min(LONGEST_PAUSE, Math.max(pause, problem.retryAfter)) * 1000);
+    }
+  }
   tell();
 }
 
-// What is sent: the square that was cut here, or the file as it came.
+function placeSquare(found) {
+  Object.assign(photo, { place: found.crop, problem: null, preview: found.preview });
+  if (!photo.image) return;
+  const scale = photo.image.naturalWidth / found.width;
+  photo.crop.put(found.left * scale, found.top * scale, found.side * scale);
+  photo.crop.turns = found.quarterTurns;
+}
+
+// What is sent: the square that was framed here, or the file as it came, from which the server cuts the same.
 export async function upload() {
-  if (!photo.byHand || !photo.image)
-    return { file: photo.file, name: photo.file.name || "photo", cropToFace: true };
+  if (photo.place !== "hand") return { file: photo.file, name: photo.file.name || "photo", cropToFace: true };
   return { file: await photo.crop.cut(photo.image), name: "square.jpg", cropToFace: false };
 }
 
-function tell() {
-  for (const listener of listeners) listener();
+// Listeners hear "crop" where only the square has changed.
+function tell(what = "photo") {
+  for (const listener of listeners) listener(what);
 }
 
 // The image, or null where the browser cannot read the file; the server may still know it.

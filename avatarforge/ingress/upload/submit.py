@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import wraps
 from io import BytesIO
@@ -18,6 +18,8 @@ from avatarforge.background import BlockingPool
 from avatarforge.domain.changes import IdempotencyKey, KnownKey, NewJob
 from avatarforge.domain.errors import IdempotencyKeyReused, Unavailable
 from avatarforge.domain.jobs import GenerationParameters, ProfilePhotoJob, StoredImage, new_job_id
+from avatarforge.imaging.crop import Square, extract, find_square
+from avatarforge.imaging.decode import MAX_DECODED_PIXELS, load_upright
 from avatarforge.ingress.limits import PixelBudget
 from avatarforge.ingress.upload.form import Submission
 from avatarforge.ingress.upload.inspect import CleanPhoto, UndecodedPhoto, inspect_photo
@@ -33,6 +35,9 @@ log = structlog.get_logger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_PREVIEW_SIDE = 512
+"""Pixels of a side of the square that `find_crop` shows."""
 
 Method = Callable[Concatenate["UploadSubmitter", P], Coroutine[Any, Any, T]]
 
@@ -57,6 +62,19 @@ def _finish(method: "Method[P, T]") -> "Method[P, T]":
             raise
 
     return finish
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoundCrop:
+    """The square that a photo would be cropped to."""
+
+    square: Square
+    """In pixels of the whole photo, as people see it."""
+    width: int
+    height: int
+    """The photo's pixels."""
+    preview: bytes | None
+    """The square as a small JPEG."""
 
 
 class UploadSubmitter:
@@ -130,6 +148,20 @@ class UploadSubmitter:
         name = IdempotencyKey(key=key, fingerprint=await self._pool.run(compute_fingerprint, photo, form))
         async with hold_key(self._trackers, customer_id, name) as known:
             return known or await self.submit(customer_id, submission, photo, filename, name)
+
+    @_finish
+    async def find_crop(self, photo: BinaryIO, filename: str, *, preview: bool) -> FoundCrop:
+        """Find the square that the photo would be cropped to. Nothing is kept.
+
+        Raises the errors of `inspect_photo`.
+        """
+        inspected = await self._pool.run(inspect_photo, photo, filename, self._limits)
+        if isinstance(inspected, UndecodedPhoto):
+            pixels, clean = inspected.pixels, inspected.clean
+        else:
+            pixels, clean = min(inspected.width * inspected.height, MAX_DECODED_PIXELS), lambda: inspected
+        async with self._pixel_budget.reserve(pixels):
+            return await self._pool.run(lambda: _find_crop(clean(), preview=preview))
 
     @_finish
     async def resubmit_once(self, job: ProfilePhotoJob, key: str) -> ProfilePhotoJob | KnownKey:
@@ -245,6 +277,20 @@ async def hold_key(
 def name_command(key: str, *command: str) -> IdempotencyKey:
     """Return the key as the name of a command, given with all that it depends on."""
     return IdempotencyKey(key=key, fingerprint=hashlib.sha256(json.dumps(command).encode()).hexdigest())
+
+
+def _find_crop(photo: CleanPhoto, *, preview: bool) -> FoundCrop:
+    image = load_upright(photo.content.read())
+    found = find_square(image)
+    encoded = BytesIO()
+    if preview:
+        extract(image, found, min(_PREVIEW_SIDE, *image.size)).save(encoded, "JPEG", quality=85)
+    # Huge photos are decoded at half their sides.
+    scale = photo.width / image.width
+    square = replace(found, left=found.left * scale, top=found.top * scale, side=found.side * scale)
+    return FoundCrop(
+        square=square, width=photo.width, height=photo.height, preview=encoded.getvalue() if preview else None
+    )
 
 
 def _with_origin(parameters: GenerationParameters) -> GenerationParameters:
