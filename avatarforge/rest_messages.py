@@ -140,7 +140,9 @@ class ModelMessage(Message):
     family: str
     licence: str
     size: int
-    """Side of the square avatars, in pixels."""
+    """Side in pixels of the square avatars that are made where an upload names no size."""
+    max_size: int
+    """The longest `width` and `height` of an upload."""
     dials: tuple[Literal["strength", "imageGuidance"], ...]
     """The fields of an upload that say how close the avatar stays to the photo. Others are refused."""
     samplers: tuple[str, ...]

@@ -89,6 +89,7 @@ def a_model(name: str = "first", minute: int = 0, **changes: Any) -> ServedModel
         steps=20,
         strength=0.5,
         guidance=3.0,
+        size=512,
     )
     return replace(model, **changes)
 

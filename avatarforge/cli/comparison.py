@@ -3,7 +3,7 @@
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from avatarforge.domain.jobs import ImageFormat
 from avatarforge.imaging.provenance import ContentCredentials
@@ -24,7 +24,7 @@ def write_comparison(before: tuple[bytes, str], after: tuple[bytes, str], target
     for column, (title, (content, caption)) in enumerate((("photo", before), ("avatar", after))):
         left = _MARGIN + column * (_SIDE + _MARGIN)
         with Image.open(BytesIO(content)) as file:
-            image = file.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+            image = ImageOps.fit(file.convert("RGB"), (_SIDE, _SIDE), Image.Resampling.LANCZOS)
         canvas.paste(image, (left, _MARGIN), draw_rounded_mask(_SIDE, 24))
         _draw_label(draw, (left, _MARGIN + _SIDE + 16), title, caption)
     target.write_bytes(ContentCredentials().encode(canvas, ImageFormat.PNG))

@@ -101,11 +101,17 @@ def forge(
     sampler: Annotated[
         str | None, typer.Option(help="Such as 'Euler a', where the model leaves a choice.")
     ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(help="The avatar's width in pixels, with a height; by default the model's size."),
+    ] = None,
+    height: Annotated[int | None, typer.Option(help="Its height.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed makes the same avatar.")] = None,
     crop_to_face: Annotated[
         bool | None,
         typer.Option(
-            "--crop-face/--no-crop", help="Crop to a square around the face, or take a square photo as it is."
+            "--crop-face/--no-crop",
+            help="Crop around the face, or take a photo of the avatar's proportions as is.",
         ),
     ] = None,
     job_timeout: Annotated[
@@ -143,6 +149,8 @@ def forge(
             "guidance": guidance,
             "image_guidance": image_guidance,
             "sampler": sampler,
+            "width": width,
+            "height": height,
             "seed": seed,
             "crop_to_face": crop_to_face,
             "timeout_seconds": job_timeout,

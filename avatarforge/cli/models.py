@@ -163,6 +163,7 @@ async def _make_sample(settings: DiffusionSettings, manifest: Manifest) -> tuple
                 "samplers": list(manifest.sampler_names),
             },
             "pixels": manifest.size,
+            "maxPixels": manifest.longest_side,
             "memory": _measure_memory(engine.device),
         }
     return facts, image
@@ -217,7 +218,8 @@ def _format_facts(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         takes = takes | {label: f"{label} {', '.join(takes[label])}" if takes[label] else f"no {label}"}
     yield (
         "takes",
-        f"{', '.join(takes['fields']) or 'the prompt alone'}; {takes['styles']}; {takes['samplers']}",
+        f"{', '.join(takes['fields']) or 'the prompt alone'}; {takes['styles']}; {takes['samplers']}; "
+        f"sides of up to {facts['maxPixels']} pixels",
     )
     yield "memory", f"{_format_bytes(memory['bytes'])} at most, {memory['of']}"
 

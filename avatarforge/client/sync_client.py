@@ -115,6 +115,8 @@ class Client:
         guidance: float | None = None,
         image_guidance: float | None = None,
         sampler: str | None = None,
+        width: int | None = None,
+        height: int | None = None,
         seed: int | None = None,
         format: Literal["png", "webp", "jpeg"] | None = None,
         priority: int | None = None,
@@ -141,12 +143,14 @@ class Client:
             guidance: How closely the prompt is followed.
             image_guidance: 1 to 5: how closely the photo is followed, if the model's `dials` name it.
             sampler: One of the model's `samplers`, such as `Euler a`.
+            width: The avatar's width in pixels, a multiple of 8, with a height; by default the model's size.
+            height: Its height.
             seed: The same seed makes the same avatar.
             format: The avatar's file format.
             priority: -10 to 10; higher goes first.
             callback_url: Called when the job has ended; see `verify_webhook`.
             allow_remote: Whether the photo may go to another server, if this one uses one.
-            crop_to_face: Crop the photo to a square around the face; `False` takes a square photo as it is.
+            crop_to_face: Crop the photo around the face; `False` takes one of the same proportions as it is.
             timeout_seconds: Seconds after which the server gives the job up.
             start_timeout_seconds: The same for a job that has not been started.
             idempotency_key: A key of your own, if your program may be started again meanwhile.
@@ -160,6 +164,8 @@ class Client:
             guidance=guidance,
             image_guidance=image_guidance,
             sampler=sampler,
+            width=width,
+            height=height,
             seed=seed,
             format=format,
             priority=priority,

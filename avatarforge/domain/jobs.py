@@ -45,6 +45,7 @@ class Stage(StrEnum):
 
 _MODEL_DEFAULT = "By default as `GET /models` says."
 _MAX_TIMEOUT_SECONDS = 7 * 86_400
+_SIDE = {"minimum": 64, "maximum": 4096, "multipleOf": 8}
 
 
 def parameter(default: object, description: str, **schema: object) -> Any:
@@ -89,14 +90,21 @@ class RequestedParameters:
     sampler: str | None = parameter(
         None, "One of the model's `samplers` in `GET /models`; by default the model's own."
     )
+    width: int | None = parameter(
+        None,
+        "The avatar's width in pixels, up to the model's `maxSize` in `GET /models`; with a `height`. By "
+        "default both are the model's `size`.",
+        **_SIDE,
+    )
+    height: int | None = parameter(None, "Its height, with a `width`.", **_SIDE)
     format: ImageFormat = parameter(ImageFormat.PNG, "The avatar's file format.")
     allow_remote: bool = parameter(
         True, "Whether the photo may go to another server where this one uses one."
     )
     crop_to_face: bool = parameter(
         True,
-        "Whether the photo is cropped to a square around the face. With `false` a square photo is taken as "
-        "it is.",
+        "Whether the photo is cropped around the face, to a square or what `width` and `height` say. With "
+        "`false` a photo of these proportions is taken as it is.",
     )
     timeout_seconds: float | None = parameter(
         None,
@@ -108,6 +116,10 @@ class RequestedParameters:
     start_timeout_seconds: float | None = parameter(
         None, "The same for a job that has not been started by then.", minimum=1, maximum=_MAX_TIMEOUT_SECONDS
     )
+
+    def size(self, model_size: int) -> tuple[int, int]:
+        """Return the avatar's width and height, where a model makes squares of `model_size` by default."""
+        return self.width or model_size, self.height or model_size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

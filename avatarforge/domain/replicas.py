@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from avatarforge.domain.jobs import RequestedParameters
+
 
 class ReplicaState(StrEnum):
     """The state of a replica's model."""
@@ -41,8 +43,15 @@ class ServedModel:
     steps: int
     strength: float
     guidance: float
+    size: int
+    """Side in pixels of the squares whose steps are measured."""
     strength_skips_steps: bool = True
     """`int(steps x strength)` steps are run; else all of them are."""
+
+    def share_of_pixels(self, parameters: RequestedParameters) -> float:
+        """The pixels of a request's image, as a share of the default's: a step takes so much of its time."""
+        width, height = parameters.size(self.size)
+        return width * height / self.size**2
 
     def steps_of(self, steps: int | None, strength: float | None) -> int:
         """The steps that are run for a request; `None` stands for the default."""
@@ -82,6 +91,8 @@ class ReplicaReport:
     """Images finished since the model serves."""
     busy_seconds: float = 0.0
     """Time spent on images since the model serves."""
+    busy_step_seconds: float = 0.0
+    """Of it, the time spent in steps."""
     memory_bytes: int | None = None
     """Allocated on the GPU; `None` on a CPU."""
     cached_embeddings: int = 0

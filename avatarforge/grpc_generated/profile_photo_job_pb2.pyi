@@ -25,7 +25,7 @@ PROCESSING_STATUS_FAILED: ProcessingStatus
 PROCESSING_STATUS_CANCELLED: ProcessingStatus
 
 class SubmitPhotoRequest(_message.Message):
-    __slots__ = ("customer_id", "photo", "callback_url", "prompt", "negative_prompt", "style", "strength", "steps", "guidance", "seed", "format", "priority", "allow_remote", "crop_to_face", "timeout_seconds", "start_timeout_seconds", "image_guidance", "sampler")
+    __slots__ = ("customer_id", "photo", "callback_url", "prompt", "negative_prompt", "style", "strength", "steps", "guidance", "seed", "format", "priority", "allow_remote", "crop_to_face", "timeout_seconds", "start_timeout_seconds", "image_guidance", "sampler", "width", "height")
     CUSTOMER_ID_FIELD_NUMBER: _ClassVar[int]
     PHOTO_FIELD_NUMBER: _ClassVar[int]
     CALLBACK_URL_FIELD_NUMBER: _ClassVar[int]
@@ -44,6 +44,8 @@ class SubmitPhotoRequest(_message.Message):
     START_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     IMAGE_GUIDANCE_FIELD_NUMBER: _ClassVar[int]
     SAMPLER_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
     customer_id: str
     photo: bytes
     callback_url: str
@@ -62,7 +64,9 @@ class SubmitPhotoRequest(_message.Message):
     start_timeout_seconds: float
     image_guidance: float
     sampler: str
-    def __init__(self, customer_id: _Optional[str] = ..., photo: _Optional[bytes] = ..., callback_url: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., style: _Optional[str] = ..., strength: _Optional[float] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., seed: _Optional[int] = ..., format: _Optional[str] = ..., priority: _Optional[int] = ..., allow_remote: _Optional[bool] = ..., crop_to_face: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ..., start_timeout_seconds: _Optional[float] = ..., image_guidance: _Optional[float] = ..., sampler: _Optional[str] = ...) -> None: ...
+    width: int
+    height: int
+    def __init__(self, customer_id: _Optional[str] = ..., photo: _Optional[bytes] = ..., callback_url: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., style: _Optional[str] = ..., strength: _Optional[float] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., seed: _Optional[int] = ..., format: _Optional[str] = ..., priority: _Optional[int] = ..., allow_remote: _Optional[bool] = ..., crop_to_face: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ..., start_timeout_seconds: _Optional[float] = ..., image_guidance: _Optional[float] = ..., sampler: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
 
 class JobStatusRequest(_message.Message):
     __slots__ = ("customer_id", "job_id", "wait_seconds", "after_seq")
@@ -127,7 +131,7 @@ class Timings(_message.Message):
     def __init__(self, queued: _Optional[float] = ..., fetch: _Optional[float] = ..., encode: _Optional[float] = ..., steps: _Optional[float] = ..., decode: _Optional[float] = ..., upload: _Optional[float] = ...) -> None: ...
 
 class Parameters(_message.Message):
-    __slots__ = ("prompt", "negative_prompt", "style", "strength", "steps", "guidance", "format", "priority", "allow_remote", "crop_to_face", "timeout_seconds", "start_timeout_seconds", "image_guidance", "sampler")
+    __slots__ = ("prompt", "negative_prompt", "style", "strength", "steps", "guidance", "format", "priority", "allow_remote", "crop_to_face", "timeout_seconds", "start_timeout_seconds", "image_guidance", "sampler", "width", "height")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     NEGATIVE_PROMPT_FIELD_NUMBER: _ClassVar[int]
     STYLE_FIELD_NUMBER: _ClassVar[int]
@@ -142,6 +146,8 @@ class Parameters(_message.Message):
     START_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     IMAGE_GUIDANCE_FIELD_NUMBER: _ClassVar[int]
     SAMPLER_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     negative_prompt: str
     style: str
@@ -156,7 +162,9 @@ class Parameters(_message.Message):
     start_timeout_seconds: float
     image_guidance: float
     sampler: str
-    def __init__(self, prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., style: _Optional[str] = ..., strength: _Optional[float] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., format: _Optional[str] = ..., priority: _Optional[int] = ..., allow_remote: _Optional[bool] = ..., crop_to_face: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ..., start_timeout_seconds: _Optional[float] = ..., image_guidance: _Optional[float] = ..., sampler: _Optional[str] = ...) -> None: ...
+    width: int
+    height: int
+    def __init__(self, prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., style: _Optional[str] = ..., strength: _Optional[float] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., format: _Optional[str] = ..., priority: _Optional[int] = ..., allow_remote: _Optional[bool] = ..., crop_to_face: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ..., start_timeout_seconds: _Optional[float] = ..., image_guidance: _Optional[float] = ..., sampler: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
 
 class ProfilePhotoJobStatus(_message.Message):
     __slots__ = ("job_id", "customer_id", "status", "is_terminal", "progress", "eta_seconds", "queue_position", "original_url", "generated_url", "callback_url", "error", "attempt", "retry_of", "backend", "model", "seed", "crop", "seq", "created_at", "started_at", "finished_at", "timings", "parameters", "reset")

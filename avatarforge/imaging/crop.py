@@ -1,4 +1,4 @@
-"""Cuts the square that becomes the avatar: around the face, where there is one."""
+"""Cuts what becomes the avatar from a photo: around the face, where there is one."""
 
 from dataclasses import dataclass
 
@@ -32,29 +32,49 @@ class Square:
     """Turns by 90 degrees counter-clockwise that make the face upright."""
 
 
-def cut(photo: Image.Image, size: int, parameters: GenerationParameters) -> tuple[Image.Image, Crop]:
-    """Crop the photo as `square` does; a square one is taken as it is if the parameters say so."""
-    if not parameters.crop_to_face and photo.width == photo.height:
-        return photo.resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0), Crop.CENTRE
-    return square(photo, size)
+def cut(
+    photo: Image.Image, size: tuple[int, int], parameters: GenerationParameters
+) -> tuple[Image.Image, Crop]:
+    """Crop a photo in RGB to an image of `size` (width, height) around `find_square`, with the face upright.
+
+    If the parameters say so, a photo of these proportions is taken as it is.
+    """
+    if not parameters.crop_to_face and photo.width * size[1] == photo.height * size[0]:
+        return photo.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0), Crop.CENTRE
+    return _crop(photo, size)
 
 
 def square(photo: Image.Image, size: int) -> tuple[Image.Image, Crop]:
     """`find_square` of a photo in RGB, as an image of `size` x `size` pixels with the face upright."""
+    return _crop(photo, (size, size))
+
+
+def _crop(photo: Image.Image, size: tuple[int, int]) -> tuple[Image.Image, Crop]:
     found = find_square(photo)
     return extract(photo, found, size), found.crop
 
 
-def extract(photo: Image.Image, found: Square, size: int) -> Image.Image:
-    """The square, which `find_square` found in the photo, as an image of `size` x `size` pixels."""
-    image = photo.resize(
-        (size, size),
-        Image.Resampling.LANCZOS,
-        box=(found.left, found.top, found.left + found.side, found.top + found.side),
-        reducing_gap=3.0,
-    )
+def extract(photo: Image.Image, found: Square, size: tuple[int, int]) -> Image.Image:
+    """The square that `find_square` found, widened to be of `size` (width, height), as an image."""
+    # In the photo's own direction, before the turn.
+    size = size[::-1] if found.quarter_turns % 2 else size
+    box = _widen(found, photo, size)
+    image = photo.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
     turn = _TURNS.get(found.quarter_turns)
     return image if turn is None else image.transpose(turn)
+
+
+def _widen(square: Square, photo: Image.Image, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Return the box of the proportions of `size` whose shorter side is the square's, around its middle.
+
+    Within the photo: moved, and smaller where that is not enough.
+    """
+    width, height = (square.side * side / min(size) for side in size)
+    fitting = min(1, photo.width / width, photo.height / height)
+    width, height = min(fitting * width, photo.width), min(fitting * height, photo.height)
+    left = min(max(square.left + (square.side - width) / 2, 0), photo.width - width)
+    top = min(max(square.top + (square.side - height) / 2, 0), photo.height - height)
+    return left, top, left + width, top + height
 
 
 def find_square(photo: Image.Image) -> Square:

@@ -345,7 +345,7 @@ class ProfilePhotoService:
             raise ImageNotFound(job_id, kind) from error
 
     async def crop_original(self, customer_id: str, job_id: str) -> bytes:
-        """Return the square of the photo that the avatar is made from, as a JPEG. Raises the errors of
+        """Return the part of the photo that the avatar is made from, as a JPEG. Raises the errors of
         `image` and `stream_image`."""
         job = (await self.status(customer_id, job_id)).job
         try:
@@ -356,7 +356,9 @@ class ProfilePhotoService:
 
     def _encode_square(self, job: ProfilePhotoJob) -> bytes:
         photo = load_upright(self._storage.get(job.original.key))
-        image = cut(photo, min(self.MAX_SQUARE_SIDE, *photo.size), job.parameters)[0]
+        width, height = job.parameters.size(1)
+        scale = min(self.MAX_SQUARE_SIDE, *photo.size) / max(width, height)
+        image = cut(photo, (round(width * scale), round(height * scale)), job.parameters)[0]
         content = BytesIO()
         image.save(content, "JPEG", quality=90)
         return content.getvalue()

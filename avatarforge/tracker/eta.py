@@ -71,10 +71,12 @@ class _Speed:
         each = images / self.replicas
         return sum(_find_step_seconds(table, each) for table in self.tables) / len(self.tables)
 
-    def steps_of(self, parameters: GenerationParameters) -> int:
-        return self.model.steps_of(parameters.steps, parameters.strength)
+    def steps_of(self, parameters: GenerationParameters) -> float:
+        """Return the steps of a job, counted in those of an image of the model's own size."""
+        steps = self.model.steps_of(parameters.steps, parameters.strength)
+        return steps * self.model.share_of_pixels(parameters)
 
-    def cost(self, steps: int) -> float:
+    def cost(self, steps: float) -> float:
         """Return the seconds of one replica that a job takes while all slots are in use."""
         return steps * self.step_seconds(self.slots) * self.replicas / self.slots + self.coding
 
@@ -112,7 +114,8 @@ class EtaModel:
         images = report.images_generated - before.images_generated
         if images:
             self._before[report.replica_id] = report
-            beside = report.busy_seconds - before.busy_seconds - _sum_step_seconds(before, report)
+            busy = report.busy_seconds - before.busy_seconds
+            beside = busy - (report.busy_step_seconds - before.busy_step_seconds)
             self._coding.add(max(0.0, beside) / images, images)
 
     def keep_only(self, replica_ids: Collection[str]) -> None:
@@ -199,9 +202,9 @@ class EtaModel:
             ]
         )
         # The images in the making, by the number of steps at which each ends: all take the same steps.
-        making: list[tuple[int, int, str]] = []
+        making: list[tuple[float, int, str]] = []
         seconds: dict[str, float] = {}
-        now, steps, places = 0.0, 0, count()
+        now, steps, places = 0.0, 0.0, count()
         newcomer: float | None = None
         while True:
             while queue and len(making) < speed.slots:
@@ -231,19 +234,12 @@ def _find_step_seconds(table: Mapping[int, float], images: float) -> float:
     return table[most] * images / most
 
 
-def _sum_step_seconds(before: ReplicaReport, after: ReplicaReport) -> float:
-    return sum(
-        (times - before.steps_by_images.get(images, 0)) * _find_step_seconds(after.step_seconds, images)
-        for images, times in after.steps_by_images.items()
-        if after.step_seconds
-    )
-
-
-def _count_steps_left(speed: _Speed, entry: RunningJob) -> int:
+def _count_steps_left(speed: _Speed, entry: RunningJob) -> float:
     progress = entry.progress
     if progress is None or not progress.total_steps:
         return speed.steps_of(entry.job.parameters)
-    return max(0, progress.total_steps - progress.step)
+    left = max(0, progress.total_steps - progress.step)
+    return left * speed.model.share_of_pixels(entry.job.parameters)
 
 
 def _estimate_share_left(progress: GenerationProgress | None) -> float:

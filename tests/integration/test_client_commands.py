@@ -229,11 +229,13 @@ async def test_a_job_that_takes_too_long_goes_on_and_says_so(run: Shell, service
 
 async def test_forge_hands_its_options_on(run: Shell, service: Service) -> None:
     options = ("--no-crop", "--job-timeout", "500", "--start-timeout", "90.5", "--guidance", "5")
+    options += ("--width", "64", "--height", "128")
     service.generations.avatar = lambda task: a_jpeg(128, 128)
     [made] = (await run.process("forge", *options, "--json")).json
 
     asked = service.recorded(made["job"]["jobId"], "me").parameters
     assert (asked.crop_to_face, asked.guidance) == (False, 5)
+    assert (asked.width, asked.height) == (64, 128)
     assert (asked.timeout_seconds, asked.start_timeout_seconds) == (500, 90.5)
 
     refused = await run.process("forge", "--sampler", "Euler a")

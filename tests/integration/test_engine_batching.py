@@ -54,7 +54,9 @@ class Decoded:
     def of(self, image: Image.Image) -> Any:
         """The one that was rounded to this image."""
         wanted = np.asarray(image)
-        return next(one for one in self._pixels if ((one * 255).round().astype("uint8") == wanted).all())
+        return next(
+            one for one in self._pixels if np.array_equal((one * 255).round().astype("uint8"), wanted)
+        )
 
     def __enter__(self) -> "Decoded":
         return self
@@ -161,6 +163,21 @@ async def test_samplers_share_a_batch_and_each_steps_as_diffusers_steps(family: 
     made = await together(pipeline, requests, schedulers=schedulers)
     alone = [by_diffusers(others.get(name, pipeline), one) for name, one in zip(names, requests, strict=True)]
     assert furthest(made, alone) < ALIKE
+
+
+# --- sizes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["sd-epsilon", "xl", "edit-mini"])
+async def test_images_of_several_sizes_are_made_side_by_side(family: str) -> None:
+    pipeline = tiny(family)
+    sizes = [(48, 32), (32, 32), (40, 64), (48, 32)]
+    requests = [
+        replace(one, image=one.image.resize(size)) for one, size in zip(REQUESTS[:4], sizes, strict=True)
+    ]
+    made = await together(pipeline, requests)
+    assert [one.shape[1::-1] for one in made] == sizes
+    assert furthest(made, [by_diffusers(pipeline, request) for request in requests]) < ALIKE
 
 
 # --- long prompts ---------------------------------------------------------------------------------------

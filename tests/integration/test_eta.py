@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from collections import Counter
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from statistics import median
@@ -37,8 +36,7 @@ class Device:
     def __init__(self) -> None:
         self.left: dict[str, int] = {}
         self.total: dict[str, int] = {}
-        self.steps: Counter[int] = Counter()
-        self.pictures, self.busy_seconds = 0, 0.0
+        self.pictures, self.busy_seconds, self.busy_step_seconds = 0, 0.0, 0.0
         self._free = asyncio.Semaphore(LIMIT)
 
     async def work_forever(self) -> None:
@@ -50,7 +48,7 @@ class Device:
                 continue
             begun = clock()
             await asyncio.sleep(STEP_SECONDS[1 << (len(making) - 1).bit_length()])
-            self.steps[len(making)] += 1
+            self.busy_step_seconds += clock() - begun
             for job_id in making:
                 self.left[job_id] -= 1
                 if not self.left[job_id]:
@@ -76,9 +74,9 @@ class Device:
         return a_report(
             limit=LIMIT,
             step_seconds=STEP_SECONDS,
-            steps_by_images=dict(self.steps),
             images_generated=self.pictures,
             busy_seconds=self.busy_seconds,
+            busy_step_seconds=self.busy_step_seconds,
         )
 
 

@@ -135,6 +135,27 @@ async def test_a_sampler_is_one_of_those_that_the_model_names(
     assert accepted.json()["parameters"]["sampler"] == "UniPC"
 
 
+async def test_a_size_is_what_the_model_makes(rest: Rest, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = a_manifest(name="avatar-mini", max_size=192)
+    monkeypatch.setattr(rest.photos.model, "_catalogue", Shelf(manifest))
+    [model] = (await rest.client.get("/models")).json()["models"]
+    assert (model["size"], model["maxSize"]) == (128, 192)
+    accepted = (await rest.post("ana", a_jpeg(), width="64", height="192")).json()["parameters"]
+    assert (accepted["width"], accepted["height"]) == (64, 192)
+    for fields, field, told in (
+        (
+            {"width": "64", "height": "200"},
+            "height",
+            "a multiple of 8 from 64 to 192 with the model avatar-mini",
+        ),
+        ({"width": "68", "height": "64"}, "width", "a multiple of 8 from 64 to 4096"),
+        ({"width": "64"}, "height", "width and height come together"),
+    ):
+        refused = problem(await rest.post("ana", a_jpeg(), **fields))
+        assert (refused["status"], refused["field"]) == (422, field)
+        assert told in refused["detail"]
+
+
 async def test_a_model_that_edits_tells_its_dial_and_takes_it(
     rest: Rest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

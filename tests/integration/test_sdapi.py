@@ -99,6 +99,22 @@ async def test_what_is_left_out_or_unknown_takes_the_models_own_way(service: Ser
     assert wanted.seed >= 0
 
 
+@pytest.mark.parametrize(
+    ("asked_for", "made"), [((64, 128), (64, 128)), ((512, 512), (None, None)), ((100, 100), (None, None))]
+)
+async def test_a_size_is_made_if_the_model_can_and_a_square_is_else_scaled(
+    service: Service, asked_for: tuple[int, int], made: tuple[int | None, int | None]
+) -> None:
+    service.generations.avatar = lambda task: a_jpeg(128, 128)
+    answer = (await asked(service, width=asked_for[0], height=asked_for[1])).json()
+    [job] = service.records.list_jobs("sdapi", None, 10)
+    assert (job.parameters.width, job.parameters.height) == made
+    with Image.open(BytesIO(base64.b64decode(answer["images"][0]))) as image:
+        assert image.size == asked_for
+    info = json.loads(answer["info"])
+    assert (info["width"], info["height"]) == asked_for
+
+
 async def test_a_data_url_is_taken_and_pictures_can_be_asked_not_to_come_back(service: Service) -> None:
     picture = "data:image/jpeg;base64," + a_picture()
     answer = await asked(service, init_images=[picture], send_images=False, include_init_images=True)
@@ -120,7 +136,8 @@ async def test_a_data_url_is_taken_and_pictures_can_be_asked_not_to_come_back(se
         ({"mask": "aGk="}, "mask", "null"),
         ({"batch_size": 4}, "batch_size", "1: each request makes one avatar"),
         ({"n_iter": 2}, "n_iter", "1: each request makes one avatar"),
-        ({"width": 512, "height": 768}, "width", "the height (768)"),
+        ({"width": 512, "height": 768}, "width", "a multiple of 8 from 64 to 128"),
+        ({"width": 512}, "width", "given together with the height"),
         ({"width": 8, "height": 8}, "width", "from 64 to 2048"),
         ({"prompt": "x" * 1001}, "prompt", "at most 1000 characters"),
     ],

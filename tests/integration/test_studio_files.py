@@ -98,11 +98,12 @@ def test_another_file_makes_other_addresses(tmp_path: Path) -> None:
 async def test_the_square_is_what_the_avatar_is_made_from(rest: Rest) -> None:
     wide = await finished(rest, await rest.submitted("ana", a_jpeg(96, 64)))
     by_hand = await finished(rest, await rest.submitted("ana", a_jpeg(80, 80), cropToFace="false"))
-    for job, side in ((wide, 64), (by_hand, 80)):
+    tall = await finished(rest, await rest.submitted("ana", a_jpeg(96, 64), width="64", height="128"))
+    for job, size in ((wide, (64, 64)), (by_hand, (80, 80)), (tall, (32, 64))):
         path = f"/customers/ana/photos/{job.job_id}/original"
         answer = await rest.client.get(path, params={"square": "true"})
         assert answer.headers["content-type"] == "image/jpeg"
-        assert Image.open(io.BytesIO(answer.content)).size == (side, side)
+        assert Image.open(io.BytesIO(answer.content)).size == size
         known = {"If-None-Match": answer.headers["etag"]}
         assert (await rest.client.get(path, params={"square": "true"}, headers=known)).status_code == 304
         assert (await rest.client.get(path, headers=known)).status_code == 200

@@ -95,6 +95,18 @@ async def test_a_photo_becomes_an_avatar_in_storage(
     assert all(isinstance(update, GenerationProgress) for update in progress)
 
 
+async def test_an_avatar_has_the_size_that_was_asked_for(
+    worker: GenerationWorker, storage: Flickering
+) -> None:
+    [*_, finished] = await all_of(worker, a_task(storage, width=64, height=96))
+    assert isinstance(finished, GenerationFinished)
+    assert (finished.outcome.avatar.width, finished.outcome.avatar.height) == (64, 96)
+    # Another model may serve by now.
+    [*_, failed] = await all_of(worker, a_task(storage, width=64, height=512))
+    assert isinstance(failed, GenerationFailed)
+    assert "height is 512" in failed.error.message
+
+
 async def test_progress_rises_and_ends_with_the_last_step(
     worker: GenerationWorker, storage: Flickering
 ) -> None:

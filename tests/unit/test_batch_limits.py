@@ -51,3 +51,13 @@ def test_a_batch_that_is_not_full_halves_its_bucket() -> None:
     limits = BatchLimits(8)
     limits.lower(SHAPE, 3)
     assert limits.limit(SHAPE) == 2
+
+
+def test_a_larger_shape_gets_less_in_proportion_and_the_measured_times_stay() -> None:
+    limits = found()
+    larger, smaller = (4, 32, 24), (4, 8, 8)
+    assert [limits.limit(shape) for shape in (SHAPE, larger, smaller, (4, 64, 64))] == [8, 2, 8, 1]
+    limits.record_step(larger, 1, 9.0)
+    assert limits.step_seconds() == {1: 1.0, 2: 1.1, 4: 1.2, 8: 1.3}
+    limits.lower(larger, 2)
+    assert (limits.limit(larger), limits.limit(SHAPE)) == (1, 8)

@@ -115,6 +115,8 @@ def test_a_name_cannot_leave_the_folder(tmp_path: Path) -> None:
     [
         ({"colour": "red"}, "colour: Extra inputs are not permitted"),
         ({"size": 100}, "size: Input should be a multiple of 8"),
+        ({"max_size": 264}, "max_size must be from the size, 128, to twice that"),
+        ({"max_size": 64}, "max_size must be from the size, 128, to twice that"),
         ({"source": {}}, "source: must hold exactly one of folder, file and hub"),
         ({"source": {"folder": "a", "file": "b"}}, "must hold exactly one"),
         ({"source": "checkpoint"}, "must hold exactly one"),

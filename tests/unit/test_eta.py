@@ -12,8 +12,8 @@ from avatarforge.tracker.queue.dispatcher import RunningJob
 from tests.factories import a_job, a_model, a_report, an_outcome
 
 
-def job_of(steps: int = 10) -> ProfilePhotoJob:
-    return a_job(parameters=GenerationParameters(seed=1, steps=steps, strength=1.0))
+def job_of(steps: int = 10, **parameters: Any) -> ProfilePhotoJob:
+    return a_job(parameters=GenerationParameters(seed=1, steps=steps, strength=1.0, **parameters))
 
 
 def running(job: ProfilePhotoJob, step: int = 0, total_steps: int = 0, backend: str = "local") -> RunningJob:
@@ -35,6 +35,12 @@ def test_a_running_job_takes_its_remaining_steps() -> None:
     job = job_of()
     told = forecast(EtaModel(), running(job, 4, 10))
     assert told.seconds == {job.job_id: pytest.approx(6 * 0.1)}
+
+
+def test_a_job_takes_time_in_proportion_to_its_pixels() -> None:
+    small, large = job_of(width=256, height=512), job_of(width=1024, height=512)
+    told = forecast(EtaModel(), running(small, 4, 10), reports=[a_report(limit=1)], waiting=[large])
+    assert told.seconds == pytest.approx({small.job_id: 3 * 0.1, large.job_id: 3 * 0.1 + 20 * 0.1})
 
 
 def test_images_share_their_steps_and_those_left_go_faster() -> None:
@@ -69,10 +75,10 @@ def test_replicas_share_the_queue() -> None:
 
 def test_what_a_picture_costs_beside_its_steps_is_learned_from_the_reports() -> None:
     estimates = EtaModel()
-    estimates.learn_from_report(a_report(images_generated=10, busy_seconds=100.0, steps_by_images={4: 10}))
-    estimates.learn_from_report(a_report(images_generated=20, busy_seconds=107.0, steps_by_images={4: 35}))
+    estimates.learn_from_report(a_report(images_generated=10, busy_seconds=100.0, busy_step_seconds=90.0))
+    estimates.learn_from_report(a_report(images_generated=20, busy_seconds=107.0, busy_step_seconds=95.0))
     job = job_of()
-    # 25 steps took 5 of the 7 seconds: 0.2 are left for each of the ten pictures.
+    # Steps took 5 of the 7 seconds: 0.2 are left for each of the ten pictures.
     assert forecast(estimates, running(job, 5, 10)).seconds[job.job_id] == pytest.approx(5 * 0.1 + 0.2)
 
 

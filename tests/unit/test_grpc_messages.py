@@ -89,6 +89,8 @@ def test_a_request_becomes_the_form_that_rest_reads() -> None:
         guidance=7,
         image_guidance=1.5,
         sampler="Euler a",
+        width=64,
+        height=128,
         seed=2**63 - 1,
         format="webp",
         priority=-3,
@@ -107,6 +109,7 @@ def test_a_request_becomes_the_form_that_rest_reads() -> None:
     assert (parameters.prompt, parameters.negative_prompt) == ("smiling, 50 % {brighter}", "hat")
     assert (parameters.strength, parameters.guidance, parameters.steps) == (0.1 + 0.2, 7, 20)
     assert (parameters.image_guidance, parameters.sampler) == (1.5, "Euler a")
+    assert (parameters.width, parameters.height) == (64, 128)
     assert (parameters.seed, parameters.style, parameters.format) == (2**63 - 1, "neon", "webp")
 
 

@@ -389,7 +389,7 @@ def test_no_mark_is_left(name: str, content: bytes) -> None:
 @cache
 def make_avatars(stored: bytes) -> list[bytes]:
     """The square as an avatar in each format. Cached: what is left of most files is the same."""
-    square, _ = cut(load_upright(stored), 64, GenerationParameters(seed=1))
+    square, _ = cut(load_upright(stored), (64, 64), GenerationParameters(seed=1))
     return [ContentCredentials().encode(square, image_format) for image_format in ImageFormat]
 
 

@@ -16,6 +16,7 @@ MODEL = ServedModel(
     steps=20,
     strength=0.6,
     guidance=5,
+    size=512,
     load_seconds=2.0,
 )
 FRESH = ReplicaReport(

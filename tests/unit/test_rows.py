@@ -79,6 +79,8 @@ parameters = st.builds(
     guidance=st.none() | st.floats(allow_nan=False, allow_infinity=False),
     image_guidance=st.none() | st.floats(1, 5),
     sampler=st.none() | st.text(st.characters(exclude_categories=["Cs"])),
+    width=st.none() | st.integers(64, 4096),
+    height=st.none() | st.integers(64, 4096),
     format=st.sampled_from(ImageFormat),
     allow_remote=st.booleans(),
     crop_to_face=st.booleans(),

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from avatarforge.domain.jobs import Crop
-from avatarforge.imaging.crop import Square, find_square, square
+from avatarforge.domain.jobs import Crop, GenerationParameters
+from avatarforge.imaging.crop import Square, cut, find_square, square
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +162,51 @@ def test_noise_has_no_face(seed: int) -> None:
 def test_odd_shapes_become_squares(size: tuple[int, int]) -> None:
     picture, crop = square(landscape(*size), 128)
     assert (picture.size, crop) == ((128, 128), Crop.CENTRE)
+
+
+UPRIGHT, LYING = (64, 128), (128, 64)
+CROPPED, AS_IT_IS = GenerationParameters(seed=1), GenerationParameters(seed=1, crop_to_face=False)
+
+
+@pytest.mark.parametrize("size", [UPRIGHT, LYING])
+def test_other_proportions_keep_the_square_and_more_of_the_photo(
+    portrait: Image.Image, size: tuple[int, int]
+) -> None:
+    found = find_square(portrait)
+    picture, crop = cut(portrait, size, CROPPED)
+    assert (picture.size, crop) == (size, Crop.FACE)
+    # As far as the photo reaches: it is no longer than 512 pixels.
+    short, long = min(found.side, 256), min(2 * found.side, 512)
+    width, height = (short, long) if size == UPRIGHT else (long, short)
+    left = min(max(found.left + (found.side - width) / 2, 0), 512 - width)
+    top = min(max(found.top + (found.side - height) / 2, 0), 512 - height)
+    expected = portrait.resize(
+        size, Image.Resampling.LANCZOS, (left, top, left + width, top + height), reducing_gap=3.0
+    )
+    assert picture == expected
+
+
+def test_a_photo_that_lies_on_its_side_gives_an_upright_image_of_other_proportions(
+    portrait: Image.Image,
+) -> None:
+    upright, _ = cut(portrait, (16, 32), CROPPED)
+    picture, crop = cut(portrait.transpose(Image.Transpose.ROTATE_90), (16, 32), CROPPED)
+    assert (picture.size, crop) == ((16, 32), Crop.FACE)
+    assert np.abs(np.asarray(picture, int) - np.asarray(upright, int)).mean() < 16
+
+
+@pytest.mark.parametrize("size", [(5000, 40), (32, 5000), (33, 47)])
+@pytest.mark.parametrize("wanted", [UPRIGHT, LYING, (128, 120)])
+def test_odd_photos_become_any_proportions(size: tuple[int, int], wanted: tuple[int, int]) -> None:
+    assert cut(landscape(*size), wanted, CROPPED)[0].size == wanted
+
+
+def test_a_photo_of_the_proportions_is_taken_as_it_is(portrait: Image.Image) -> None:
+    tall = portrait.crop((0, 0, 256, 512))
+    assert cut(tall, UPRIGHT, AS_IT_IS) == (
+        tall.resize(UPRIGHT, Image.Resampling.LANCZOS, reducing_gap=3.0),
+        Crop.CENTRE,
+    )
 
 
 def test_of_two_faces_the_larger_is_taken(portrait: Image.Image) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from threading import Lock
 
 Shape = tuple[int, ...]
@@ -39,6 +40,7 @@ class BatchLimits:
         self._max_batch = max_batch
         self._lowered: dict[Shape, _LoweredLimit] = {}
         self._limits: dict[Shape, int] = {}
+        self._measured: Shape | None = None
         self._seconds: dict[Shape, dict[int, float]] = {}
         self._lock = Lock()
 
@@ -47,7 +49,14 @@ class BatchLimits:
         with self._lock:
             if shape is None:
                 return min(self._limits.values(), default=self._max_batch)
-            return self._limits.get(shape, self._max_batch)
+            return self._limits.get(shape) or self._estimate(shape)
+
+    def _estimate(self, shape: Shape) -> int:
+        """Return the measured limit, or less in proportion where the shape is larger."""
+        if self._measured is None:
+            return self._max_batch
+        known = self._limits[self._measured]
+        return max(1, min(known, known * prod(self._measured) // prod(shape)))
 
     def candidates(self) -> Iterator[int]:
         """Yield the batch sizes worth measuring, smallest first."""
@@ -65,6 +74,7 @@ class BatchLimits:
         least = min(taken / images for images, taken in seconds.items())
         enough = [images for images, taken in seconds.items() if _MIN_GAIN * taken / images <= least]
         with self._lock:
+            self._measured = shape
             self._limits[shape] = max(min(enough), min(lanes, max(seconds)))
             self._seconds[shape] = {bucket_of(images): taken for images, taken in seconds.items()}
 
@@ -79,7 +89,7 @@ class BatchLimits:
     def lower(self, shape: Shape, failed: int) -> None:
         """Lower the limit to half the bucket of `failed` images, which ran out of memory."""
         with self._lock:
-            limit = self._limits.get(shape, self._max_batch)
+            limit = self._limits.get(shape) or self._estimate(shape)
             lowered = self._lowered.setdefault(
                 shape, _LoweredLimit(original=limit, steps_needed=self.QUIET_STEPS // 2)
             )
@@ -91,7 +101,7 @@ class BatchLimits:
         """Record a pass of so many images that had enough memory. After enough of them at a lowered limit it
         is raised: what took the memory may be gone."""
         with self._lock:
-            lowered, limit = self._lowered.get(shape), self._limits.get(shape, self._max_batch)
+            lowered, limit = self._lowered.get(shape), self._limits.get(shape) or self._estimate(shape)
             if lowered is None or limit >= lowered.original or images < limit:
                 return
             lowered.quiet_steps += 1
@@ -99,6 +109,7 @@ class BatchLimits:
                 self._limits[shape], lowered.quiet_steps = min(lowered.original, 2 * limit), 0
 
     def step_seconds(self) -> dict[int, float]:
-        """Return the seconds of a step by bucket, at the resolution that was met last."""
+        """Return the seconds of a step by bucket, at the measured resolution, else the first one."""
         with self._lock:
-            return dict(sorted(next(reversed(self._seconds.values()), {}).items()))
+            first = next(iter(self._seconds), ())
+            return dict(sorted(self._seconds.get(self._measured or first, {}).items()))

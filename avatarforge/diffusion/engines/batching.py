@@ -102,7 +102,7 @@ class BatchingEngine(Engine):
         # Of the autoencoder's batches: singly on a CPU, where threads gain and batches do not.
         self._autoencoder_limits = BatchLimits(1 if self._architecture.device.type == "cpu" else max_batch)
         self._previewer: Previewer | None = None
-        self._busy_seconds = 0.0
+        self._busy_seconds = self._busy_step_seconds = 0.0
         self._steps_by_images: Counter[int] = Counter()
         self._images_generated = 0
         self._last_step_event: Any = None
@@ -171,6 +171,7 @@ class BatchingEngine(Engine):
             tuning=self._describe_tuning(),
             memory_bytes=torch.cuda.memory_allocated(self._architecture.device) if on_gpu else None,
             busy_seconds=self._busy_seconds,
+            busy_step_seconds=self._busy_step_seconds,
         )
 
     def close(self) -> None:
@@ -278,8 +279,9 @@ class BatchingEngine(Engine):
             self._steps_by_images[len(batch)] += 1
         if self.device_error is None:
             self._limit_queue_depth()
+        self._busy_step_seconds += (seconds := perf_counter() - began)
         if len(batches) == 1:
-            self._batch_limits.record_step(batches[0][0].shape, len(batches[0]), perf_counter() - began)
+            self._batch_limits.record_step(batches[0][0].shape, len(batches[0]), seconds)
 
     def _group(self, requests: Sequence[ActiveRequest]) -> Iterable[Sequence[ActiveRequest]]:
         """Group for the autoencoder: by size, each group within its limit."""

@@ -25,7 +25,7 @@ class EngineRequest:
     """One image to generate. A model ignores what it cannot use, such as a negative prompt."""
 
     image: Image.Image
-    """The photo: RGB, square, of the model's size."""
+    """The photo: RGB, of the avatar's size, whose sides are multiples of 8."""
     prompt: str
     seed: int
     """0 to 2^64 - 1. The noise is drawn on the CPU, so that a seed gives the same noise on every device."""
@@ -72,7 +72,7 @@ class EngineReport:
     waiting: int
     """Requests in the queue."""
     step_seconds: Mapping[int, float] = field(default_factory=dict)
-    """Seconds per step by batch size, rounded up to 1, 2, 4, 8, …"""
+    """Seconds per step at the model's own size by batch size, rounded up to 1, 2, 4, 8, …"""
     steps_by_images: Mapping[int, int] = field(default_factory=dict)
     """Number of steps by batch size, since the start."""
     images_generated: int = 0
@@ -84,6 +84,8 @@ class EngineReport:
     """Allocated on the GPU; `None` on a CPU, where they are the process's."""
     busy_seconds: float = 0.0
     """Seconds spent on images since the start, without the waiting for requests."""
+    busy_step_seconds: float = 0.0
+    """Of these, the seconds spent in steps."""
 
 
 class Engine(ABC):

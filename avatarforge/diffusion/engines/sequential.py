@@ -66,7 +66,7 @@ class SequentialEngine(Engine):
             1, thread_name_prefix="engine", initializer=_set_up_thread, initargs=(threads, niceness)
         )
         self._active: set[_ActiveRequest] = set()
-        self._busy_seconds = 0.0
+        self._busy_seconds = self._busy_step_seconds = 0.0
         self._step_seconds: float | None = None
         self._steps = self._images_generated = 0
 
@@ -105,6 +105,7 @@ class SequentialEngine(Engine):
             steps_by_images={1: self._steps} if self._steps else {},
             images_generated=self._images_generated,
             busy_seconds=self._busy_seconds,
+            busy_step_seconds=self._busy_step_seconds,
         )
 
     def close(self) -> None:
@@ -146,6 +147,7 @@ class SequentialEngine(Engine):
     def _record_timings(self, steps: int, seconds: float) -> None:
         self._images_generated += 1
         self._steps += steps
+        self._busy_step_seconds += seconds
         if steps:
             known = self._step_seconds
             self._step_seconds = seconds / steps if known is None else 0.8 * known + 0.2 * seconds / steps

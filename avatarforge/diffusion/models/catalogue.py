@@ -228,7 +228,9 @@ class Manifest(_Part):
     licence: str
     source: Source
     size: int = Field(ge=64, le=4096, multiple_of=8)
-    """Side of the model's square input and output, in pixels."""
+    """Side in pixels of the squares that the model makes where a request names no size."""
+    max_size: int | None = Field(None, ge=64, multiple_of=8)
+    """The longest side that a request may ask for; by default `size`."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Number format on a GPU, where the automatic choice does not suit the model."""
     scheduler: SchedulerName | None = None
@@ -277,6 +279,12 @@ class Manifest(_Part):
                 f"defaults of {steps} steps and a strength of {strength:g} run no step, since int(steps x "
                 f"strength) are run: the strength must be at least 1/{steps}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_max_size(self) -> Self:
+        if not self.size <= self.longest_side <= 2 * self.size:
+            raise ValueError(f"max_size must be from the size, {self.size}, to twice that")
         return self
 
     @classmethod
@@ -329,6 +337,19 @@ class Manifest(_Part):
         if name is not None and name not in self.sampler_names:
             known = ", ".join(self.sampler_names) or "left out: this model has its own sampler alone"
             raise InvalidRequest("sampler", name, f"one of {known}" if self.sampler_names else known)
+
+    @property
+    def longest_side(self) -> int:
+        return self.size if self.max_size is None else self.max_size
+
+    def check_size(self, width: int | None, height: int | None) -> None:
+        """Raise `InvalidRequest` for a size of which a side is missing, or that the model does not make."""
+        for name, side, other in (("width", width, height), ("height", height, width)):
+            if side is None and other is not None:
+                raise InvalidRequest(name, side, "given too: width and height come together")
+            if side is not None and not (64 <= side <= self.longest_side and side % 8 == 0):
+                expected = f"a multiple of 8 from 64 to {self.longest_side} with the model {self.name}"
+                raise InvalidRequest(name, side, expected)
 
     def check_files(self) -> None:
         """Raise `ModelUnusable` unless every file with a digest is there and matches it."""

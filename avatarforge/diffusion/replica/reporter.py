@@ -114,6 +114,7 @@ def _describe_model(model: LoadedModel, since: datetime) -> ServedModel:
         steps=defaults.steps,
         strength=defaults.strength,
         guidance=defaults.guidance,
+        size=manifest.size,
         strength_skips_steps=model.strength_skips_steps,
     )
 

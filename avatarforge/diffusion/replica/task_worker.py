@@ -188,6 +188,7 @@ class TaskWorker(ABC):
         steps = defaults.steps if parameters.steps is None else parameters.steps
         prompt = manifest.build_prompt(parameters.style, parameters.prompt)
         manifest.check_sampler(parameters.sampler)
+        manifest.check_size(parameters.width, parameters.height)
         began = perf_counter()
         image, crop = await asyncio.to_thread(_prepare_photo, original, manifest.size, parameters)
         generation.seconds[Stage.FETCH] += perf_counter() - began
@@ -272,13 +273,15 @@ class Generation:
         return preview
 
 
-def _prepare_photo(original: bytes, size: int, parameters: GenerationParameters) -> tuple[Image.Image, Crop]:
+def _prepare_photo(
+    original: bytes, model_size: int, parameters: GenerationParameters
+) -> tuple[Image.Image, Crop]:
     try:
         photo = load_upright(original)
     # Pillow's decoders raise errors of many kinds; all mean that the original was damaged in storage.
     except Exception as error:
         raise DamagedPhoto("The original", "its data are broken, or cut off") from error
-    return cut(photo, size, parameters)
+    return cut(photo, parameters.size(model_size), parameters)
 
 
 def _default_strength(steps: int, manifest: Manifest) -> float:

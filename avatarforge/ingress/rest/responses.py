@@ -92,6 +92,7 @@ def model_message(manifest: Manifest) -> ModelMessage:
         family=manifest.family,
         licence=manifest.licence,
         size=manifest.size,
+        max_size=manifest.longest_side,
         dials=tuple(capabilities.dials),
         samplers=manifest.sampler_names,
         defaults=DefaultsMessage(**defaults),

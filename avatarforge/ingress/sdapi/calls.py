@@ -149,15 +149,17 @@ class _Calls:
         with self._register_task(body.force_task_id, live.job.job_id):
             job, preview = await self._wait_for_end(live.job.job_id, request)
         image, manifest = None, await self._service.model.manifest()
-        side = body.width or manifest.size
+        size = body.width or manifest.size, body.height or manifest.size
         if job.outcome is not None:
-            image, side = await self._load_avatar(job, body.width), body.width or job.outcome.avatar.width
+            avatar = job.outcome.avatar
+            size = body.width or avatar.width, body.height or avatar.height
+            image = await self._load_avatar(job, size)
         elif job.status is not ProcessingStatus.CANCELLED:
             return _response(SdapiError.from_job(job))
         elif preview is not None:
             # As AUTOMATIC1111 does, an interrupted image comes as far as it got.
-            image = await asyncio.to_thread(self._scale, preview, side)
-        return JSONResponse(await asyncio.to_thread(img2img_response, body, job, manifest, image, side))
+            image = await asyncio.to_thread(self._scale, preview, size)
+        return JSONResponse(await asyncio.to_thread(img2img_response, body, job, manifest, image, size))
 
     async def txt2img(self, request: Request) -> Response:
         """Refuse: every avatar begins with a photo."""
@@ -320,18 +322,18 @@ class _Calls:
         with suppress(IllegalTransition, JobNotFound, Unavailable):
             await self._service.cancel(CUSTOMER, job_id)
 
-    async def _load_avatar(self, job: ProfilePhotoJob, side: int | None) -> bytes:
+    async def _load_avatar(self, job: ProfilePhotoJob, size: tuple[int, int]) -> bytes:
         """Return the avatar as a PNG file, scaled where another size was asked for."""
         image, _ = await self._service.image(CUSTOMER, job.job_id, ImageKind.GENERATED)
         chunks = await self._service.stream_image(job.job_id, ImageKind.GENERATED, image)
         content = await self._service.read(b"".join, chunks)
-        if side is None or side == image.width:
+        if size == (image.width, image.height):
             return content
-        return await asyncio.to_thread(self._scale, content, side)
+        return await asyncio.to_thread(self._scale, content, size)
 
-    def _scale(self, content: bytes, side: int) -> bytes:
+    def _scale(self, content: bytes, size: tuple[int, int]) -> bytes:
         with Image.open(BytesIO(content)) as image:
-            scaled = image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
+            scaled = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
         return self._content_credentials.encode(scaled, ImageFormat.PNG)
 
 

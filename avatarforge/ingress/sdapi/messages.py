@@ -24,7 +24,7 @@ EVEN = ("Uniform", "Normal")
 DEFAULT_SAMPLER = "Default"
 """The checkpoint's own, which may be any."""
 SHORTEST_SIDE, LONGEST_SIDE = 64, 2048
-"""Pixels of the square that a client may ask for."""
+"""Pixels that a client may ask for."""
 
 _FIELDS = {
     "prompt": "prompt",
@@ -93,10 +93,12 @@ class Img2Img(BaseModel):
                 raise InvalidRequest(name, getattr(body, name), "1: each request makes one avatar")
         if body.mask is not None:
             raise InvalidRequest("mask", body.mask, "null: this service paints no parts of images")
-        if body.width != body.height:
-            raise InvalidRequest("width", body.width, f"the height ({body.height}): avatars are square")
-        if body.width is not None and not SHORTEST_SIDE <= body.width <= LONGEST_SIDE:
-            raise InvalidRequest("width", body.width, f"from {SHORTEST_SIDE} to {LONGEST_SIDE}")
+        if (body.width is None) != (body.height is None):
+            raise InvalidRequest("width", body.width, "given together with the height, or neither")
+        for name in ("width", "height"):
+            side = getattr(body, name)
+            if side is not None and not SHORTEST_SIDE <= side <= LONGEST_SIDE:
+                raise InvalidRequest(name, side, f"from {SHORTEST_SIDE} to {LONGEST_SIDE}")
         return body
 
     def decode_photo(self) -> bytes:
@@ -117,6 +119,7 @@ class Img2Img(BaseModel):
         given = self.model_dump(include=set(_FORM_FIELDS)) | {"seed": seed}
         fields = {_FORM_FIELDS[name]: str(value) for name, value in given.items() if value is not None}
         fields |= self._choose_image_guidance(manifest) | self._choose_sampler(manifest)
+        fields |= self._choose_size(manifest)
         if (style := next((name for name in self.styles or () if name in manifest.styles), None)) is not None:
             # Several cannot be laid over each other here.
             fields["style"] = style
@@ -141,6 +144,15 @@ class Img2Img(BaseModel):
         if not has_strength and self.image_cfg_scale is None and self.denoising_strength is not None:
             return {"imageGuidance": f"{image_guidance_for(min(max(self.denoising_strength, 0), 1)):g}"}
         return {}
+
+    def _choose_size(self, manifest: Manifest) -> dict[str, str]:
+        """Choose the form fields for the size. A square that the model does not make is scaled later: clients
+        of this API always send some size."""
+        if self.width is None or self.height is None:
+            return {}
+        if self.width == self.height and (self.width > manifest.longest_side or self.width % 8):
+            return {}
+        return {"width": str(self.width), "height": str(self.height)}
 
     def _choose_sampler(self, manifest: Manifest) -> dict[str, str]:
         """Choose the form field for the sampler and noise schedule. Raises `InvalidRequest`.
@@ -202,10 +214,11 @@ class SdapiError:
 
 
 def img2img_response(
-    body: Img2Img, job: ProfilePhotoJob, manifest: Manifest, avatar: bytes | None, side: int
+    body: Img2Img, job: ProfilePhotoJob, manifest: Manifest, avatar: bytes | None, size: tuple[int, int]
 ) -> dict[str, Any]:
     """Build the answer for an avatar, given its file; `None` for an interrupted one that had not begun."""
     parameters, defaults = job.parameters, manifest.defaults
+    width, height = size
     sampler = Sampler.parse(parameters.sampler or manifest.own_sampler)
     model = manifest.name if job.outcome is None else job.outcome.model
     guidance = defaults.guidance if parameters.guidance is None else parameters.guidance
@@ -217,7 +230,7 @@ def img2img_response(
     infotext = (
         f"{parameters.prompt}\nNegative prompt: {parameters.negative_prompt}\nSteps: {steps}, "
         f"Sampler: {sampler.name}, Schedule type: {sampler.schedule}, CFG scale: {guidance:g}, "
-        f"Seed: {parameters.seed}, Size: {side}x{side}, Model: {model}, "
+        f"Seed: {parameters.seed}, Size: {width}x{height}, Model: {model}, "
         f"Denoising strength: {strength}, Version: {version}"
     )
     info = {
@@ -230,8 +243,8 @@ def img2img_response(
         "subseed": -1,
         "all_subseeds": [-1],
         "subseed_strength": 0.0,
-        "width": side,
-        "height": side,
+        "width": width,
+        "height": height,
         "sampler_name": sampler.name,
         "cfg_scale": guidance,
         "steps": steps,

@@ -82,6 +82,7 @@ def read_submission(
         styles = ", ".join(manifest.styles)
         raise InvalidRequest("style", upload.style, f"one of {styles}" if styles else "absent")
     manifest.check_sampler(upload.sampler)
+    manifest.check_size(upload.width, upload.height)
     if upload.callback_url is not None:
         try:
             CallbackUrl.parse(upload.callback_url)
@@ -162,12 +163,15 @@ def _parse_text(name: str, text: str, kind: type, schema: Mapping[str, Any]) -> 
 
 def _parse_number(name: str, text: str, kind: type, schema: Mapping[str, Any]) -> float:
     above, least, most = schema.get("exclusiveMinimum"), schema.get("minimum", -math.inf), schema["maximum"]
+    step = schema.get("multipleOf")
     value: float | None
     if kind is int:
         value, noun = int(text) if _INTEGER.fullmatch(text) else None, "a whole number"
+        noun = noun if step is None else f"a multiple of {step}"
     else:
         value, noun = parse_number(text), "a number of seconds" if name.endswith("Seconds") else "a number"
-    if value is None or not least <= value <= most or (above is not None and value <= above):
+    is_between = value is not None and least <= value <= most and (above is None or value > above)
+    if value is None or not is_between or (step is not None and value % step):
         bounds = f"from {least}" if above is None else f"above {above} and up"
         raise InvalidRequest(name, text, f"{noun} {bounds} to {most}")
     return value

@@ -284,7 +284,8 @@ def _find_crop(photo: CleanPhoto, *, preview: bool) -> FoundCrop:
     found = find_square(image)
     encoded = BytesIO()
     if preview:
-        extract(image, found, min(_PREVIEW_SIDE, *image.size)).save(encoded, "JPEG", quality=85)
+        side = min(_PREVIEW_SIDE, *image.size)
+        extract(image, found, (side, side)).save(encoded, "JPEG", quality=85)
     # Huge photos are decoded at half their sides.
     scale = photo.width / image.width
     square = replace(found, left=found.left * scale, top=found.top * scale, side=found.side * scale)
