@@ -45,7 +45,7 @@ class JobTracker:
     """
 
     PAGE = 1000
-    """Events read from the database at once."""
+    """Events read from the database, and jobs taken up, at once."""
     RECOVERY_BACKOFF = Backoff(0.1, 0.1)
     MODEL_BACKOFF = Backoff(2.0, 2.0)
     REQUEUE_TIMEOUT_SECONDS = 10.0
@@ -123,9 +123,12 @@ class JobTracker:
         if requeuing:
             # One that cannot be written holds the others up no longer.
             await asyncio.wait(requeuing, timeout=self.REQUEUE_TIMEOUT_SECONDS)
-        for job in self._job_table.all():
+        for place, job in enumerate(self._job_table.all()):
             self._deadlines.add(job, now)
             self._dispatcher.enqueue(job)
+            if place % self.PAGE == 0:
+                # However many they are, the lease is renewed meanwhile.
+                await asyncio.sleep(0)
         await self._ports.webhooks.start(self._committer.fence)
         self._gate.open()
         self._dispatcher.start()
