@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, func, select, tuple_, update
 
 from avatarforge.domain.changes import LIFETIME, JobChange
+from avatarforge.persistence.database import read_clock
 from avatarforge.persistence.tables import (
     customers,
     idempotency_keys,
@@ -41,8 +42,10 @@ def erase(connection: Connection, shard: int, erasures: Sequence[JobChange]) -> 
     _discount(connection, job_ids)
     for table in (idempotency_keys, profile_photos, profile_photo_jobs):
         connection.execute(table.delete().where(table.c.job_id.in_(job_ids)))
+    clock = read_clock(connection)
     connection.execute(
-        object_deletions.insert(), [row for change in erasures for row in _deletion_rows(shard, change)]
+        object_deletions.insert(),
+        [row for change in erasures for row in _deletion_rows(shard, change, clock)],
     )
 
 
@@ -70,8 +73,9 @@ def _erase_deliveries(connection: Connection, job_ids: Collection[str]) -> None:
         connection.execute(table.delete().where(table.c.delivery_id.in_(delivery_ids)))
 
 
-def _deletion_rows(shard: int, erasure: JobChange) -> Iterator[dict[str, Any]]:
-    job, at = erasure.job, erasure.event.at
+def _deletion_rows(shard: int, erasure: JobChange, clock: datetime) -> Iterator[dict[str, Any]]:
+    # A tracker's clock that runs ahead must not put the deletion off.
+    job, at = erasure.job, min(erasure.event.at, clock)
     row = {"shard": shard, "prefix": job_prefix(job.customer_id, job.job_id)}
     yield {**row, "due_at": at}
     if job.finished_at is None or at - job.finished_at < STRAGGLER_PAUSE:

@@ -73,8 +73,8 @@ class JobTracker:
         self._committer = Committer(ports.store, shard, settings, outage, on_broken, registry, cluster_id)
         table = self._job_table = JobTable(self._committer, now)
         replicas = self.replicas = ReplicaRegistry(monotonic)
-        janitor = self._janitor = Janitor(self._committer, ports.deletions, ports.storage, tasks, now)
-        self._clock = ConfirmedClock(ports.store, now)
+        clock = self._clock = ConfirmedClock(ports.store, now)
+        janitor = self._janitor = Janitor(self._committer, ports.deletions, ports.storage, tasks, clock)
         self._deadlines = Deadlines(table, tasks, now)
         dispatcher = self._dispatcher = Dispatcher(
             ports, settings, table, replicas, tasks, outage, janitor.discard, registry, now

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from avatarforge.persistence import DeletionRepository
 from avatarforge.tracker.cleanup.retention import ConfirmedClock, EventRetention, JobRetention
 from tests.integration.service import running_service
 from tests.waiting import wait_until
@@ -80,3 +81,25 @@ async def test_a_clock_that_is_wrong_for_a_while_erases_nothing(
         assert service.records.get_log_bounds(0).pruned_seq == 0
         if whose != "both":
             assert (await service.get(running, "ben")).json()["status"] in ("PENDING", "PROCESSING", "DONE")
+
+
+async def test_a_clock_that_runs_ahead_neither_uses_up_nor_puts_off_the_deletions_of_an_erased_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica may still store its avatar: what is deleted once more later, is so by the right time."""
+    async with running_service(tmp_path) as service:
+        # The clock of this service is both: here the database has its own.
+        monkeypatch.setattr(service.records, "read_clock", lambda: datetime.now(UTC))
+        [tracker] = service.running_trackers
+        erased = [await service.running("ben")]
+        await service.erase(erased[0], "ben")
+        service.clock.ahead = timedelta(days=40)
+        erased.append(await service.running("ben"))
+        await service.erase(erased[1], "ben")
+
+        await tracker._janitor.clean(5)
+
+        assert service.objects() == []
+        right, list_due = datetime.now(UTC), DeletionRepository(service.records._engine).list_due
+        assert list_due(0, right + timedelta(hours=23), 10) == []
+        assert len(list_due(0, right + timedelta(hours=25), 10)) == 2

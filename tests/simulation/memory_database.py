@@ -226,7 +226,7 @@ class MemoryDatabase:
         return self._seq
 
     def _erase(self, shard: int, change: JobChange) -> None:
-        job_id, at = change.job.job_id, change.event.at
+        job_id, at = change.job.job_id, min(change.event.at, self.now())
         self.jobs.pop(job_id, None)
         for entry in self._entries[job_id]:
             entry.job = None

@@ -1,7 +1,7 @@
 """The janitor: removes from storage what was erased, and what nobody needs any more."""
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 
 import structlog
@@ -14,6 +14,7 @@ from avatarforge.domain.status import ProcessingStatus
 from avatarforge.persistence import DeletionRepository
 from avatarforge.storage.interface import ObjectStorage
 from avatarforge.storage.keys import job_prefix
+from avatarforge.tracker.cleanup.retention import ConfirmedClock
 from avatarforge.tracker.jobs.committer import Committer
 
 log = structlog.get_logger(__name__)
@@ -43,13 +44,15 @@ class Janitor:
         deletions: DeletionRepository,
         storage: ObjectStorage,
         tasks: BackgroundTasks,
-        now: Callable[[], datetime],
+        clock: ConfirmedClock,
     ) -> None:
+        """By the clock objects are due: one that runs ahead must not use up the deletion that is made again
+        once a replica can be at work no more."""
         self._committer = committer
         self._deletions = deletions
         self._storage = storage
         self._tasks = tasks
-        self._now = now
+        self._clock = clock
         self._wake = asyncio.Event()
         self._next_round = asyncio.Event()
         """Set at the end of the round that has not begun yet."""
@@ -102,11 +105,11 @@ class Janitor:
                 self._storage.delete(stored.key)
 
     async def _delete_due(self) -> None:
-        shard = self._committer.fence.shard
-        while due := await asyncio.to_thread(self._deletions.list_due, shard, self._now(), self.PAGE):
-            await self._pool.run(self._delete, due)
+        shard, now = self._committer.fence.shard, await self._clock.read()
+        while due := await asyncio.to_thread(self._deletions.list_due, shard, now, self.PAGE):
+            await self._pool.run(self._delete, due, now)
 
-    def _delete(self, due: Sequence[ObjectDeletion]) -> None:
+    def _delete(self, due: Sequence[ObjectDeletion], now: datetime) -> None:
         """Delete what storage lets go; what it keeps is put off, so that it holds nothing else up.
 
         Raises `StorageUnavailable` when it lets nothing go.
@@ -125,4 +128,4 @@ class Janitor:
                 log.warning("objects were left", prefix=deletion.prefix, reason=error.reason)
         fence = self._committer.fence
         self._deletions.complete(done, fence)
-        self._deletions.postpone(kept, self._now() + self.POSTPONEMENT, fence)
+        self._deletions.postpone(kept, now + self.POSTPONEMENT, fence)
