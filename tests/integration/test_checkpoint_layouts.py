@@ -404,7 +404,7 @@ def test_a_word_of_textual_inversion_counts_as_in_diffusers(tmp_path: Path, key:
     assert not torch.equal(draw(added, **words), draw(img2img(), **words))
     # Each counts as three tokens, and is not cut in two.
     pieces = split_prompt("<mine> " * 70, added.tokenizer)
-    assert [piece.count("<mine>") for piece in pieces] == [25, 25, 20]
+    assert [piece.text.count("<mine>") for piece in pieces] == [25, 25, 20]
 
 
 @pytest.mark.parametrize(

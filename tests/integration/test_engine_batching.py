@@ -1,6 +1,7 @@
 """The batching engine: every picture as diffusers makes it alone, whoever else is being made."""
 
 import asyncio
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, get_args
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avatarforge.diffusion.engines.architectures import find_architecture
+from avatarforge.diffusion.engines.architectures import SDXLArchitecture, find_architecture
 from avatarforge.diffusion.engines.batching import BatchingEngine
 from avatarforge.diffusion.engines.engine import EngineRequest, EngineResult, EngineStep
 from avatarforge.diffusion.engines.prompts import split_prompt
@@ -186,16 +187,19 @@ LONG = ", ".join(f"{colour} portrait of a person" for colour in ("red", "neon", 
 """Of three pieces: only words of the tiny tokenizer's vocabulary are few tokens."""
 
 
-def by_diffusers_in_pieces(pipeline: Any, request: EngineRequest) -> Any:
+def embed_pieces(pipeline: Any, text: str) -> Any:
+    import torch
+
+    pieces = split_prompt(text, pipeline.tokenizer)
+    embedded = [pipeline.encode_prompt(piece.text, "cpu", 1, False)[0] for piece in pieces]
+    return torch.cat(embedded, dim=1)
+
+
+def by_diffusers_in_pieces(pipeline: Any, request: EngineRequest, embed: Any = embed_pieces) -> Any:
     """The pixels that the pipeline makes of the joined embeddings, each row at its own length."""
     import torch
 
-    def embed(text: str) -> Any:
-        pieces = split_prompt(text, pipeline.tokenizer)
-        embedded = [pipeline.encode_prompt(piece, "cpu", 1, False)[0] for piece in pieces]
-        return torch.cat(embedded, dim=1)
-
-    texts = [embed(request.negative_prompt), embed(request.prompt)]
+    texts = [embed(pipeline, request.negative_prompt), embed(pipeline, request.prompt)]
     lengths = [one.shape[1] for one in texts]
     padded = [torch.nn.functional.pad(one, (0, 0, 0, max(lengths) - one.shape[1])) for one in texts]
     forward = pipeline.unet.forward
@@ -249,6 +253,71 @@ async def test_long_and_short_prompts_of_sdxl_share_a_batch() -> None:
     alone = await together(pipeline, [long])
     assert furthest(among_others[:1], alone) < ALIKE
     assert furthest(among_others[1:], [by_diffusers(pipeline, request) for request in REQUESTS]) < ALIKE
+
+
+# --- weighted prompts -----------------------------------------------------------------------------------
+
+
+WEIGHTED = "(neon:1.5) portrait"
+LONG_WEIGHTED = "neon " * 70 + "[(red:2)] " + "grey " * 20
+
+
+def embed_weighted(pipeline: Any, text: str) -> Any:
+    """As AUTOMATIC1111 does: each piece keeps its mean."""
+    import torch
+
+    plain, token, weight = {
+        WEIGHTED: ("neon portrait", 1, 1.5),
+        LONG_WEIGHTED: ("neon " * 70 + "red " + "grey " * 20, 71, 2 / 1.1),
+    }.get(text, (text, 0, 1.0))
+    first, *others = embed_pieces(pipeline, plain).detach().clone().split(77, dim=1)
+    weights = torch.ones(77, 1)
+    weights[token] = weight
+    scaled = first * weights
+    return torch.cat([scaled * first.mean() / scaled.mean(), *others], dim=1)
+
+
+@pytest.mark.parametrize("clip_skip", [1, 2])
+async def test_weighted_long_and_plain_prompts_share_a_batch(clip_skip: int) -> None:
+    pipeline = copy.deepcopy(tiny("sd-epsilon"))
+    layers = pipeline.text_encoder.encoder.layers
+    pipeline.text_encoder.encoder.layers = layers[: len(layers) + 1 - clip_skip]
+    # As trained ones are: without it the mean is next to nothing.
+    pipeline.text_encoder.final_layer_norm.bias.data.fill_(0.3)
+    strong = replace(REQUESTS[0], guidance=20.0, strength=1.0)
+    requests = [
+        replace(strong, prompt=WEIGHTED),
+        replace(strong, prompt=LONG_WEIGHTED, negative_prompt=WEIGHTED),
+        replace(strong, prompt=LONG),
+        strong,
+    ]
+    expected = [by_diffusers_in_pieces(pipeline, request, embed_weighted) for request in requests]
+    made = await together(pipeline, requests, prompt_weights="automatic1111")
+    assert furthest(made, expected) < ALIKE
+    [alone] = await together(pipeline, requests[:1], prompt_weights="automatic1111")
+    assert furthest([alone], expected[:1]) < ALIKE
+    # The weights make a difference, and where the manifest does not ask for them brackets are letters.
+    assert furthest([alone], expected[3:]) > 5 * ALIKE
+    letters = await together(pipeline, requests[:1])
+    assert furthest(letters, [by_diffusers(pipeline, requests[0])]) < ALIKE
+
+
+def test_each_text_encoder_of_sdxl_keeps_its_mean() -> None:
+    import torch
+
+    pipeline = tiny("xl")
+    [weighted] = SDXLArchitecture(pipeline, "automatic1111").embed([WEIGHTED])
+    hidden, _, pooled, _ = pipeline.encode_prompt(
+        "neon portrait", device="cpu", do_classifier_free_guidance=False
+    )
+    split = pipeline.text_encoder.config.hidden_size
+    for one in (slice(0, split), slice(split, None)):
+        scaled = hidden[..., one].clone()
+        scaled[:, 1] *= 1.5
+        scaled *= hidden[..., one].mean() / scaled.mean()
+        torch.testing.assert_close(weighted.hidden[..., one], scaled, atol=1e-3, rtol=1e-3)
+    assert weighted.pooled is not None
+    torch.testing.assert_close(weighted.pooled, pooled)
 
 
 async def test_the_sequential_engine_takes_each_requests_sampler() -> None:

@@ -11,8 +11,10 @@ import yaml
 
 from avatarforge.diffusion.models import pipelines
 from avatarforge.diffusion.models.catalogue import Manifest
+from avatarforge.diffusion.models.loader import _create_engine
 from avatarforge.domain.errors import ModelUnusable
-from tests.checkpoints import add_safety_checker, img2img_checkpoint, name_in_index
+from avatarforge.settings import DiffusionSettings
+from tests.checkpoints import add_safety_checker, img2img, img2img_checkpoint, name_in_index
 from tests.single_file import single_file
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -187,3 +189,19 @@ def test_the_manifest_says_where_the_weights_lie(
     pipeline = Placed()
     pipelines.move_to_device(pipeline, manifest_of(tmp_path, offload=offload), device)
     assert pipeline.placed == [placed]
+
+
+# --- engines -----------------------------------------------------------------------------------------------
+
+
+def test_weighted_prompts_need_an_engine_that_reads_them(tmp_path: Path) -> None:
+    class Other(type(img2img())):  # type: ignore[misc]  # the class is diffusers', known when it runs
+        def __call__(self, prompt: str, image: Any) -> None:
+            """Unknown from inside."""
+
+    other = Other(**img2img().components, requires_safety_checker=False)
+    manifest = manifest_of(tmp_path, prompt_weights="automatic1111")
+    with pytest.raises(
+        ModelUnusable, match="has prompt_weights, which a model has not that makes images singly"
+    ):
+        _create_engine(other, manifest, DiffusionSettings(), "cpu")

@@ -1,10 +1,10 @@
-"""Where long prompts are cut."""
+"""Where long prompts are cut, and how much their words count."""
 
 from typing import Any
 
 import pytest
 
-from avatarforge.diffusion.engines.prompts import split_prompt
+from avatarforge.diffusion.engines.prompts import Piece, read_weights, split_prompt
 from avatarforge.domain.errors import InvalidRequest
 from tests.checkpoints import CARRIED
 
@@ -22,7 +22,7 @@ def count_tokens(tokenizer: Any, text: str) -> int:
 
 @pytest.mark.parametrize("text", ["", "neon", "neon, red hair " * 5])
 def test_what_fits_is_left_whole(tokenizer: Any, text: str) -> None:
-    assert split_prompt(text, tokenizer) == [text]
+    assert split_prompt(text, tokenizer) == [Piece(text)]
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_what_fits_is_left_whole(tokenizer: Any, text: str) -> None:
     ],
 )
 def test_the_pieces_fit_and_lose_nothing(tokenizer: Any, text: str) -> None:
-    pieces = split_prompt(text, tokenizer)
+    pieces = [piece.text for piece in split_prompt(text, tokenizer)]
     assert len(pieces) > 1
     assert all(0 < count_tokens(tokenizer, piece) <= 75 for piece in pieces)
     assert "".join("".join(pieces).split()) == "".join(text.split())
@@ -49,11 +49,53 @@ def test_too_long_a_text_is_refused_with_its_length(tokenizer: Any) -> None:
 
 def test_a_piece_ends_with_a_near_comma_else_between_words(tokenizer: Any) -> None:
     first, second = split_prompt("neon " * 60 + "neon, " + "red " * 30, tokenizer)
-    assert (first[-5:], second) == ("neon,", ("red " * 30))
+    assert (first.text[-5:], second.text) == ("neon,", ("red " * 30))
     first, second = split_prompt("neon " * 74 + "unbelievable", tokenizer)
-    assert (first, second) == ("neon " * 73 + "neon", "unbelievable")
+    assert (first.text, second.text) == ("neon " * 73 + "neon", "unbelievable")
 
 
 def test_a_comma_too_far_back_is_no_end(tokenizer: Any) -> None:
     first, _ = split_prompt("neon, " + "red " * 100, tokenizer)
-    assert count_tokens(tokenizer, first) == 75
+    assert count_tokens(tokenizer, first.text) == 75
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", [("", 1)]),
+        ("red hair", [("red hair", 1)]),
+        ("a (red) hat", [("a ", 1), ("red", 1.1), (" hat", 1)]),
+        ("a [[red]] hat", [("a ", 1), ("red", 1 / 1.21), (" hat", 1)]),
+        ("(red:1.5)(hat: .5)", [("red", 1.5), ("hat", 0.5)]),
+        ("((a) (b:2))", [("a", 1.21), (" ", 1.1), ("b", 2.2)]),
+        ("(a [b]) c", [("a ", 1.1), ("b c", 1)]),
+        (r"a \(film\) [\[still\]]", [("a (film) ", 1), ("[still]", 1 / 1.1)]),
+        ("a (b c", [("a ", 1), ("b c", 1.1)]),
+        ("a [b c", [("a ", 1), ("b c", 1 / 1.1)]),
+        ("a) b] 3:4) (c:d)", [("a) b] 3:4) ", 1), ("c:d", 1.1)]),
+        ("(a:1.2.3)", [("a:1.2.3", 1.1)]),
+        ("\\", [("\\", 1)]),
+        ("(" * 500, [("", 1)]),
+    ],
+)
+def test_brackets_weight_words(text: str, expected: list[tuple[str, float]]) -> None:
+    found = read_weights(text)
+    assert [fragment for fragment, _ in found] == [fragment for fragment, _ in expected]
+    assert [weight for _, weight in found] == pytest.approx([weight for _, weight in expected])
+
+
+@pytest.mark.parametrize("text", ["(a:10.5)", "(a:-11)", "(" * 30 + "a"])
+def test_a_weight_that_no_image_bears_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="without weights above 10"):
+        read_weights(text)
+
+
+def test_each_piece_has_the_weights_of_its_tokens(tokenizer: Any) -> None:
+    text = "neon " * 70 + "(red hat:1.5) " + "neon " * 20
+    first, second = split_prompt(text, tokenizer, "automatic1111")
+    assert count_tokens(tokenizer, f"{first.text} {second.text}") == 92
+    assert first.weights == [1] * 70 + [1.5] * 2 + [1] * 3
+    assert second.weights is None
+    # Fragments are words of their own, as the encoder sees them.
+    assert split_prompt("re(d:1.5)", tokenizer, "automatic1111")[0].text == "re d"
+    assert split_prompt("(red)", tokenizer) == [Piece("(red)")]

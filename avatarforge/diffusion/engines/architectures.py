@@ -3,7 +3,6 @@
 Every piece is diffusers' own, called with several requests at once where diffusers would have one.
 """
 
-import itertools
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from avatarforge.diffusion.engines.engine import EngineRequest
-from avatarforge.diffusion.engines.prompts import split_prompt
+from avatarforge.diffusion.engines.prompts import Piece, PromptWeights, split_prompt
 from avatarforge.diffusion.engines.samplers import StrengthUse
 
 _MAX_CACHED_BYTES: Final = 128 * 1024 * 1024
@@ -106,8 +105,9 @@ class Architecture:
     photo_is_concatenated = False
     """The UNet takes the photo's latents beside the noisy ones, in channels of their own."""
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: Any, prompt_weights: PromptWeights = "none") -> None:
         self._pipeline = pipeline
+        self._prompt_weights = prompt_weights
         self.device: torch.device = pipeline.device
         self.dtype: torch.dtype = pipeline.unet.dtype
         self._unet: Any = pipeline.unet
@@ -142,15 +142,35 @@ class Architecture:
     def embed(self, texts: Sequence[str]) -> list[Embedding]:
         """Embed the texts together: a long one in pieces, whose tokens are joined.
 
-        Raises `InvalidRequest` for one that is too long.
+        Raises `InvalidRequest` for one that is too long, or whose weights are too large.
         """
         tokenizer = self._pipeline.tokenizer or self._pipeline.tokenizer_2
-        pieces = [split_prompt(text, tokenizer) for text in texts]
+        pieces = [split_prompt(text, tokenizer, self._prompt_weights) for text in texts]
         together = [piece for one in pieces for piece in one]
-        starts = range(0, len(together), _PIECES_PER_PASS)
-        passes = (self._embed_pieces(together[start : start + _PIECES_PER_PASS]) for start in starts)
-        embedded = itertools.chain.from_iterable(passes)
-        return [_join([next(embedded) for _ in one]) for one in pieces]
+        embedded: list[Embedding] = []
+        for start in range(0, len(together), _PIECES_PER_PASS):
+            some = together[start : start + _PIECES_PER_PASS]
+            plain = self._embed_pieces([piece.text for piece in some])
+            embedded += [self._weigh(one, piece) for one, piece in zip(plain, some, strict=True)]
+        in_order = iter(embedded)
+        return [_join([next(in_order) for _ in one]) for one in pieces]
+
+    def _weigh(self, embedding: Embedding, piece: Piece) -> Embedding:
+        """Scale the tokens by their weights, and all so that the mean stays, as AUTOMATIC1111 does.
+
+        The text as a whole, where it is one vector, has no weights.
+        """
+        if piece.weights is None:
+            return embedding
+        parts = [getattr(self._pipeline, name, None) for name in ("text_encoder", "text_encoder_2")]
+        widths = [part.config.hidden_size for part in parts if part is not None]
+        weights = embedding.hidden.new_ones((embedding.hidden.shape[1], 1), dtype=torch.float32)
+        weights[1 : len(piece.weights) + 1, 0] = torch.tensor(piece.weights)
+        weighed = []
+        for hidden in torch.split(embedding.hidden.float(), widths, dim=-1):
+            scaled = hidden * weights
+            weighed.append(scaled * (hidden.mean() / scaled.mean()))
+        return replace(embedding, hidden=torch.cat(weighed, dim=-1).to(embedding.hidden.dtype))
 
     def _embed_pieces(self, texts: Sequence[str]) -> list[Embedding]:
         hidden = self._pipeline.encode_prompt(

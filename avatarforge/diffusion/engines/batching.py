@@ -41,6 +41,7 @@ from avatarforge.diffusion.engines.engine import (
     check_step_count,
 )
 from avatarforge.diffusion.engines.previews import Previewer
+from avatarforge.diffusion.engines.prompts import PromptWeights
 from avatarforge.diffusion.engines.request import ActiveRequest, PendingTensor
 from avatarforge.diffusion.engines.samplers import Sampler, Trajectory
 from avatarforge.diffusion.engines.torch_errors import is_fatal, is_out_of_memory, translate_error
@@ -86,12 +87,13 @@ class BatchingEngine(Engine):
         compilation: Compilation = "none",
         niceness: int = 0,
         schedulers: Mapping[str, Any] | None = None,
+        prompt_weights: PromptWeights = "none",
     ) -> None:
         """`schedulers` are those that requests may ask for, by the samplers' names."""
         super().__init__(name, str(pipeline.device))
         if compilation != "none":
             self.watchdog = Watchdog(is_compiled=True)
-        self._architecture = _adapt(pipeline, name)
+        self._architecture = _adapt(pipeline, name, prompt_weights)
         self._samplers: dict[str | None, Sampler] = {}
         for sampler, scheduler in ((None, pipeline.scheduler), *(schedulers or {}).items()):
             self._samplers[sampler] = Sampler(scheduler, self._architecture.strength_use)
@@ -531,11 +533,11 @@ class BatchingEngine(Engine):
         return perf_counter() - began
 
 
-def _adapt(pipeline: Any, name: str) -> Architecture:
+def _adapt(pipeline: Any, name: str, prompt_weights: PromptWeights) -> Architecture:
     architecture = find_architecture(pipeline)
     if architecture is None:
         raise ModelUnusable(name, f"the steps of {type(pipeline).__name__} are not known from inside")
-    return architecture(pipeline)
+    return architecture(pipeline, prompt_weights)
 
 
 def _find_fastest(seconds: Mapping[_Way, float], usual: _Way) -> _Way:

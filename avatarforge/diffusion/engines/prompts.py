@@ -1,25 +1,48 @@
-"""Splits prompts that are longer than a text encoder's window, as AUTOMATIC1111 does: all words count."""
+"""Reads prompts as AUTOMATIC1111 does: all words of a long one count, as much as their brackets say."""
 
 import itertools
-from collections.abc import Container
-from typing import Any, Final
+import re
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 from avatarforge.domain.errors import InvalidRequest
+
+PromptWeights = Literal["none", "automatic1111"]
+"""How a prompt's words are weighted: not at all, or by brackets, as `read_weights` says."""
 
 _MAX_WINDOWS: Final = 8
 """So many windows hold 600 tokens, some 450 words. Each token costs all rows of its pass."""
 _COMMA_REACH: Final = 20
 """A piece rather ends with a comma, if there is one among so many last tokens."""
+_EMPHASIS: Final = 1.1
+"""The weight of brackets without a number."""
+_MAX_WEIGHT: Final = 10.0
+_WEIGHT: Final = r":\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)"
+_SYMBOL: Final = re.compile(rf"\\[\\()\[\]]|{_WEIGHT}|[()\[\]:\\]|[^()\[\]:\\]+")
 
 
-def split_prompt(text: str, tokenizer: Any) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a prompt that fits a text encoder's window."""
+
+    text: str
+    weights: Sequence[float] | None = None
+    """By token, without those of beginning and end; `None` if all are 1."""
+
+
+def split_prompt(text: str, tokenizer: Any, weighting: PromptWeights = "none") -> list[Piece]:
     """Return the text in pieces that fit the tokenizer's window; the text itself where it fits.
 
     Pieces end between words, at a comma where one is near. Raises `InvalidRequest` for too long a text.
     """
     window = tokenizer.model_max_length - 2
     if not tokenizer.is_fast:
-        return [text]
+        return [Piece(text)]
+    fragments = [(text, 1.0)] if weighting == "none" else read_weights(text)
+    # The encoder sees fragments as words of their own.
+    text = " ".join(fragment for fragment, _ in fragments)
+    weight_at = [weight for fragment, weight in fragments for _ in f"{fragment} "]
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     added = tokenizer.added_tokens_encoder
     tokens = zip(encoding.tokens(), encoding["offset_mapping"], encoding.word_ids(), strict=True)
@@ -31,14 +54,51 @@ def split_prompt(text: str, tokenizer: Any) -> list[str]:
         words += [-1 - number if word is None else word] * vectors
     if len(places) > (most := _MAX_WINDOWS * window):
         raise InvalidRequest("The prompt", text, f"at most {most} tokens long (it has {len(places)})")
-    pieces, start = [], 0
-    while len(places) - start > window:
+    pieces: list[Piece] = []
+    start = 0
+    while start < len(places) or not pieces:
         end = _find_end(text, places, words, start, start + window)
-        pieces.append(text[places[start][0] : places[end - 1][1]])
+        last = end == len(places)
+        between = slice(places[start][0] if pieces else 0, None if last else places[end - 1][1])
+        weights = [weight_at[place[0]] for place in places[start:end]]
+        pieces.append(Piece(text[between], weights if any(weight != 1 for weight in weights) else None))
         start = end
-    if start < len(places) or not pieces:
-        pieces.append(text[places[start][0] :] if pieces else text)
     return pieces
+
+
+def read_weights(text: str) -> list[tuple[str, float]]:
+    """Return the text's fragments with their weights, as AUTOMATIC1111 writes them.
+
+    `(words)` count 1.1 times as much, `[words]` 1/1.1 times, and `(words:1.3)` as much as is said. Brackets
+    within each other multiply, an open one lasts to the end, and a backslash makes one a letter.
+    Raises `InvalidRequest` for a weight that no image bears.
+    """
+    found: list[tuple[str, float]] = []
+    opened: dict[str, list[int]] = {"(": [], "[": []}
+
+    def multiply(start: int, factor: float) -> None:
+        found[start:] = [(fragment, weight * factor) for fragment, weight in found[start:]]
+
+    for match in _SYMBOL.finditer(text):
+        symbol = match[0]
+        if symbol in opened:
+            opened[symbol].append(len(found))
+        elif symbol == "]" and opened["["]:
+            multiply(opened["["].pop(), 1 / _EMPHASIS)
+        elif symbol.endswith(")") and symbol[0] != "\\" and opened["("]:
+            multiply(opened["("].pop(), _EMPHASIS if match[1] is None else float(match[1]))
+        else:
+            is_escaped = len(symbol) == 2 and symbol[0] == "\\"
+            found.append((symbol[1:] if is_escaped else symbol, 1.0))
+    for bracket, factor in (("(", _EMPHASIS), ("[", 1 / _EMPHASIS)):
+        for start in opened[bracket]:
+            multiply(start, factor)
+    if (largest := max((abs(weight) for _, weight in found), default=0.0)) > _MAX_WEIGHT:
+        raise InvalidRequest(
+            "The prompt", text, f"without weights above {_MAX_WEIGHT:g} (one is {largest:g})"
+        )
+    groups = itertools.groupby(found, lambda one: round(one[1], 9))
+    return [("".join(fragment for fragment, _ in group), weight) for weight, group in groups] or [("", 1.0)]
 
 
 def _count_vectors(token: str, added: Container[str]) -> int:
@@ -49,7 +109,9 @@ def _count_vectors(token: str, added: Container[str]) -> int:
 
 
 def _find_end(text: str, places: list[tuple[int, int]], words: list[int], start: int, end: int) -> int:
-    """Return the number of tokens up to the best cut, at most `end`."""
+    """Return the number of tokens up to the best cut, at most `end`; all if that is enough."""
+    if len(places) <= end:
+        return len(places)
     for place in range(end, max(start, end - _COMMA_REACH), -1):
         if text[slice(*places[place - 1])].strip() == ",":
             return place

@@ -25,6 +25,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
+from avatarforge.diffusion.engines.prompts import PromptWeights
 from avatarforge.domain.errors import InvalidRequest, ModelUnusable
 from avatarforge.package_data import package_data
 
@@ -241,6 +242,8 @@ class Manifest(_Part):
     """Another VAE in place of the checkpoint's: a folder in diffusers' layout, or a `.safetensors` file."""
     clip_skip: int = Field(1, ge=1, le=12)
     """As AUTOMATIC1111 counts: 2 takes the text encoder's last layer but one."""
+    prompt_weights: PromptWeights = "none"
+    """What brackets in prompts mean: nothing, or what they mean to AUTOMATIC1111."""
     embeddings: tuple[TextualInversion, ...] = ()
     """Words that prompts may use besides, for models with one text encoder."""
     loras: tuple[Lora, ...] = ()

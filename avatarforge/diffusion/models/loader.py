@@ -146,6 +146,11 @@ def _create_engine(pipeline: Any, manifest: Manifest, settings: DiffusionSetting
     schedulers = pipelines.create_schedulers(manifest, pipeline)
     # Parts that come and go are not thread-safe.
     if pipelines.is_offloaded(manifest, device) or find_architecture(pipeline) is None:
+        if manifest.prompt_weights != "none":
+            raise ModelUnusable(
+                manifest.name,
+                "its manifest has prompt_weights, which a model has not that makes images singly",
+            )
         return SequentialEngine(
             pipeline, manifest.name, threads=threads, niceness=niceness, device=device, schedulers=schedulers
         )
@@ -157,6 +162,7 @@ def _create_engine(pipeline: Any, manifest: Manifest, settings: DiffusionSetting
         max_batch=settings.max_batch,
         compilation=settings.compile,
         schedulers=schedulers,
+        prompt_weights=manifest.prompt_weights,
     )
 
 
