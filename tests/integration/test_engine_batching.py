@@ -16,7 +16,7 @@ from avatarforge.diffusion.engines.engine import EngineRequest, EngineResult, En
 from avatarforge.diffusion.engines.prompts import split_prompt
 from avatarforge.diffusion.engines.sequential import SequentialEngine
 from avatarforge.diffusion.models.catalogue import SchedulerName
-from avatarforge.domain.errors import InvalidRequest
+from avatarforge.domain.errors import InvalidRequest, ModelUnusable
 from tests.families import EDITING_FAMILIES, FAMILIES, SCHEDULERS, photo, scheduled, tiny
 
 # Euler's schedulers in diffusers convert tensors in a way that NumPy gives up.
@@ -79,12 +79,11 @@ async def together(pipeline: Any, requests: Sequence[EngineRequest], **options: 
         return [decoded.of(image) for image in images]
 
 
-def by_diffusers(pipeline: Any, request: EngineRequest) -> Any:
+def by_diffusers(pipeline: Any, request: EngineRequest, **options: Any) -> Any:
     """The pixels that the pipeline makes alone."""
     import torch
 
     kind = type(pipeline).__name__
-    options: dict[str, Any] = {}
     if request.negative_prompt and "LatentConsistency" not in kind:
         options["negative_prompt"] = request.negative_prompt
     if "InstructPix2Pix" in kind:
@@ -253,6 +252,27 @@ async def test_long_and_short_prompts_of_sdxl_share_a_batch() -> None:
     alone = await together(pipeline, [long])
     assert furthest(among_others[:1], alone) < ALIKE
     assert furthest(among_others[1:], [by_diffusers(pipeline, request) for request in REQUESTS]) < ALIKE
+
+
+# --- guidance rescale -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["xl", "edit-xl"])
+async def test_guidance_is_rescaled_as_diffusers_rescales_it(family: str) -> None:
+    pipeline = tiny(family)
+    requests = [replace(request, guidance=20.0) for request in REQUESTS[:2]] + [REQUESTS[1]]
+    made = await together(pipeline, requests, guidance_rescale=0.7)
+    expected = [by_diffusers(pipeline, request, guidance_rescale=0.7) for request in requests]
+    assert furthest(made, expected) < ALIKE
+    assert furthest(made[:1], [by_diffusers(pipeline, requests[0])]) > 5 * ALIKE
+    with SequentialEngine(pipeline, "tiny", threads=1, guidance_rescale=0.7) as engine:
+        image = await engine.generate_image(requests[0])
+    assert (np.asarray(image) == (expected[0] * 255).round()).all()
+
+
+def test_a_pipeline_that_cannot_rescale_is_refused() -> None:
+    with pytest.raises(ModelUnusable, match="does not take guidance_rescale"):
+        SequentialEngine(tiny("sd-epsilon"), "tiny", threads=1, guidance_rescale=0.7)
 
 
 # --- weighted prompts -----------------------------------------------------------------------------------

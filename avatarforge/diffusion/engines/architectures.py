@@ -105,8 +105,12 @@ class Architecture:
     photo_is_concatenated = False
     """The UNet takes the photo's latents beside the noisy ones, in channels of their own."""
 
-    def __init__(self, pipeline: Any, prompt_weights: PromptWeights = "none") -> None:
+    def __init__(
+        self, pipeline: Any, prompt_weights: PromptWeights = "none", guidance_rescale: float = 0.0
+    ) -> None:
         self._pipeline = pipeline
+        self.guidance_rescale = guidance_rescale
+        """How far guided predictions are brought back to the contrast of the positive ones: 0 to 1."""
         self._prompt_weights = prompt_weights
         self.device: torch.device = pipeline.device
         self.dtype: torch.dtype = pipeline.unet.dtype

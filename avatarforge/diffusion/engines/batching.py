@@ -88,12 +88,13 @@ class BatchingEngine(Engine):
         niceness: int = 0,
         schedulers: Mapping[str, Any] | None = None,
         prompt_weights: PromptWeights = "none",
+        guidance_rescale: float = 0.0,
     ) -> None:
         """`schedulers` are those that requests may ask for, by the samplers' names."""
         super().__init__(name, str(pipeline.device))
         if compilation != "none":
             self.watchdog = Watchdog(is_compiled=True)
-        self._architecture = _adapt(pipeline, name, prompt_weights)
+        self._architecture = _adapt(pipeline, name)(pipeline, prompt_weights, guidance_rescale)
         self._samplers: dict[str | None, Sampler] = {}
         for sampler, scheduler in ((None, pipeline.scheduler), *(schedulers or {}).items()):
             self._samplers[sampler] = Sampler(scheduler, self._architecture.strength_use)
@@ -533,11 +534,11 @@ class BatchingEngine(Engine):
         return perf_counter() - began
 
 
-def _adapt(pipeline: Any, name: str, prompt_weights: PromptWeights) -> Architecture:
+def _adapt(pipeline: Any, name: str) -> type[Architecture]:
     architecture = find_architecture(pipeline)
     if architecture is None:
         raise ModelUnusable(name, f"the steps of {type(pipeline).__name__} are not known from inside")
-    return architecture(pipeline, prompt_weights)
+    return architecture
 
 
 def _find_fastest(seconds: Mapping[_Way, float], usual: _Way) -> _Way:

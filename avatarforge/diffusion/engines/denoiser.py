@@ -65,7 +65,8 @@ class Denoiser:
         images = torch.tensor([image for image, one in enumerate(conditions) for _ in one.rows])
         images = images.to(device, non_blocking=True)
         rows = [row for one in conditions for row in one.rows]
-        outputs = _sum_rows(self._predict(inputs[images], timesteps[images], rows).float(), conditions)
+        predicted = self._predict(inputs[images], timesteps[images], rows).float()
+        outputs = _sum_rows(predicted, conditions, self._architecture.guidance_rescale)
         advance(trajectories, outputs)
         return StepTensors(inputs=inputs, outputs=outputs)
 
@@ -92,8 +93,12 @@ class Denoiser:
         return min(self._lanes[max(known)] if known else self._cpu_pool.size, rows)
 
 
-def _sum_rows(outputs: Tensor, conditions: Sequence[Conditions]) -> Tensor:
-    """Return (B, C, h, w): for each image the weighted sum of its rows' outputs (R, C, h, w)."""
+def _sum_rows(outputs: Tensor, conditions: Sequence[Conditions], rescale: float) -> Tensor:
+    """Return (B, C, h, w): for each image the weighted sum of its rows' outputs (R, C, h, w).
+
+    With `rescale` those of several rows come as near to the first row's standard deviation
+    (https://arxiv.org/abs/2305.08891, section 3.4).
+    """
     most = max(len(one.rows) for one in conditions)
     indices, weights, first = [], [], 0
     for one in conditions:
@@ -104,4 +109,10 @@ def _sum_rows(outputs: Tensor, conditions: Sequence[Conditions]) -> Tensor:
         first += len(one.rows)
     rows = outputs[torch.tensor(indices).to(outputs.device, non_blocking=True)]
     by_row = torch.tensor(weights).view(len(conditions), most, 1, 1, 1)
-    return (rows * by_row.to(outputs.device, non_blocking=True)).sum(dim=1)
+    summed = (rows * by_row.to(outputs.device, non_blocking=True)).sum(dim=1)
+    if not rescale:
+        return summed
+    factors = torch.tensor([rescale if len(one.rows) > 1 else 0.0 for one in conditions]).view(-1, 1, 1, 1)
+    factors = factors.to(outputs.device, non_blocking=True)
+    wanted, found = (one.std(dim=(1, 2, 3), keepdim=True) for one in (rows[:, 0], summed))
+    return factors * summed * (wanted / found) + (1 - factors) * summed

@@ -51,6 +51,7 @@ class SequentialEngine(Engine):
         niceness: int = 0,
         device: str | None = None,
         schedulers: Mapping[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
     ) -> None:
         """`device` is where the pipeline computes, if its weights lie elsewhere; `schedulers` are those that
         requests may ask for, by the samplers' names."""
@@ -59,9 +60,11 @@ class SequentialEngine(Engine):
         self._schedulers: dict[str | None, Any] = {None: getattr(pipeline, "scheduler", None)}
         self._schedulers.update(schedulers or {})
         self._parameters = inspect.signature(type(pipeline).__call__).parameters
-        if missing := {"image", "prompt"} - self._parameters.keys():
+        needed = {"image", "prompt"} | ({"guidance_rescale"} if guidance_rescale else set())
+        if missing := needed - self._parameters.keys():
             kind = type(pipeline).__name__
             raise ModelUnusable(name, f"{kind} does not take {' and '.join(sorted(missing))}")
+        self._guidance_rescale = guidance_rescale
         self._executor = ThreadPoolExecutor(
             1, thread_name_prefix="engine", initializer=_set_up_thread, initargs=(threads, niceness)
         )
@@ -164,6 +167,7 @@ class SequentialEngine(Engine):
             "num_inference_steps": request.steps,
             "guidance_scale": request.guidance,
             "image_guidance_scale": request.image_guidance,
+            "guidance_rescale": self._guidance_rescale,
             "generator": torch.Generator("cpu").manual_seed(request.seed),
             "width": request.image.width,
             "height": request.image.height,

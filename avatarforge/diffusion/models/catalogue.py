@@ -242,6 +242,9 @@ class Manifest(_Part):
     """Another VAE in place of the checkpoint's: a folder in diffusers' layout, or a `.safetensors` file."""
     clip_skip: int = Field(1, ge=1, le=12)
     """As AUTOMATIC1111 counts: 2 takes the text encoder's last layer but one."""
+    guidance_rescale: float = Field(0.0, ge=0, le=1)
+    """How far guided predictions are brought back to the contrast of unguided ones: of use where the noise
+    has zero SNR (https://arxiv.org/abs/2305.08891)."""
     prompt_weights: PromptWeights = "none"
     """What brackets in prompts mean: nothing, or what they mean to AUTOMATIC1111."""
     embeddings: tuple[TextualInversion, ...] = ()

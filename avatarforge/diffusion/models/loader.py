@@ -152,7 +152,13 @@ def _create_engine(pipeline: Any, manifest: Manifest, settings: DiffusionSetting
                 "its manifest has prompt_weights, which a model has not that makes images singly",
             )
         return SequentialEngine(
-            pipeline, manifest.name, threads=threads, niceness=niceness, device=device, schedulers=schedulers
+            pipeline,
+            manifest.name,
+            threads=threads,
+            niceness=niceness,
+            device=device,
+            schedulers=schedulers,
+            guidance_rescale=manifest.guidance_rescale,
         )
     return BatchingEngine(
         pipeline,
@@ -163,6 +169,7 @@ def _create_engine(pipeline: Any, manifest: Manifest, settings: DiffusionSetting
         compilation=settings.compile,
         schedulers=schedulers,
         prompt_weights=manifest.prompt_weights,
+        guidance_rescale=manifest.guidance_rescale,
     )
 
 
