@@ -6,11 +6,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.async_api import Browser, Page, async_playwright
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from tests.waiting import wait_until
 
 PORTRAIT = Path(__file__).parents[2] / "avatarforge" / "samples" / "portrait.png"
+
+# As long as the page's own: a loaded machine is slow, and what fails still fails.
+expect.set_options(timeout=20_000)
 
 _FLAGS = (
     # Chromium refuses its sandbox to root.
@@ -21,6 +25,7 @@ _FLAGS = (
 )
 
 _AS_ANA = "localStorage['avatarforge.customer'] ??= 'ana'"
+_GRAVE = ("serious", "critical")
 _OURS = ("blob:", "data:")
 
 
@@ -89,3 +94,13 @@ async def tab_to(page: Page, selector: str, most: int = 60) -> None:
 async def is_painted(page: Page, selector: str) -> bool:
     """Whether the image is here and has pixels."""
     return bool(await page.eval_on_selector(selector, "image => image.complete && image.naturalWidth > 0"))
+
+
+async def grave_findings(page: Page) -> list[tuple[str, Any]]:
+    """Rules that the page breaks gravely, each with the elements that do."""
+    found = await Axe().run(page)
+    return [
+        (rule["id"], [node["html"] for node in rule["nodes"]])
+        for rule in found.response["violations"]
+        if rule["impact"] in _GRAVE
+    ]

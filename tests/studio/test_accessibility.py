@@ -1,13 +1,10 @@
 """What axe-core finds in every view, and what only a look at the page's state shows."""
 
-from typing import Any
-
 import pytest
-from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, ViewportSize, expect
 
 from tests.integration.service import Service, a_preview
-from tests.studio.browser import PORTRAIT, opened
+from tests.studio.browser import PORTRAIT, grave_findings, opened
 from tests.waiting import wait_until
 
 COVER = """() => {
@@ -28,18 +25,6 @@ COVER = """() => {
 """What has the focus, and the bar over a part of it, if any."""
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
-
-GRAVE = ("serious", "critical")
-
-
-async def grave_findings(page: Page) -> list[tuple[str, Any]]:
-    """Rules that the page breaks gravely, each with the elements that do."""
-    found = await Axe().run(page)
-    return [
-        (rule["id"], [node["html"] for node in rule["nodes"]])
-        for rule in found.response["violations"]
-        if rule["impact"] in GRAVE
-    ]
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,14 @@
 
 import asyncio
 import io
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.async_api import Browser, Page, Route, expect
+from playwright.async_api import Browser, CDPSession, Page, Route, expect
 
 from avatarforge.diffusion.models.catalogue import Manifest
 from avatarforge.domain.replicas import ModelFailure
@@ -17,7 +18,7 @@ from avatarforge.imaging.crop import find_square
 from tests import pictures
 from tests.factories import NOON, a_manifest, a_model, a_report, write_model
 from tests.integration.service import Service, a_preview, running_service
-from tests.studio.browser import PORTRAIT, is_painted, job_shown, opened, send, tab_to
+from tests.studio.browser import PORTRAIT, grave_findings, is_painted, job_shown, opened, send, tab_to
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
@@ -246,6 +247,86 @@ async def test_a_photo_can_be_taken_with_the_camera(service: Service, page: Page
     original = service.recorded(await job_shown(page)).original
     assert original.media_type == "image/jpeg"
     assert min(original.width, original.height) >= 480
+
+
+async def throttle(session: CDPSession, bytes_per_second: int) -> None:
+    """Let the page send no more; -1 is no limit."""
+    speeds = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": bytes_per_second}
+    await session.send("Network.emulateNetworkConditions", {"offline": False, **speeds})
+
+
+async def test_an_upload_tells_its_progress_can_be_cancelled_and_goes_on_in_the_background(
+    service: Service, page: Page, tmp_path: Path
+) -> None:
+    (tmp_path / "me.jpg").write_bytes(pictures.photo(1200, 1000, 900_000))
+    await page.set_input_files("#photo", tmp_path / "me.jpg")
+    await expect(page.locator("#crop-place")).to_contain_text("No face found")
+    network = await page.context.new_cdp_session(page)
+    await throttle(network, 20_000)
+    row, share = page.locator("#sending li"), re.compile(r"^[1-9]\d? %$")
+    await page.click("#forge")
+    await expect(page.locator("#said")).to_have_text("Sending me.jpg")
+    await expect(row.locator("span").first).to_have_text(share)
+    await expect(page.locator("#forge")).to_contain_text("Sending … ")
+    await expect(page.locator("#forge")).to_be_focused()
+    await page.keyboard.press("Enter")
+    await expect(row).to_have_count(1)
+    assert await grave_findings(page) == []
+    await row.get_by_role("button", name="Cancel sending me.jpg").click()
+    await expect(row).to_have_count(0)
+    await expect(page.locator(".toast")).to_have_text("Not sent.")
+
+    # Whoever looks at something else meanwhile is not called away.
+    await page.press("#prompt", "Control+Enter")
+    await expect(row.locator("span").first).to_have_text(share)
+    await page.click(".tabs [data-view=gallery]")
+    await page.context.set_offline(True)
+    await expect(row).to_contain_text("You are offline. It is sent when you are back.")
+    await page.context.set_offline(False)
+    await throttle(network, -1)
+    await expect(page.locator(".card[data-state=DONE]")).to_have_count(1)
+    await expect(page.locator("#gallery-heading")).to_be_visible()
+    [job] = service.records.list_jobs("ana", None, 10)
+    assert job.original.width == 1200
+
+
+async def test_what_could_not_be_had_is_asked_for_again_and_nothing_counts_down_meanwhile(
+    service: Service, page: Page
+) -> None:
+    [tracker] = service.running_trackers
+    await tracker.record_replica_report(a_report(model=a_model("avatar-mini"), step_seconds={1: 0.25}))
+    failures = 1
+
+    async def fail_once(route: Route) -> None:
+        nonlocal failures
+        failures -= 1
+        if failures < 0:
+            await route.fallback()
+        else:
+            problem = {"code": "database_unavailable", "detail": "The database is away.", "status": 503}
+            await route.fulfill(status=503, json=problem, content_type="application/problem+json")
+
+    await page.route("**/styles", fail_once)
+    await page.reload()
+    await expect(page.locator(".toast.error")).to_have_text("The database is away.")
+    await expect(page.locator("#styles .style")).to_have_count(7)
+
+    await wait_until(lambda: service.live.replicas, 30)
+    failures = 1
+    await page.route("**/customers/ana", fail_once)
+    puppet = service.puppet()
+    await send(page)
+    await job_shown(page)
+    for step in range(1, 4):
+        puppet.step(step, 400)
+    left = page.locator("#remaining")
+    await expect(left).to_contain_text("left")
+    await page.context.set_offline(True)
+    await expect(left).to_have_text("")
+    await expect(page.locator("#connection")).to_have_text("You are offline. What is shown may be old.")
+    await page.context.set_offline(False)
+    await expect(page.locator("#connection")).to_have_text("Connected again.")
+    await expect(left).to_contain_text("left")
 
 
 async def test_a_text_is_refused_at_the_photo_in_the_servers_words(

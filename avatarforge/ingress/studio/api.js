@@ -3,7 +3,6 @@
 import { t } from "./i18n.js";
 import { session } from "./session.js";
 
-const TRIES = 5;
 // Below a path of a proxy's, perhaps; the server's own addresses begin with it already.
 const ROOT = new URL(".", document.baseURI).pathname;
 let askForKey = () => {};
@@ -30,9 +29,11 @@ export class Problem extends Error {
 export async function call(path, options = {}) {
   const headers = new Headers(options.headers);
   if (session.key) headers.set("Authorization", `Bearer ${session.key}`);
+  const { onProgress, ...rest } = { ...options, headers };
   let response;
   try {
-    response = await fetch(path.startsWith(ROOT) ? path : ROOT + path.slice(1), { ...options, headers });
+    const address = path.startsWith(ROOT) ? path : ROOT + path.slice(1);
+    response = await (onProgress ? upload(address, rest, onProgress) : fetch(address, rest));
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem({ detail: t("unreachable"), code: "unreachable", status: 0 });
@@ -41,6 +42,28 @@ export async function call(path, options = {}) {
   const problem = await readProblem(response);
   if (problem.status === 401) askForKey(problem);
   throw problem;
+}
+
+// As `fetch`, which tells nothing of what is sent.
+function upload(address, { method, headers, body, signal }, onProgress) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open(method, address);
+    for (const [name, value] of headers) request.setRequestHeader(name, value);
+    request.upload.onprogress = ({ loaded, total }) => onProgress(loaded / total);
+    request.onload = () => {
+      const { status, responseText } = request;
+      const retryAfter = request.getResponseHeader("Retry-After") ?? "";
+      resolve(new Response(responseText, { status, headers: { "Retry-After": retryAfter } }));
+    };
+    const abort = () => request.abort();
+    request.onerror = () => reject(new TypeError("no answer"));
+    request.onabort = () => reject(signal.aborted ? signal.reason : new TypeError("offline"));
+    request.onloadend = () => removeEventListener("offline", abort);
+    signal.addEventListener("abort", abort);
+    addEventListener("offline", abort); // which else may hang for minutes
+    request.send(body);
+  });
 }
 
 async function readProblem(response) {
@@ -55,17 +78,8 @@ const of = (customer) => `/customers/${encodeURIComponent(customer)}`;
 const photo = (job) => `${of(job.customerId)}/photos/${job.jobId}`;
 
 // Sends the photo; the key makes sure that a repeated call makes no second job.
-export async function submit(customer, form, key, onRetry) {
-  for (let tries = 1; ; tries++) {
-    try {
-      return await json(of(customer), { method: "POST", body: form, headers: { "Idempotency-Key": key } });
-    } catch (error) {
-      if (!(error instanceof Problem) || !error.passes || tries === TRIES) throw error;
-      onRetry(error);
-      await pause(Math.min(5, error.retryAfter || tries));
-    }
-  }
-}
+export const submit = (customer, form, key, options) =>
+  json(of(customer), { method: "POST", body: form, headers: { "Idempotency-Key": key }, ...options });
 
 // The square that the server would cut; nothing is kept there. With `preview` it shows it, too.
 export function findCrop(file, name, preview) {
@@ -92,7 +106,20 @@ export const avatarOf = (job) => `${photo(job)}/generated?redirect=false`;
 export const originalOf = (job) => `${photo(job)}/original?redirect=false`;
 export const squareOf = (job) => `${photo(job)}/original?square=true`;
 
-export const pause = (seconds) => new Promise((done) => setTimeout(done, seconds * 1000));
+// Ends before its time when the browser is online again, or the signal comes.
+export function pause(seconds, signal) {
+  return new Promise((done) => {
+    const end = () => {
+      clearTimeout(timer);
+      removeEventListener("online", end);
+      signal?.removeEventListener("abort", end);
+      done();
+    };
+    const timer = setTimeout(end, seconds * 1000);
+    addEventListener("online", end);
+    signal?.addEventListener("abort", end);
+  });
+}
 
 // crypto.randomUUID is there on https and localhost only.
 export function newKey() {

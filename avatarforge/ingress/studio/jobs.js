@@ -9,11 +9,13 @@ const stateListeners = new Set();
 let known = new Map();
 let previews = new Map();
 let stream = null;
+let connected = true; // until the stream is lost: what is known may be old then
 let following = null; // the path of the next page of older jobs
 
 export const onJobs = (listener) => listeners.add(listener);
 export const onConnection = (listener) => stateListeners.add(listener);
 
+export const isConnected = () => connected;
 export const get = (jobId) => known.get(jobId);
 export const previewOf = (jobId) => previews.get(jobId);
 export const all = () => [...known.values()].sort((a, b) => (a.jobId < b.jobId ? 1 : -1));
@@ -30,10 +32,10 @@ export function follow() {
   stream = new JobStream(session.customer, {
     onEvent: heard,
     onState: (state, problem) => {
+      connected = state === "open";
       for (const listener of stateListeners) listener(state, problem);
     },
   });
-  return load();
 }
 
 // The newest page, or the next older one. A customer without jobs is not known to the server yet.

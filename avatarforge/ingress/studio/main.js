@@ -13,11 +13,12 @@ import { refreshModels } from "./models.js";
 import { look, onPhoto, photo } from "./photo.js";
 import { forgetImages } from "./images.js";
 import { drawQueue, drawQueueCount, refreshQueue } from "./queue.js";
-import { attempt, say } from "./say.js";
+import { attempt, note, persist, say } from "./say.js";
+import { drawSending, onSending } from "./sending.js";
 import { GRAMMAR, onSession, session } from "./session.js";
 import { drawStage } from "./stage.js";
 import { showTheme, startTheme } from "./theme.js";
-import { loadStyles, showDial, startForm } from "./parameters.js";
+import { drawForge, loadStyles, showDial, startForm } from "./parameters.js";
 
 const VIEWS = ["studio", "gallery", "queue", "models"];
 const QUEUE_SECONDS = 3;
@@ -101,6 +102,8 @@ function drawAll() {
   showTheme();
   showCustomer();
   showDial();
+  drawSending();
+  drawForge();
   if (!jobId) drawStage(null);
   draw();
 }
@@ -148,9 +151,12 @@ function onConnection(state, problem) {
   const banner = $("#connection");
   if (state === "open" && !wasLost) return;
   wasLost = state !== "open";
-  banner.textContent = state === "open" ? t("back") : state === "lost" ? t("lost") : problem.message;
+  const lost = navigator.onLine ? t("lost") : t("offline");
+  banner.textContent = state === "open" ? t("back") : state === "lost" ? lost : problem.message;
   banner.dataset.state = state;
   banner.hidden = false;
+  document.documentElement.toggleAttribute("data-cut-off", state !== "open");
+  soon();
   if (state !== "open") return;
   attempt(loadAll);
   setTimeout(() => (banner.hidden = !wasLost), 4000);
@@ -161,7 +167,11 @@ const loadAll = () => Promise.all([jobs.load(), loadStyles()]);
 function begin() {
   forgetImages();
   showCustomer();
-  attempt(() => Promise.all([jobs.follow(), loadStyles()]));
+  const { customer } = session;
+  const isWanted = () => customer === session.customer;
+  jobs.follow();
+  persist(() => jobs.load(), isWanted);
+  persist(loadStyles, isWanted);
   if (photo.place === "unknown") look();
   route();
 }
@@ -173,10 +183,16 @@ function every(seconds, name, work) {
 startTheme();
 startCustomer();
 startInput(() => (location.hash = "#/"));
-startForm((job) => {
-  location.hash = api.pageOf(job);
+startForm((job, unchanged) => {
+  // Whoever has gone on to something else is not called away from it.
+  if (unchanged && view === "studio" && !jobId) location.hash = api.pageOf(job);
+  else note(t("accepted"));
   // The stream may have told its end before the upload's answer came.
   if (!jobs.get(job.jobId)?.isTerminal) say(t("accepted"));
+});
+onSending(() => {
+  drawSending();
+  drawForge();
 });
 jobs.onJobs(onJob);
 jobs.onConnection(onConnection);

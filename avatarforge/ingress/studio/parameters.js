@@ -5,7 +5,8 @@ import { $, $$, h } from "./dom.js";
 import { number, t } from "./i18n.js";
 import * as jobs from "./jobs.js";
 import { onPhoto, photo, upload } from "./photo.js";
-import { say } from "./say.js";
+import { note } from "./say.js";
+import { isSending, send as sendUpload, shareSent } from "./sending.js";
 import { session } from "./session.js";
 import { drawing } from "./styles.js";
 
@@ -25,8 +26,11 @@ export function startForm(onAccepted) {
     event.preventDefault();
     send(onAccepted);
   });
+  form.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+  });
   form.addEventListener("input", changed);
-  onPhoto(changed);
+  onPhoto((what) => what !== "place" && changed());
   $(".more").open = matchMedia("(min-width: 1081px) and (min-height: 860px)").matches; // there is room for it
   $("#dial").addEventListener("input", () => {
     dialTurned = true;
@@ -90,31 +94,36 @@ export function showDial() {
 function changed() {
   key = api.newKey();
   forgive();
+  drawForge();
 }
 
 async function send(onAccepted) {
+  if (isSending(key)) return;
   forgive();
   if (!photo.file) return complain(t("needPhoto"), null);
-  busy(true);
-  const { customer } = session;
+  const sent = key;
   try {
-    const { file, name, cropToFace } = await upload();
-    const job = await api.submit(customer, filledIn(file, name, cropToFace), key, () =>
-      say(t("tryingAgain")),
-    );
-    key = api.newKey();
-    onAccepted(jobs.learn(job));
+    const job = await sendUpload({
+      customer: session.customer,
+      key,
+      name: photo.file.name || t("yourPhoto"),
+      prepare: async () => filledIn(new FormData(form), await upload()),
+    });
+    if (!job) return;
+    const unchanged = sent === key;
+    if (unchanged) key = api.newKey();
+    onAccepted(jobs.learn(job), unchanged);
   } catch (error) {
-    if (error.status !== 401) complain(error.message, error);
-  } finally {
-    busy(false);
+    if (error.status === 401) return;
+    if (sent === key) complain(error.message, error);
+    if (sent !== key || !form.checkVisibility()) note(error.message, "error");
   }
 }
 
 // Fields come before the photo, and empty ones stay away.
-function filledIn(file, name, cropToFace) {
+function filledIn(fields, { file, name, cropToFace }) {
   const data = new FormData();
-  for (const [field, value] of new FormData(form))
+  for (const [field, value] of fields)
     if (value !== "" && (!(field in DIALS) || dialTurned)) data.append(field, value);
   if (data.has("imageGuidance") && !data.has("guidance") && defaults.guidance <= 1)
     data.append("guidance", GUIDED);
@@ -123,9 +132,13 @@ function filledIn(file, name, cropToFace) {
   return data;
 }
 
-function busy(is) {
-  $("#forge").disabled = is;
-  $("#forge span").textContent = is ? t("sending") : t("forge");
+// The button keeps the focus while what it stands for is on its way.
+export function drawForge() {
+  const busy = isSending(key);
+  $("#forge").toggleAttribute("aria-disabled", busy);
+  $("#forge span").textContent = busy
+    ? t("sending", { n: Math.floor(shareSent(key) * 100) })
+    : t("forge");
 }
 
 // A problem is told where it belongs: at its field, at the photo, or above the button.

@@ -44,8 +44,9 @@ export function framed() {
 // Has the server find the face, and puts the square around it. A passing problem is no end.
 export async function look(file = photo.file, pause = FIRST_PAUSE) {
   if (!file) return;
+  const what = photo.place === "hand" ? "crop" : "place";
   photo.place = "looking";
-  tell("crop");
+  tell(what);
   try {
     const small = !photo.image || file.size <= SMALL;
     const asked = small ? file : await copyOf(photo.image, COPY_SIDE);
@@ -61,7 +62,7 @@ export async function look(file = photo.file, pause = FIRST_PAUSE) {
       setTimeout(again, Math.min(LONGEST_PAUSE, Math.max(pause, problem.retryAfter)) * 1000);
     }
   }
-  tell();
+  tell("place");
 }
 
 function placeSquare(found) {
@@ -78,7 +79,7 @@ export async function upload() {
   return { file: await photo.crop.cut(photo.image), name: "square.jpg", cropToFace: false };
 }
 
-// Listeners hear "crop" where only the square has changed.
+// Listeners hear "photo", "crop" where only the square has changed that is sent, "place" where nothing has that is.
 function tell(what = "photo") {
   for (const listener of listeners) listener(what);
 }

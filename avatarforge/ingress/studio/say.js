@@ -1,17 +1,35 @@
 // What the page tells by itself: to a screen reader, or in a note at its edge for all.
 
-import { $, h, icon } from "./dom.js";
+import { pause } from "./api.js";
+import { $, $$, h, icon } from "./dom.js";
 
 const NOTE_SECONDS = 6;
+const LONGEST_PAUSE = 30;
 
 export function say(text) {
   $("#said").textContent = text;
 }
 
+// What is there already is not told twice.
 export function note(text, kind = "info") {
+  if ($$(".toast").some((other) => other.textContent === text)) return;
   const element = h(`p.toast.${kind}`, {}, icon(kind === "error" ? "alert" : "spark"), h("span", {}, text));
   $("#toasts").append(element);
   setTimeout(() => element.remove(), NOTE_SECONDS * 1000);
+}
+
+// Runs it again until it goes well, as long as its problem may pass; the first one is told.
+export async function persist(work, isWanted = () => true) {
+  for (let seconds = 1; isWanted(); seconds = Math.min(2 * seconds, LONGEST_PAUSE)) {
+    try {
+      return await work();
+    } catch (error) {
+      if (error.status !== 401 && seconds === 1) note(error.message, "error");
+      if (!error.passes) return undefined;
+      await pause(Math.max(seconds, error.retryAfter));
+    }
+  }
+  return undefined;
 }
 
 // Runs what a button asks for; a problem is told in the server's words.

@@ -2,7 +2,7 @@
 
 import { h } from "./dom.js";
 import { duration, t } from "./i18n.js";
-import { secondsLeft } from "./jobs.js";
+import { isConnected, secondsLeft } from "./jobs.js";
 
 export const badge = (job) => h(`span.badge.${job.status.toLowerCase()}`, {}, t(`state_${job.status}`));
 
@@ -20,7 +20,7 @@ export function situation(job) {
 }
 
 export function remaining(job) {
-  const seconds = secondsLeft(job);
+  const seconds = isConnected() ? secondsLeft(job) : null;
   return seconds === null ? "" : t("left", { time: duration(Math.max(1, Math.ceil(seconds)), 0) });
 }
 

@@ -47,6 +47,16 @@ export class JobStream {
   async #once() {
     const watched = new AbortController();
     const signal = AbortSignal.any([watched.signal, this.#stopping.signal]);
+    const leave = () => watched.abort();
+    addEventListener("offline", leave);
+    try {
+      await this.#read(watched, signal);
+    } finally {
+      removeEventListener("offline", leave);
+    }
+  }
+
+  async #read(watched, signal) {
     const headers = this.#lastId === null ? {} : { "Last-Event-ID": this.#lastId };
     const response = await call(this.path, { signal, headers, cache: "no-store" });
     this.#connected = true;
