@@ -223,6 +223,19 @@ class StyleList(Message):
     styles: tuple[StyleMessage, ...]
 
 
+class KeyMessage(Message):
+    """The scope of a key."""
+
+    key_id: str | None = None
+    """Null, as the name, where no keys are asked for."""
+    name: str | None = None
+    customers: tuple[str, ...]
+    """Ids of customers; `shop-*` stands for all that begin so, `*` for every one."""
+    is_admin: bool
+    """It may ask about the service as a whole."""
+    expires_at: Time | None = None
+
+
 class TicketMessage(Message):
     ticket: str
     """Opens one stream of the customer, once."""

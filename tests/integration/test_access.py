@@ -545,3 +545,9 @@ async def test_a_grpc_stream_ends_when_its_key_is_revoked(grpc_calls: Calls) -> 
     with pytest.raises(grpc.aio.AioRpcError) as ended:
         await drained(stream)
     assert ended.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_key_tells_what_it_may_do(guarded: Guarded) -> None:
+    told = (await guarded.ask("GET", "/keys/self", guarded.of_ana)).json()
+    assert (told.pop("keyId"), told.pop("name")) == (guarded.of_ana.split("_")[1], "for a test")
+    assert told == {"customers": ["ana", "sdapi"], "isAdmin": False, "expiresAt": None}

@@ -215,3 +215,9 @@ async def test_signed_urls_can_be_switched_off(tmp_path: Path, monkeypatch: pyte
         answer = await rest.client.get(f"/customers/ana/photos/{job.job_id}/original")
 
     assert answer.status_code == 200
+
+
+async def test_without_keys_everybody_may_do_everything(rest: Rest) -> None:
+    told = (await rest.client.get("/keys/self")).json()
+    nobody = {"keyId": None, "name": None, "expiresAt": None}
+    assert told == {**nobody, "customers": ["*"], "isAdmin": True}

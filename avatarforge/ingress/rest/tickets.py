@@ -1,15 +1,16 @@
-"""The calls that let browsers in where they cannot send a key: tickets for streams, links for images."""
+"""The calls about access: a key's own scope, and tickets and links for browsers, which cannot send a key."""
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from avatarforge.access.authorizer import Authorizer
 from avatarforge.domain import errors
+from avatarforge.domain.access import EVERY_CUSTOMER
 from avatarforge.ingress.middleware.authentication import get_api_key
 from avatarforge.ingress.rest.openapi import error_responses
 from avatarforge.ingress.rest.photos import CustomerId, JobId
 from avatarforge.ingress.rest.responses import get_service, json_response
-from avatarforge.rest_messages import ImageLinks, TicketMessage
+from avatarforge.rest_messages import ImageLinks, KeyMessage, TicketMessage
 
 router = APIRouter()
 
@@ -26,6 +27,23 @@ async def create_ticket(request: Request, customer_id: CustomerId) -> Response:
     within seconds. Coming back needs a new one."""
     ticket = await _get_authorizer(request).issue_ticket(customer_id, get_api_key(request))
     return json_response(TicketMessage(ticket=ticket.text, expires_at=ticket.expires_at), 201)
+
+
+@router.get("/keys/self", response_model=KeyMessage, tags=["access"])
+async def get_own_key(request: Request) -> Response:
+    """Tell what the key of this call may do. Where no keys are asked for, everybody may do everything."""
+    key = get_api_key(request)
+    if key is None:
+        return json_response(KeyMessage(customers=(EVERY_CUSTOMER,), is_admin=True))
+    return json_response(
+        KeyMessage(
+            key_id=key.key_id,
+            name=key.name,
+            customers=key.customers,
+            is_admin=key.is_admin,
+            expires_at=key.expires_at,
+        )
+    )
 
 
 @router.get(

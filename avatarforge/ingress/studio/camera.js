@@ -26,7 +26,7 @@ export async function takePhoto() {
       yes: t("shoot"),
       focus: "button[value='yes']",
     });
-    return answer === "yes" ? await still(video) : null;
+    return answer.value === "yes" ? await still(video) : null;
   } finally {
     for (const track of stream.getTracks()) track.stop();
   }

@@ -5,7 +5,7 @@ import { t } from "./i18n.js";
 
 let number = 0;
 
-// Opens a dialog and resolves with what it was closed with: "" when it was left.
+// Opens a dialog and resolves with the value that it was closed with ("" when it was left) and the text in its field.
 export function ask({ title, text, content = [], yes, kind = "primary", focus }) {
   const id = `dialog-${++number}`;
   const dialog = h(
@@ -25,11 +25,11 @@ export function ask({ title, text, content = [], yes, kind = "primary", focus })
       ),
     ),
   );
-  // Enter in a field means yes, though the first button of the form says no.
+  // Enter in a field means yes, though the first button of the form says something else.
   dialog.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.target.tagName !== "INPUT") return;
     event.preventDefault();
-    dialog.close("yes");
+    $("form", dialog).requestSubmit($("button[value='yes']", dialog));
   });
   document.body.append(dialog);
   dialog.showModal();
@@ -37,27 +37,39 @@ export function ask({ title, text, content = [], yes, kind = "primary", focus })
   return new Promise((answer) =>
     dialog.addEventListener("close", () => {
       dialog.remove();
-      answer(dialog.returnValue);
+      answer({ value: dialog.returnValue, text: $("#ask-input", dialog)?.value.trim() });
     }),
   );
 }
 
-// A question with one text to write. Resolves with the text, or null.
-export async function askText({ title, text, label, value = "", type = "text", yes, problem, hint }) {
+// A field for one text, with what is wrong with it.
+export function inputField({ label, value = "", type = "text", problem, hint, autocomplete }) {
   const errorId = "ask-error";
   const input = h("input", {
     type,
     value,
     id: "ask-input",
-    autocomplete: "off",
+    name: type,
+    autocomplete,
+    autocapitalize: "off",
     spellcheck: "false",
     "aria-describedby": problem ? errorId : undefined,
     "aria-invalid": problem ? "true" : undefined,
   });
-  const content = [
+  return [
     h("div.field", {}, h("label", { for: "ask-input" }, label), input, hint && h("p.hint", {}, hint)),
     problem && h("p.error", { id: errorId, role: "alert" }, problem),
   ];
+}
+
+// A question with one text to write. Resolves with the text, or null. Programs that keep passwords know a key by
+// the name of this host.
+export async function askText({ title, text, yes, ...field }) {
+  const isSecret = field.type === "password";
+  const name = h("input.unseen", { name: "username", autocomplete: "username", value: location.host, readonly: true });
+  Object.assign(name, { tabIndex: -1, ariaHidden: "true" });
+  const autocomplete = isSecret ? "current-password" : "off";
+  const content = [isSecret && name, inputField({ ...field, autocomplete })];
   const answer = await ask({ title, text, content, yes, focus: "#ask-input" });
-  return answer === "yes" ? input.value.trim() : null;
+  return answer.value === "yes" ? answer.text : null;
 }

@@ -179,6 +179,12 @@ export default {
   keyText: "This service answers only those who have an API key.",
   keyHint: "It is kept until this tab is closed, and goes nowhere but to this service.",
   key: "API key",
+  keyFor: "It opens {customers}",
+  keyUnknown: "not checked yet",
+  keyNone: "none",
+  keyEnter: "Enter a key",
+  keyChange: "Use another key",
+  keyForget: "Forget the key",
 
   offline: "You are offline. What is shown may be old.",
   lost: "The connection is lost. Trying again …",

@@ -68,7 +68,7 @@ async function reuse(job) {
 
 export async function erase(job) {
   const answer = await ask({ title: t("eraseTitle"), text: t("eraseText"), yes: t("erase"), kind: "danger" });
-  if (answer !== "yes") return;
+  if (answer.value !== "yes") return;
   await api.erase(job);
   jobs.forget(job.jobId);
   note(t("erased"));

@@ -22,13 +22,18 @@ export const all = () => [...known.values()].sort((a, b) => (a.jobId < b.jobId ?
 export const unfinished = () => all().filter((job) => !job.isTerminal);
 export const hasOlder = () => following !== null;
 
-// Forgets the old customer's jobs and follows the new one's.
-export function follow() {
+// Forgets the old customer's jobs.
+export function leave() {
   stream?.stop();
   known = new Map();
   previews = new Map();
   following = null;
   tell();
+}
+
+// Follows the new customer's.
+export function follow() {
+  leave();
   stream = new JobStream(session.customer, {
     onEvent: heard,
     onState: (state, problem) => {

@@ -1,7 +1,7 @@
 // Puts the parts together: which view is shown, and what is drawn again when something changes.
 
 import * as api from "./api.js";
-import { showCustomer, startCustomer } from "./customer.js";
+import { identify, showCustomer, startCustomer } from "./customer.js";
 import { $, $$ } from "./dom.js";
 import { drawFacts } from "./facts.js";
 import { showFrame } from "./framing.js";
@@ -150,6 +150,7 @@ function onPhotoChange(what) {
 function onConnection(state, problem) {
   const banner = $("#connection");
   if (state === "open" && !wasLost) return;
+  const wasRefused = banner.dataset.state === "refused";
   wasLost = state !== "open";
   const lost = navigator.onLine ? t("lost") : t("offline");
   banner.textContent = state === "open" ? t("back") : state === "lost" ? lost : problem.message;
@@ -157,6 +158,7 @@ function onConnection(state, problem) {
   banner.hidden = false;
   document.documentElement.toggleAttribute("data-cut-off", state !== "open");
   soon();
+  if (wasRefused) banner.hidden = !wasLost;
   if (state !== "open") return;
   attempt(loadAll);
   setTimeout(() => (banner.hidden = !wasLost), 4000);
@@ -164,9 +166,12 @@ function onConnection(state, problem) {
 
 const loadAll = () => Promise.all([jobs.load(), loadStyles()]);
 
-function begin() {
+async function begin() {
   forgetImages();
+  jobs.leave();
   showCustomer();
+  // Where the key opens another customer, that one begins.
+  if (session.key && (await identify().catch(() => false))) return;
   const { customer } = session;
   const isWanted = () => customer === session.customer;
   jobs.follow();

@@ -179,6 +179,12 @@ export default {
   keyText: "Este serviço só responde a quem tem uma chave de API.",
   keyHint: "Ela fica até esta aba ser fechada, e só vai a este serviço.",
   key: "Chave de API",
+  keyFor: "Ela abre {customers}",
+  keyUnknown: "ainda não verificada",
+  keyNone: "nenhuma",
+  keyEnter: "Informar uma chave",
+  keyChange: "Usar outra chave",
+  keyForget: "Esquecer a chave",
 
   offline: "Você está sem conexão. O que se vê pode ser antigo.",
   lost: "A conexão caiu. Tentando de novo …",
