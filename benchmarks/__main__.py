@@ -14,7 +14,7 @@ from benchmarks import machine, report
 from benchmarks.options import RESULTS, Options
 
 NAMES = (
-    *("start", "demo", "accept", "throughput", "overhead", "engine", "busy", "eta"),
+    *("start", "demo", "accept", "throughput", "overhead", "peers", "engine", "busy", "eta"),
     *("statuses", "latency", "fanout", "streams", "resuming", "webhooks"),
     *("autoscaling", "crowd", "cropping"),
 )

@@ -1,4 +1,4 @@
-"""A disk that is full in the middle of a crowd's jobs: objects', the database's, Ray's.
+"""A disk that is full in the middle of a crowd's jobs: objects', the database's (SQLite or MariaDB), Ray's.
 
 `tests/integration/test_full_disks.py` has the short form, and the uploads'. Skipped where no file system may
 be mounted.
@@ -21,6 +21,7 @@ from tests.chaos.crowd import Crowd, Outcome, now
 from tests.checkpoints import tiny_models
 from tests.disks import filled, mounted
 from tests.servers.avatarforge import AvatarForgeServer
+from tests.servers.mariadb import MariaDbServer
 
 pytestmark = [
     pytest.mark.skipif(not IS_LONG, reason="each disk is full for a while: `make chaos`"),
@@ -59,6 +60,28 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 def test_a_full_disk_refuses_clearly_loses_nothing_and_is_over_once_there_is_room(
     rig: Rig, kind: str
 ) -> None:
+    live_through(rig, kind)
+
+
+def test_a_full_disk_of_mariadb_is_an_outage_that_is_over_once_there_is_room(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with ExitStack() as stack:
+        disk = stack.enter_context(mounted(tmp_path / "mariadb", 256))
+        # Redo logs are written in place; tables that grow are what needs room.
+        server = MariaDbServer(
+            disk / "server", "--innodb-log-file-size=8M", "--innodb-autoextend-increment=1"
+        )
+        mariadb = stack.enter_context(server)
+        url = mariadb.create_database("avatarforge")
+        models = {"DIFFUSION_MODELS_DIR": str(models_folder() or tiny_models())}
+        service = AvatarForgeServer(data, DATABASE_URL=url, **SHORT_MEMORY, **models)
+        stack.enter_context(service)
+        records = JobRepository(open_engine(DatabaseSettings(), url))
+        rig = Rig(service, {"MariaDB": disk}, records, FolderStorage(data / "objects"))
+        live_through(rig, "MariaDB")
+
+
+def live_through(rig: Rig, kind: str) -> None:
     crowd = Crowd(rig.service.url, noisy_jpeg(600_000, 768), JOBS, pause=0.5)
     outcome = Outcome(crowd, rig.records, rig.storage)
     crowd.start()
