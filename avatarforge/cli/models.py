@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
@@ -27,6 +28,7 @@ from avatarforge.diffusion.models.catalogue import (
     image_guidance_for,
 )
 from avatarforge.diffusion.models.loader import ModelLoader
+from avatarforge.diffusion.models.single_file_configs import write_config
 from avatarforge.diffusion.models.weight_files import read_header
 from avatarforge.diffusion.models.weights import find_snapshot, find_weights, read_parts
 from avatarforge.domain.errors import InvalidRequest, ModelUnusable
@@ -185,8 +187,12 @@ def _read_licence(file: Path) -> str | None:
 
 def _list_parts(manifest: Manifest) -> dict[str, str]:
     match manifest.source:
-        case FolderSource(folder=folder) | FileSource(config=folder):
+        case FolderSource(folder=folder) | FileSource(config=Path() as folder):
             parts = read_parts(folder)
+        case FileSource(file=file, prediction_type=prediction_type):
+            with TemporaryDirectory() as written:
+                write_config(manifest.name, file, Path(written), prediction_type)
+                parts = read_parts(Path(written))
         case source:
             snapshot = find_snapshot(source.hub)
             assert snapshot is not None, "a model that was loaded is in the cache"

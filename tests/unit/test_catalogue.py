@@ -120,7 +120,7 @@ def test_a_name_cannot_leave_the_folder(tmp_path: Path) -> None:
         ({"source": {}}, "source: must hold exactly one of folder, file and hub"),
         ({"source": {"folder": "a", "file": "b"}}, "must hold exactly one"),
         ({"source": "checkpoint"}, "must hold exactly one"),
-        ({"source": {"file": "a", "pipeline": "P"}}, "config: Field required"),
+        ({"source": {"file": "a", "prediction_type": "x"}}, "prediction_type: Input should be 'epsilon'"),
         ({"source": {"hub": {"repository": "a/b"}}}, "revision: Field required"),
         ({"defaults": {"strength": 7}}, "defaults.strength: Input should be less than or equal to 1"),
         (

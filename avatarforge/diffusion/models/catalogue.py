@@ -60,10 +60,13 @@ class FolderSource(_Part):
 class FileSource(_Part):
     file: ManifestPath
     """A single `.safetensors` file that holds every weight."""
-    config: ManifestPath
-    """A folder with the configuration files and the tokenizer that the file belongs to."""
-    pipeline: str
-    """The image-to-image pipeline's class, such as `StableDiffusionImg2ImgPipeline`."""
+    config: ManifestPath | None = None
+    """A folder with the configuration files and the tokenizer that the file belongs to. Files of Stable
+    Diffusion 1, 2 and XL need none."""
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    """How the file was trained, where there is no `config`; by default `epsilon`, but 2 must be told."""
+    pipeline: str | None = None
+    """The pipeline's class, where the one that diffusers picks for image to image is not wanted."""
 
 
 class HubAddress(_Part):

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +22,7 @@ from avatarforge.diffusion.models.catalogue import (
 )
 from avatarforge.diffusion.models.loras import merge_loras
 from avatarforge.diffusion.models.parts import check_finite, load_part
+from avatarforge.diffusion.models.single_file_configs import write_config
 from avatarforge.diffusion.models.single_files import load_parts_of_file, load_vae_file
 from avatarforge.diffusion.models.textual_inversion import add_embeddings
 from avatarforge.diffusion.models.weights import find_missing_part, read_parts
@@ -274,7 +276,15 @@ def _from_source(
         "trust_remote_code": allow_remote_code,
     }
     match manifest.source:
-        case FileSource(file=file, config=config, pipeline=name):
+        case FileSource(file=file, config=None, prediction_type=prediction_type) as source:
+            _require(manifest, file.is_file(), f"the file {file}")
+            with TemporaryDirectory(prefix="avatarforge-") as written:
+                write_config(manifest.name, file, Path(written), prediction_type)
+                with_config = manifest.model_copy(
+                    update={"source": source.model_copy(update={"config": Path(written)})}
+                )
+                return _from_source(with_config, dtype, allow_pickle, allow_remote_code)
+        case FileSource(file=file, config=Path() as config, pipeline=name):
             if file.suffix != ".safetensors" and not allow_pickle:
                 raise ModelUnusable(
                     manifest.name,

@@ -48,7 +48,12 @@ def find_weights(manifest: Manifest) -> Weights:
                 place=str(file),
                 size=file.stat().st_size if file.is_file() else 0,
                 missing=next(
-                    (f"{path} is not there" for path in (file, config / INDEX) if not path.is_file()), None
+                    (
+                        f"{path} is not there"
+                        for path in (file, *([] if config is None else [config / INDEX]))
+                        if not path.is_file()
+                    ),
+                    None,
                 ),
             )
         case HubSource(hub=hub):
