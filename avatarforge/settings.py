@@ -138,7 +138,9 @@ class GrpcSettings(Group):
 
 class DatabaseSettings(Group):
     url: SecretStr | None = None
-    """SQLAlchemy URL (`mysql+pymysql://user:password@host/name`); by default SQLite in the data folder."""
+    """SQLAlchemy URL (`mysql+pymysql://user:password@host/name`); by default SQLite in the data folder. With
+    `mysql+pymysql://user@host/name?password_file=/a/file` the password is read from the file, again for each
+    new connection: of several lines the first one that the server takes."""
     echo: bool = False
     """Log every SQL statement."""
     connect_timeout: float = Field(5, gt=0)
@@ -160,6 +162,9 @@ class StorageSettings(Group):
     """S3 access key; by default boto3's own search (environment, profile, instance role)."""
     secret_access_key: SecretStr | None = None
     """The access key's secret."""
+    credentials_file: Path | None = None
+    """File with the access key in its first line and its secret in the second, in place of both settings. It
+    is read again when it changes."""
     public_endpoint_url: str | None = Field(None, pattern=ADDRESS)
     """URL under which clients reach the S3 server, for signed URLs; by default `endpoint_url`."""
     signed_urls: bool = True
@@ -168,6 +173,13 @@ class StorageSettings(Group):
     """How long a signed URL works."""
     timeout: float = Field(10, gt=0)
     """Seconds to wait for storage to connect or answer."""
+
+    @field_validator("credentials_file")
+    @classmethod
+    def _in_place_of_a_key(cls, path: Path | None, others: ValidationInfo) -> Path | None:
+        if path is not None and (others.data.get("access_key_id") or others.data.get("secret_access_key")):
+            raise ValueError("in place of access_key_id and secret_access_key, not beside them")
+        return path
 
 
 class UploadSettings(Group):

@@ -163,7 +163,10 @@ def check_keys(settings: Settings) -> Finding:
 
 def check_storage(settings: Settings) -> Finding:
     """Put, get and delete a small object, and compare the clocks."""
-    storage = open_storage(settings)
+    try:
+        storage = open_storage(settings)
+    except SettingsError as error:
+        return make_failure(error, "Put the access key and its secret there, a line each.")
     bucket = settings.storage.bucket
     place = str(settings.storage_folder) if bucket is None else f"bucket {bucket}"
     key, step = f"doctor/{uuid4()}", "put"

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import pymysql
 from sqlalchemy import URL, Connection, Engine, Insert, Table, create_engine, event, func, make_url, select
 from sqlalchemy.dialects.mysql import insert as mariadb_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
@@ -16,6 +18,7 @@ from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as NoFreeConnection
 
 from avatarforge.domain.errors import DatabaseUnavailable
+from avatarforge.secret_file import SecretFile
 from avatarforge.settings import DatabaseSettings, SettingsError
 from avatarforge.telemetry import metrics
 from avatarforge.telemetry.registry import MetricsRegistry
@@ -36,7 +39,7 @@ def open_engine(settings: DatabaseSettings, url: str) -> Engine:
     a transaction loses its locks before that. MariaDB sessions are UTC, strict and READ COMMITTED; SQLite
     writes ahead and to the disk (WAL, `synchronous=FULL`).
 
-    Raises `SettingsError` for a URL of another kind.
+    Raises `SettingsError` for a URL of another kind, and for a file of passwords that cannot be read.
     """
     parsed = _parse(url)
     options: dict[str, Any] = {
@@ -189,8 +192,9 @@ def _mariadb_engine(settings: DatabaseSettings, url: URL, options: dict[str, Any
         f"NO_ENGINE_SUBSTITUTION', innodb_lock_wait_timeout = {lock_wait}, lock_wait_timeout = {lock_wait}, "
         f"idle_transaction_timeout = {silence}, net_read_timeout = {silence}, net_write_timeout = {silence}"
     )
+    passwords = _find_password_file(url)
     engine = create_engine(
-        url,
+        url.difference_update_query([_PASSWORD_FILE]),
         # Gap locks of REPEATABLE READ would let shards wait for one another.
         isolation_level="READ COMMITTED",
         paramstyle="format",
@@ -216,7 +220,45 @@ def _mariadb_engine(settings: DatabaseSettings, url: URL, options: dict[str, Any
             link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(settings.read_timeout)))
             link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, silence)
 
+    if passwords is not None:
+        _use_passwords(engine, passwords)
     return engine
+
+
+_PASSWORD_FILE = "password_file"
+"""The URL's query parameter that names a file of passwords."""
+_ACCESS_DENIED = 1045
+
+
+def _find_password_file(url: URL) -> SecretFile | None:
+    path = url.query.get(_PASSWORD_FILE)
+    if path is None:
+        return None
+    if not isinstance(path, str) or url.password is not None:
+        raise SettingsError("The database URL has one password_file, or a password, but not both.")
+    return SecretFile(Path(path), "database.url (AVATARFORGE_DATABASE_URL)")
+
+
+def _use_passwords(engine: Engine, passwords: SecretFile) -> None:
+    """Let each new connection try the file's passwords, the one that was taken last before the others."""
+    last_taken = ""
+
+    @event.listens_for(engine, "do_connect")
+    def connect(dialect: Any, _record: object, arguments: Any, options: dict[str, Any]) -> Any:
+        nonlocal last_taken
+        *others, least = sorted(passwords.read(), key=lambda password: password != last_taken)
+        for password in others:
+            try:
+                connection = dialect.connect(*arguments, **{**options, "password": password})
+            except pymysql.err.OperationalError as error:
+                if error.args[0] != _ACCESS_DENIED:
+                    raise
+            else:
+                last_taken = password
+                return connection
+        connection = dialect.connect(*arguments, **{**options, "password": least})
+        last_taken = least
+        return connection
 
 
 # --- SQLite ---------------------------------------------------------------------------------------------

@@ -9,11 +9,14 @@ from shutil import copyfileobj
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 import boto3
+import botocore.session
 from botocore.config import Config
+from botocore.credentials import CredentialProvider, Credentials, ReadOnlyCredentials
 from botocore.exceptions import BotoCoreError, ClientError
 
 from avatarforge.domain.errors import AvatarForgeError, ObjectNotFound, StorageFull, StorageUnavailable
-from avatarforge.settings import StorageSettings
+from avatarforge.secret_file import SecretFile
+from avatarforge.settings import SettingsError, StorageSettings
 from avatarforge.storage.interface import StoredObject
 from avatarforge.storage.keys import validate_key, validate_prefix
 
@@ -37,6 +40,7 @@ class S3Storage:
             raise ValueError("storage.bucket is not set")
         self._settings = settings
         self._bucket = settings.bucket
+        self._credentials = None if settings.credentials_file is None else _FileCredentials(settings)
         self._lock = threading.Lock()
         self._clients: dict[str | None, S3Client] = {}
         # A client takes some 15 MB and a seventh of a second: better now than in the middle of the work. If
@@ -117,11 +121,48 @@ class S3Storage:
             with self._lock:
                 client = self._clients.get(endpoint)
                 if client is None:
-                    client = self._clients[endpoint] = _connect(self._settings, endpoint)
+                    client = self._clients[endpoint] = _connect(self._settings, endpoint, self._credentials)
         return client
 
 
-def _connect(settings: StorageSettings, endpoint: str | None) -> "S3Client":
+class _FileCredentials(Credentials):
+    """The access key of a file. Every request is signed with the one that the file has then."""
+
+    SETTING = "storage.credentials_file (AVATARFORGE_STORAGE_CREDENTIALS_FILE)"
+
+    def __init__(self, settings: StorageSettings) -> None:
+        """Raises `SettingsError` if the file does not have two lines."""
+        assert settings.credentials_file is not None, "asked by whoever makes it"
+        self._file = SecretFile(settings.credentials_file, self.SETTING)
+        if len(self._file.read()) != 2:
+            raise SettingsError(
+                f"The setting {self.SETTING} names the file {str(settings.credentials_file)!r}, which must "
+                "have two lines: the access key and its secret."
+            )
+        super().__init__(*self._file.read())
+
+    def get_frozen_credentials(self) -> ReadOnlyCredentials:
+        lines = self._file.read()
+        if len(lines) == 2:
+            # Otherwise whoever writes it is in the middle of that.
+            self.access_key, self.secret_key = lines
+        return ReadOnlyCredentials(self.access_key, self.secret_key, None)
+
+
+class _FileProvider(CredentialProvider):
+    """Gives boto3 our own credentials in place of those that it would find."""
+
+    METHOD = "avatarforge"
+
+    def __init__(self, credentials: Credentials) -> None:
+        super().__init__()
+        self._credentials = credentials
+
+    def load(self) -> Credentials:
+        return self._credentials
+
+
+def _connect(settings: StorageSettings, endpoint: str | None, credentials: Credentials | None) -> "S3Client":
     key, secret = settings.access_key_id, settings.secret_access_key
     config = Config(
         signature_version="s3v4",
@@ -135,8 +176,11 @@ def _connect(settings: StorageSettings, endpoint: str | None) -> "S3Client":
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
+    session = botocore.session.get_session()
+    if credentials is not None:
+        session.get_component("credential_provider").insert_before("env", _FileProvider(credentials))
     try:
-        return boto3.session.Session().client(
+        return boto3.session.Session(botocore_session=session).client(
             "s3",
             endpoint_url=endpoint,
             region_name=settings.region,

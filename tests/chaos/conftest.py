@@ -22,7 +22,7 @@ from tests.checkpoints import tiny_models
 from tests.servers.avatarforge import AvatarForgeServer
 from tests.servers.http_proxy import HttpProxy
 from tests.servers.mariadb import MariaDbServer
-from tests.servers.s3 import S3Server
+from tests.servers.s3 import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.servers.tcp_proxy import TcpProxy
 
 JOBS = int(os.environ.get("CHAOS_JOBS", "24"))
@@ -67,6 +67,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @dataclass(frozen=True)
+class Credentials:
+    """The files of the service's own user of the database and of its access key."""
+
+    password: Path
+    access_key: Path
+
+    def create(self, mariadb: MariaDbServer, database: str) -> None:
+        """Make the user, and write both files."""
+        self.password.write_text("first\n")
+        self.access_key.write_text(f"{ACCESS_KEY}\n{SECRET_KEY}\n")
+        mariadb.run("CREATE USER forge@'%' IDENTIFIED BY 'first'", f"GRANT ALL ON {database}.* TO forge@'%'")
+
+
+@dataclass(frozen=True)
 class Rig:
     """The service and what lies behind it, each behind a proxy."""
 
@@ -77,6 +91,7 @@ class Rig:
     storage_proxy: HttpProxy
     records: JobRepository
     storage: ObjectStorage
+    credentials: Credentials
     photo: bytes
 
     def crowd(self, jobs: int = JOBS, **options: float) -> Crowd:
@@ -97,10 +112,15 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     ):
         url = mariadb.create_database("avatarforge")
         models = models_folder()
+        credentials = Credentials(folder / "password", folder / "access-key")
+        credentials.create(mariadb, "avatarforge")
         service = AvatarForgeServer(
             folder / "data",
-            DATABASE_URL=url.replace(str(mariadb.port), str(database_proxy.port)),
-            **s3.variables(storage_proxy.url),
+            DATABASE_URL=f"mysql+pymysql://forge@127.0.0.1:{database_proxy.port}/avatarforge"
+            f"?password_file={credentials.password}",
+            STORAGE_BUCKET=s3.bucket,
+            STORAGE_ENDPOINT_URL=storage_proxy.url,
+            STORAGE_CREDENTIALS_FILE=str(credentials.access_key),
             **SHORT_MEMORY,
             **({} if models is None else {"DIFFUSION_MODELS_DIR": str(models)}),
         )
@@ -113,5 +133,6 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
                 storage_proxy=storage_proxy,
                 records=JobRepository(open_engine(DatabaseSettings(), url)),
                 storage=S3Storage(s3.settings()),
+                credentials=credentials,
                 photo=noisy_jpeg(20_000, 256),
             )

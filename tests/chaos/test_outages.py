@@ -81,6 +81,41 @@ def test_an_outage_delays_jobs_and_loses_none(
 
 
 @pytest.mark.timeout(900)
+def test_credentials_are_rotated_in_the_middle_of_work(rig: Rig) -> None:
+    """All connections are closed, so that none lives on the old password."""
+    password, access_key = rig.credentials.password, rig.credentials.access_key
+    rig.s3.keys.append(("rotated", "only-for-tests-too"))
+    rig.s3.stop()
+    rig.s3.start()
+    crowd = rig.crowd(pause=0.2)
+    crowd.start()
+    crowd.await_accepted(JOBS // 3)
+
+    password.write_text("second\nfirst\n")
+    rig.mariadb.run("ALTER USER forge@'%' IDENTIFIED BY 'second'", "KILL USER forge")
+    password.write_text("second\n")
+    rig.mariadb.run("KILL USER forge")
+
+    access_key.write_text("rotated\nonly-for-tests-too\n")
+    crowd.await_accepted(2 * JOBS // 3)
+    first = rig.s3.keys.pop(0)
+    with rig.storage_proxy.down():
+        rig.s3.stop()
+        rig.s3.start()
+    crowd.finish()
+    outcome = rig.outcome(crowd)
+    rig.s3.keys.append(first)
+    rig.s3.stop()
+    rig.s3.start()
+    outcome.await_ends()
+    outcome.assert_all_done()
+    told("credentials rotated", "uploads answered 503", crowd.refusals[503], "")
+    assert set(crowd.refusals) <= {503}, crowd.refusals
+    with rig.service.client() as client:
+        assert client.get("/readyz").status_code == 200
+
+
+@pytest.mark.timeout(900)
 def test_storage_that_refuses_every_third_call_delays_jobs_and_loses_none(rig: Rig) -> None:
     crowd = rig.crowd()
     with rig.storage_proxy.refusing(REFUSED_OF):

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, OperationalErr
 from avatarforge.domain.errors import DatabaseUnavailable
 from avatarforge.persistence import JobRepository, open_engine
 from avatarforge.persistence.database import begin_read, translate_errors
-from avatarforge.persistence.upgrade import upgrade
+from avatarforge.persistence.upgrade import current, latest, upgrade
 from avatarforge.settings import DatabaseSettings, SettingsError
 from tests.jobs import a_detailed_job, a_job, start, submission
 from tests.servers.mariadb import OUTAGE_ERRORS, PASSWORD, USER, MariaDbServer, free_port
@@ -73,6 +73,56 @@ def embedded_engine(tmp_path: Path) -> Iterator[Engine]:
 
 
 # --- MariaDB ------------------------------------------------------------------------------------------
+
+
+def test_a_password_is_rotated_in_its_file_while_connections_are_used(
+    server: MariaDbServer, database: str, tmp_path: Path
+) -> None:
+    passwords = tmp_path / "passwords"
+    passwords.write_text("first\n")
+    server.run(
+        "CREATE OR REPLACE USER rotating@'%' IDENTIFIED BY 'first'",
+        f"GRANT ALL ON {database}.* TO rotating@'%'",
+    )
+    url = f"mysql+pymysql://rotating@127.0.0.1:{server.port}/{database}?password_file={passwords}"
+    assert current(url) == latest()
+    records = JobRepository(open_engine(IMPATIENT, url))
+    try:
+        epoch = records.claim_shard(0)
+
+        passwords.write_text("second\nfirst\n")
+        records.close()
+        records.ping()
+        server.run("ALTER USER rotating@'%' IDENTIFIED BY 'second'")
+        records.commit(0, epoch, [submission(a_job())])
+        records.close()
+        records.commit(0, epoch, [submission(a_job())])
+        passwords.write_text("second\n")
+        records.close()
+        records.ping()
+
+        passwords.unlink()
+        records.close()
+        records.ping()
+        passwords.write_text("third\n")
+        records.close()
+        with pytest.raises(DatabaseUnavailable) as refused:
+            records.ping()
+        assert refused.value.defect == 1045
+    finally:
+        records.close()
+
+
+def test_a_file_of_passwords_that_cannot_be_used_is_told_with_the_setting(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.touch()
+    for user, path, told in (
+        ("forge", tmp_path / "absent", "absent'.* No such file"),
+        ("forge", empty, "empty', which is empty"),
+        ("forge:secret", empty, "one password_file, or a password, but not both"),
+    ):
+        with pytest.raises(SettingsError, match=told):
+            open_engine(DatabaseSettings(), f"mysql+pymysql://{user}@db/name?password_file={path}")
 
 
 def test_a_killed_server_is_unavailable_and_serves_again_when_it_is_back(

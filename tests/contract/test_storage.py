@@ -23,14 +23,14 @@ import httpx
 import pytest
 
 from avatarforge.domain.errors import ObjectNotFound, StorageFull, StorageUnavailable
-from avatarforge.settings import Settings, StorageSettings
+from avatarforge.settings import Settings, SettingsError, StorageSettings
 from avatarforge.storage import ObjectStorage, open_storage
 from avatarforge.storage import folder as storage_folder
 from avatarforge.storage.folder import INCOMING, STALE_SECONDS, FolderStorage
 from avatarforge.storage.s3 import S3Storage
 from tests.servers.mariadb import free_port
 from tests.servers.pausing import hanging
-from tests.servers.s3 import S3Server
+from tests.servers.s3 import ACCESS_KEY, SECRET_KEY, S3Server
 
 KEY = "customers/ana/0190/original.jpg"
 
@@ -264,6 +264,38 @@ def every_call_fails(storage: ObjectStorage, wanted: type[StorageUnavailable]) -
 
 
 # --- S3 -------------------------------------------------------------------------------------------------
+
+
+def test_an_access_key_is_rotated_in_its_file(tmp_path: Path) -> None:
+    first, second = (ACCESS_KEY, SECRET_KEY), ("rotated", "only-for-tests-too")
+    file = tmp_path / "credentials"
+    file.write_text("\n".join(first))
+    server = S3Server(tmp_path)
+    server.keys.append(second)
+    with server:
+        settings = server.settings(access_key_id=None, secret_access_key=None, credentials_file=file)
+        storage = S3Storage(settings)
+        storage.put(KEY, BytesIO(b"photo"), "image/png")
+        file.write_text("rotated")
+        assert storage.get(KEY) == b"photo", "half of it is written"
+        file.write_text("\n".join(second))
+        signed = storage.sign_url(KEY, 60)
+        server.stop()
+        server.keys.remove(first)
+        server.start()
+        assert storage.get(KEY) == b"photo"
+        assert signed is not None
+        assert httpx.get(signed).content == b"photo"
+        file.write_text("\n".join(first))
+        with pytest.raises(StorageUnavailable):
+            storage.get(KEY)
+
+
+def test_a_file_without_an_access_key_is_told_with_the_setting(tmp_path: Path) -> None:
+    file = tmp_path / "credentials"
+    file.write_text("only-one\n")
+    with pytest.raises(SettingsError, match=r"AVATARFORGE_STORAGE_CREDENTIALS_FILE.* two lines"):
+        S3Storage(StorageSettings(bucket="avatars", credentials_file=file))
 
 
 def test_a_listing_goes_beyond_one_page(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ class S3Server:
         self.folder = folder
         self.bucket = bucket
         self.port = free_port()
+        self.keys = [(ACCESS_KEY, SECRET_KEY)]
+        """Access keys with their secrets, as of the next start."""
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -72,7 +74,7 @@ class S3Server:
             "s3",
             str(buckets),
             f"--addr=127.0.0.1:{self.port}",
-            f"--auth-key={ACCESS_KEY},{SECRET_KEY}",
+            *(f"--auth-key={key},{secret}" for key, secret in self.keys),
             f"--config={self.folder / 'rclone.conf'}",
             f"--cache-dir={self.folder / 'cache'}",
         ]
