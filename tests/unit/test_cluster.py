@@ -210,6 +210,11 @@ def test_the_images_haproxy_keeps_rays_own_ports_to_loopback(tmp_path: Path) -> 
     environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_SERVE_")}
     write = [sys.executable, "-m", "avatarforge.cluster.haproxy_guard", "--write", str(program)]
     subprocess.run(write, check=True, env=environ)
+    for variable in (program, tmp_path / "another"):
+        # As in the image, whose variable names the program; and as `avatarforge up` does there.
+        another = [*write[:-1], str(tmp_path / "another")]
+        subprocess.run(another, check=True, env=environ | {"RAY_SERVE_HAPROXY_BINARY_PATH": str(variable)})
+    assert (tmp_path / "another").read_text() == program.read_text()
 
     # HAProxy reads the file and serves nothing.
     subprocess.run([program, "-c", "-f", str(config)], check=True, env=environ, capture_output=True)

@@ -1,6 +1,7 @@
 """`deploy/`: the Kubernetes manifest and the image say what the rest of the tree says."""
 
 import re
+import subprocess
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -166,6 +167,16 @@ def test_the_image_is_pinned_runs_as_nobody_special_and_holds_no_secret() -> Non
     assert "@sha256:" in DOCKERFILE, "it says how the base is pinned"
     assert "-c /tmp/constraints.txt" in DOCKERFILE
     assert not re.search(r"AVATARFORGE_[A-Z_]*(SECRET|PASSWORD|URL|KEY)", DOCKERFILE)
+
+
+def test_a_login_shell_in_the_image_finds_the_commands() -> None:
+    """`ray up` starts one, in which Debian's `/etc/profile` sets PATH and reads this file."""
+    [line] = re.findall(r"^RUN (echo .*) > /etc/profile.d/\w+\.sh$", DOCKERFILE, re.MULTILINE)
+    written = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True).stdout
+    shell = f"PATH=/usr/local/bin:/usr/bin:/bin\n{written}\necho $PATH"
+    found = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True).stdout
+    assert found.split(":")[0] == "/opt/avatarforge/bin"
+    assert {"rsync", "wget", "procps"} <= set(DOCKERFILE.split())
 
 
 def test_the_image_copies_only_what_its_context_lets_in() -> None:
