@@ -1,12 +1,34 @@
 """What Alembic runs. `avatarforge.persistence.upgrade` hands over a connection; the `alembic` command, which
 developers use to write migrations, gets one to the database that the settings name."""
 
+from typing import Any
+
 from alembic import context
-from sqlalchemy import Connection
+from alembic.ddl.mysql import MySQLImpl
+from sqlalchemy import Connection, Table
 
 from avatarforge.persistence.database import open_engine, translate_errors
 from avatarforge.persistence.tables import metadata
 from avatarforge.settings import load_settings
+
+
+class MariaDb(MySQLImpl):
+    """Makes Alembic's own table like ours, whatever the database's default is. Being defined is enough."""
+
+    __dialect__ = "mysql"
+
+    def version_table_impl(self, **names: Any) -> Table:
+        table = super().version_table_impl(**names)
+        ours = metadata.tables["customers"].dialect_kwargs
+        for option in ("engine", "charset", "collate"):
+            table.dialect_kwargs[f"{self.__dialect__}_{option}"] = ours[f"{self.__dialect__}_{option}"]
+        return table
+
+
+class MariaDbByName(MariaDb):
+    """The same for addresses that begin with `mariadb`."""
+
+    __dialect__ = "mariadb"
 
 
 def migrate(connection: Connection) -> None:

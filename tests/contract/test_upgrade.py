@@ -99,8 +99,7 @@ def test_every_text_column_of_mariadb_compares_bytes(engine: Engine) -> None:
         collations = connection.execute(
             text(
                 "SELECT DISTINCT collation_name FROM information_schema.columns "
-                "WHERE table_schema = database() AND table_name <> 'alembic_version' "
-                "AND data_type <> 'longtext' AND collation_name IS NOT NULL"
+                "WHERE table_schema = database() AND data_type <> 'longtext' AND collation_name IS NOT NULL"
             )
         ).scalars()
         assert set(collations) == {"utf8mb4_nopad_bin"}
