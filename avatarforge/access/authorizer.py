@@ -18,6 +18,7 @@ from avatarforge.domain.access import ApiKey
 from avatarforge.domain.customers import validate_customer_id
 from avatarforge.domain.errors import DatabaseUnavailable, Forbidden, Unauthenticated
 from avatarforge.persistence.api_keys import ApiKeyRepository
+from avatarforge.persistence.database import limit_wait
 from avatarforge.settings import AccessSettings, Settings, SettingsError
 
 log = structlog.get_logger(__name__)
@@ -113,8 +114,8 @@ class Authorizer:
         text, now = secrets.token_urlsafe(32), self._now()
         expires_at = now + timedelta(seconds=self._settings.ticket_seconds)
         key_id = NOBODY if key is None else key.key_id
-        await asyncio.to_thread(
-            self._records.keep_ticket, hash_of(text), key_id, customer_id, now, expires_at
+        await limit_wait(
+            asyncio.to_thread(self._records.keep_ticket, hash_of(text), key_id, customer_id, now, expires_at)
         )
         return Ticket(text=text, expires_at=expires_at)
 
@@ -134,7 +135,8 @@ class Authorizer:
         return await self._keys.find(text)
 
     async def _redeem(self, ticket: str, customer_id: str) -> ApiKey:
-        key_id = await asyncio.to_thread(self._records.take_ticket, hash_of(ticket), customer_id, self._now())
+        taking = asyncio.to_thread(self._records.take_ticket, hash_of(ticket), customer_id, self._now())
+        key_id = await limit_wait(taking)
         if key_id is None:
             raise Unauthenticated("The ticket was used, has expired, or is none of this customer's.")
         return await self._keys.get(key_id)

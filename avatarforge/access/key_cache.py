@@ -16,6 +16,7 @@ from avatarforge.background import PeriodicTask
 from avatarforge.domain.access import ApiKey
 from avatarforge.domain.errors import DatabaseUnavailable, Unauthenticated
 from avatarforge.persistence.api_keys import ApiKeyRepository
+from avatarforge.persistence.database import limit_wait
 
 log = structlog.get_logger(__name__)
 
@@ -140,7 +141,7 @@ class KeyCache:
 
     async def _load(self, key_id: str, max_stale_seconds: float = MAX_STALE_SECONDS) -> ApiKey | None:
         if key_id not in self._keys or self._clock() - self._read_at > max_stale_seconds:
-            await self.refresh()
+            await limit_wait(self.refresh())
         return self._keys.get(key_id)
 
     def _check_valid(self, key: ApiKey) -> ApiKey:

@@ -39,6 +39,7 @@ from avatarforge.ingress.served_model import ServedModel
 from avatarforge.ingress.upload.form import Submission, read_submission, validate_key
 from avatarforge.ingress.upload.submit import FoundCrop, UploadSubmitter, hold_key, name_command
 from avatarforge.messages import LiveJob
+from avatarforge.persistence.database import limit_wait
 from avatarforge.persistence.deliveries import DeliveryRepository
 from avatarforge.persistence.jobs import JobRepository
 from avatarforge.settings import Settings
@@ -94,6 +95,8 @@ class ProfilePhotoService:
     """Pixels of a side that `crop_original` makes at most."""
     MAX_CONCURRENT_CROPS = 2
     """Each needs memory for the photo's pixels. More wait."""
+    MAX_CONCURRENT_READS = 8
+    """Of storage and of manifests."""
     RECHECK_INTERVAL_SECONDS = 1.0
     """Until a long poll looks up a job again that the cache does not know yet."""
 
@@ -132,15 +135,18 @@ class ProfilePhotoService:
         self._trackers = trackers
         self._deliveries = deliveries
         self._submitter = UploadSubmitter(storage, trackers, settings.upload, now)
-        events = EventLog(records, trackers.shards, self.status, self.read)
+        events = EventLog(records, trackers.shards, self.status, self.query)
         self.streams = JobStreams(live, events, settings.ingress)
         self._crop_slots = asyncio.Semaphore(self.MAX_CONCURRENT_CROPS)
-        self._pool = BlockingPool(settings.database.pool_size, "read")
+        self._pool = BlockingPool(self.MAX_CONCURRENT_READS, "read")
+        # Others, so that images are read while the database hangs.
+        self._database_pool = BlockingPool(settings.database.pool_size, "query")
 
     async def close(self) -> None:
         """Wait for submissions under way, then end the threads."""
         await self._submitter.close()
         await self._pool.close()
+        await self._database_pool.close()
 
     # --- submitting -----------------------------------------------------------------------------------
 
@@ -268,7 +274,7 @@ class ProfilePhotoService:
     async def deliveries(self, customer_id: str, job_id: str) -> list[DeliveryReport]:
         """Return the job's webhook deliveries, oldest first. Raises `JobNotFound`."""
         await self.status(customer_id, job_id)
-        return await self.read(self._deliveries.list_reports, customer_id, job_id)
+        return await self.query(self._deliveries.list_reports, customer_id, job_id)
 
     async def redeliver(
         self, customer_id: str, job_id: str, delivery_id: str, idempotency_key: str | None = None
@@ -288,7 +294,7 @@ class ProfilePhotoService:
                     await trackers.execute(command, customer_id, job_id, delivery_id, name)
                 else:
                     await trackers.execute(JobTrackerActor.resume_delivery, customer_id, delivery_id)
-        for report in await self.read(self._deliveries.list_reports, customer_id, job_id):
+        for report in await self.query(self._deliveries.list_reports, customer_id, job_id):
             if report.delivery.delivery_id == delivery_id:
                 return report
         raise DeliveryNotFound(job_id, delivery_id)
@@ -296,14 +302,14 @@ class ProfilePhotoService:
     async def photos(self, customer_id: str, before: str | None, limit: int) -> Page:
         """Return the customer's jobs older than the job `before`. Raises `CustomerNotFound`."""
         validate_customer_id(customer_id)
-        jobs = await self.read(self._records.list_jobs, customer_id, before, limit + 1)
+        jobs = await self.query(self._records.list_jobs, customer_id, before, limit + 1)
         if not jobs:
             await self._load_customer(customer_id)
         return Page(jobs=[self._current(job) for job in jobs[:limit]], more=len(jobs) > limit)
 
     async def customers(self, after: str | None, limit: int) -> list[CustomerDetails]:
         """Return customers whose ids come after `after`, byte by byte."""
-        summaries = await self.read(self._records.list_customers, after, limit)
+        summaries = await self.query(self._records.list_customers, after, limit)
         return [self._with_latest(summary) for summary in summaries]
 
     async def customer(self, customer_id: str) -> CustomerDetails:
@@ -372,13 +378,13 @@ class ProfilePhotoService:
 
     async def _load_job(self, customer_id: str, job_id: str) -> ProfilePhotoJob:
         self._check_ids(customer_id, job_id)
-        job = await self.read(self._records.find_job, customer_id, job_id)
+        job = await self.query(self._records.find_job, customer_id, job_id)
         if job is None:
             raise JobNotFound(customer_id, job_id)
         return job
 
     async def _load_customer(self, customer_id: str) -> CustomerSummary:
-        summary = await self.read(self._records.find_customer, customer_id)
+        summary = await self.query(self._records.find_customer, customer_id)
         if summary is None:
             raise CustomerNotFound(customer_id)
         return summary
@@ -391,6 +397,11 @@ class ProfilePhotoService:
         """Add to a recorded job what only the cache knows, unless the cache is behind."""
         live = self.live.get(job.customer_id, job.job_id)
         return live if live is not None and live.job.seq >= job.seq else LiveJob(job=job)
+
+    async def query(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what a call of the database returns, made in one of its threads. Raises
+        `DatabaseUnavailable`, also if it takes too long."""
+        return await limit_wait(self._database_pool.run(call, *args, **kwargs))
 
     async def read(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what a blocking call returns, made in one of the threads for reads."""

@@ -1,14 +1,15 @@
 """Connections to MariaDB and SQLite, and one name for the many ways in which they do not answer."""
 
+import asyncio
 import json
 import socket
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pymysql
 from sqlalchemy import URL, Connection, Engine, Insert, Table, create_engine, event, func, make_url, select
@@ -22,6 +23,8 @@ from avatarforge.secret_file import SecretFile
 from avatarforge.settings import DatabaseSettings, SettingsError
 from avatarforge.telemetry import metrics
 from avatarforge.telemetry.registry import MetricsRegistry
+
+T = TypeVar("T")
 
 _WRITES = "avatarforge_writes"
 """Execution option of a connection whose transaction writes."""
@@ -126,6 +129,21 @@ def translate_errors() -> Iterator[None]:
         raise
     except DBAPIError as error:
         raise DatabaseUnavailable(str(error.orig), defect=_find_defect(error)) from error
+
+
+DATABASE_TIMEOUT_SECONDS = 5.0
+"""How long a request waits for the database. The driver waits for longer, and may then try anew."""
+
+
+async def limit_wait(answer: Awaitable[T]) -> T:
+    """Return the database's answer. Raises `DatabaseUnavailable` if it does not come in time; a thread that
+    waits for it goes on waiting."""
+    try:
+        async with asyncio.timeout(DATABASE_TIMEOUT_SECONDS):
+            return await answer
+    except TimeoutError as error:
+        reason = f"no answer within {DATABASE_TIMEOUT_SECONDS:g} seconds"
+        raise DatabaseUnavailable(reason) from error
 
 
 def read_clock(connection: Connection) -> datetime:

@@ -1,6 +1,8 @@
 """The readiness of a tracker: whether it has taken its shard over, and whether its database answers."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import structlog
 
@@ -13,6 +15,9 @@ log = structlog.get_logger(__name__)
 class DatabaseOutage:
     """An outage of a shard's database, as its writer meets it. All of the tracker's parts share one."""
 
+    MAX_ANSWER_SECONDS = 4.0
+    """Seconds after which nobody waits for a call under way any more: less than a submission waits, since one
+    that comes a moment later waits for its turn first."""
     MAX_SILENT_SECONDS = 10.0
     """Seconds after which an outage is no longer taken for one that passes."""
 
@@ -24,6 +29,8 @@ class DatabaseOutage:
         """Why the shard is not this tracker's to write for at present; `None` while it is."""
         self._defect = 0
         self._is_settled = True
+        self._calls: list[float] = []
+        """When the writer's calls that are under way began, oldest first."""
         self._silent_since: float | None = None
         """When the database was first found to take nothing; `None` while it takes something."""
 
@@ -85,12 +92,24 @@ class DatabaseOutage:
             return f"the database answers changes with its error {self._defect}, which no waiting heals"
         return f"the database has taken no change for {monotonic() - self._silent_since:.0f} s"
 
+    @contextmanager
+    def measure_call(self) -> Iterator[None]:
+        """Note that the writer waits inside for the database: one that hangs gives no error for long."""
+        began = monotonic()
+        self._calls.append(began)
+        try:
+            yield
+        finally:
+            self._calls.remove(began)
+
     def check(self) -> None:
         """Raise `DatabaseUnavailable` during an outage, and what keeps the tracker idle."""
         if self.idle_error is not None:
             raise type(self.idle_error)(self.idle_error.reason)
         if self.error is not None:
             raise DatabaseUnavailable(self.error.reason)
+        if self._calls and (waited := monotonic() - self._calls[0]) >= self.MAX_ANSWER_SECONDS:
+            raise DatabaseUnavailable(f"no answer for {waited:.0f} seconds")
 
 
 class StartupGate:

@@ -19,6 +19,7 @@ from avatarforge.domain.errors import (
 )
 from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.domain.status import EventKind, ProcessingStatus
+from avatarforge.persistence.database import limit_wait
 from avatarforge.settings import TrackerSettings
 from avatarforge.tracker.availability import DatabaseOutage, StartupGate
 from avatarforge.tracker.cleanup.janitor import Janitor
@@ -115,7 +116,7 @@ class JobCommands:
     ) -> WebhookDelivery:
         """Send the webhook again, at once, and keep the key. Raises `DeliveryNotFound`."""
         await self._gate.wait_in_time()
-        delivery = await asyncio.to_thread(
+        rescheduling = asyncio.to_thread(
             self._deliveries.reschedule,
             customer_id,
             job_id,
@@ -124,6 +125,7 @@ class JobCommands:
             self._committer.fence,
             key,
         )
+        delivery = await limit_wait(rescheduling)
         if delivery is None:
             raise DeliveryNotFound(job_id, delivery_id)
         self._webhooks.expect(delivery)
@@ -132,7 +134,7 @@ class JobCommands:
     async def resume_delivery(self, customer_id: str, delivery_id: str) -> None:
         """Have a delivery sent that waits on record: `redeliver` may have kept it and heard of an outage."""
         await self._gate.wait_in_time()
-        delivery = await asyncio.to_thread(self._deliveries.find_delivery, delivery_id)
+        delivery = await limit_wait(asyncio.to_thread(self._deliveries.find_delivery, delivery_id))
         if delivery is None or delivery.customer_id != customer_id:
             return
         if delivery.state is DeliveryState.PENDING:
@@ -164,7 +166,9 @@ class JobCommands:
 
     async def _erase_with_jobs(self, customer_id: str) -> None:
         found = False
-        while jobs := await asyncio.to_thread(self._store.list_jobs, customer_id, None, self.PAGE):
+        while jobs := await limit_wait(
+            asyncio.to_thread(self._store.list_jobs, customer_id, None, self.PAGE)
+        ):
             found = True
             await self.erase_all(jobs)
         was_known = await self._committer.run_fenced(self._store.forget_customer, customer_id)
@@ -204,7 +208,7 @@ class JobCommands:
             raise JobNotFound(customer_id, job_id)
 
     async def _load(self, customer_id: str, job_id: str) -> ProfilePhotoJob:
-        job = await asyncio.to_thread(self._store.find_job, customer_id, job_id)
+        job = await limit_wait(asyncio.to_thread(self._store.find_job, customer_id, job_id))
         if job is None:
             raise JobNotFound(customer_id, job_id)
         return job

@@ -11,6 +11,7 @@ from avatarforge.domain.changes import KnownKey, NewJob
 from avatarforge.domain.errors import AvatarForgeError, IdempotencyKeyInFlight, TrackerUnavailable
 from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.persistence import JobRepository
+from avatarforge.persistence.database import limit_wait
 from avatarforge.storage.interface import ObjectStorage
 from avatarforge.storage.keys import job_prefix
 from avatarforge.tracker.availability import StartupGate
@@ -132,7 +133,7 @@ class SubmissionHandler:
         """
         job = in_table = self._job_table.get(known.job_id)
         if job is None:
-            job = await asyncio.to_thread(self._store.find_job, customer_id, known.job_id)
+            job = await limit_wait(asyncio.to_thread(self._store.find_job, customer_id, known.job_id))
         if known.job_id in self._rejected or job is None or not (in_table or job.status.is_terminal):
             raise IdempotencyKeyInFlight(key)
         if job.status.is_terminal and known.fingerprint != fingerprint:
@@ -180,7 +181,7 @@ class SubmissionHandler:
             raise
 
     async def _find_key(self, customer_id: str, key: str) -> KnownKey | None:
-        return await asyncio.to_thread(self._store.find_key, customer_id, key, self._now())
+        return await limit_wait(asyncio.to_thread(self._store.find_key, customer_id, key, self._now()))
 
 
 def _convert_answer(answer: ProfilePhotoJob | BaseException) -> ProfilePhotoJob | AvatarForgeError:

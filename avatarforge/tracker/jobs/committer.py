@@ -247,7 +247,11 @@ class Committer:
         self, call: Callable[Concatenate[int, int, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Make the call with shard and epoch, between two groups. Returns or raises what it does."""
-        return await self._pool.run(call, self._shard, self._epoch, *args, **kwargs)
+        return await self._call(call, self._shard, self._epoch, *args, **kwargs)
+
+    async def _call(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._outage.measure_call():
+            return await self._pool.run(call, *args, **kwargs)
 
     # --- the writer --------------------------------------------------------------------------------
 
@@ -324,12 +328,12 @@ class Committer:
             nonlocal failures
             if failures < tries:
                 failures += 1
-                return await self._pool.run(attempt.write)
-            await self._pool.run(self._store.check, self._shard, self._epoch)
+                return await self._call(attempt.write)
+            await self._call(self._store.check, self._shard, self._epoch)
             try:
-                return await self._pool.run(attempt.write)
+                return await self._call(attempt.write)
             except DatabaseUnavailable as error:
-                if (written := await self._pool.run(attempt.read_back)) is None:
+                if (written := await self._call(attempt.read_back)) is None:
                     raise _Unwritable(error) from error
                 return written
 
@@ -406,11 +410,11 @@ class Committer:
     async def _write_or_read_back(self, attempt: _Attempt) -> _Written:
         """Write, or raise `_Unwritable` once it is certain that nothing was, however long that takes."""
         try:
-            return await self._pool.run(attempt.write)
+            return await self._call(attempt.write)
         except DatabaseUnavailable as error:
             failure = error
         written = await retry(
-            partial(self._pool.run, attempt.read_back),
+            partial(self._call, attempt.read_back),
             DatabaseUnavailable,
             self.BACKOFF,
             on_error=self._outage.begin,
