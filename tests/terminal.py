@@ -32,7 +32,7 @@ class Terminal:
     """A copy of the tree in which blocks are run."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._ports = {port: str(free_port()) for port in PORTS}
         self._background: list[subprocess.Popen[bytes]] = []
         shutil.copytree(TREE, folder, ignore=_ignored, symlinks=True)
@@ -53,7 +53,7 @@ class Terminal:
         try:
             done = subprocess.run(
                 self._command(block, code),
-                cwd=self._folder,
+                cwd=self.folder,
                 env=self._environ(),
                 capture_output=True,
                 text=True,
@@ -87,12 +87,12 @@ class Terminal:
 
     def _start(self, block: Block, code: str, words: str) -> None:
         """Return once the program has said the words; it goes on."""
-        log = self._folder / f"background-{len(self._background)}.log"
+        log = self.folder / f"background-{len(self._background)}.log"
         with log.open("wb") as file:
             self._background.append(
                 subprocess.Popen(
                     self._command(block, code),
-                    cwd=self._folder,
+                    cwd=self.folder,
                     env=self._environ(),
                     stdout=file,
                     stderr=file,

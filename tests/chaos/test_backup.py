@@ -1,4 +1,4 @@
-"""A backup that is taken while the service works restores into a whole: see docs/backup.md."""
+"""A backup that is taken while the service works restores into a whole: see docs/operations.md."""
 
 import asyncio
 import json
