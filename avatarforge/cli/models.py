@@ -30,7 +30,7 @@ from avatarforge.diffusion.models.catalogue import (
 from avatarforge.diffusion.models.loader import ModelLoader
 from avatarforge.diffusion.models.single_file_configs import write_config
 from avatarforge.diffusion.models.weight_files import read_header
-from avatarforge.diffusion.models.weights import find_snapshot, find_weights, read_parts
+from avatarforge.diffusion.models.weights import find_snapshot, find_weights, list_files_by_part, read_parts
 from avatarforge.domain.errors import InvalidRequest, ModelUnusable
 from avatarforge.domain.jobs import ImageFormat
 from avatarforge.imaging.crop import square
@@ -153,6 +153,7 @@ async def _make_sample(settings: DiffusionSettings, manifest: Manifest) -> tuple
             "weights": {"kind": weights.kind, "place": weights.place, "bytes": weights.size},
             "digests": len(manifest.sha256),
             "parts": _list_parts(manifest),
+            "licences": _list_licences(manifest),
             "device": engine.device,
             "dtype": model.dtype,
             "atOnce": engine.report().limit,
@@ -169,6 +170,17 @@ async def _make_sample(settings: DiffusionSettings, manifest: Manifest) -> tuple
             "memory": _measure_memory(engine.device),
         }
     return facts, image
+
+
+def _list_licences(manifest: Manifest) -> dict[str, str]:
+    """Return by part the licence that its weights state; where they state none, the manifest's."""
+    # A single file holds all parts that have weights.
+    stated = {part: _read_licence(files[0]) for part, files in list_files_by_part(manifest).items()}
+    return {
+        name: stated.get(name) or stated.get("") or manifest.licence
+        for name in _list_parts(manifest)
+        if name != "vae" or manifest.vae is None
+    }
 
 
 def _list_added_licences(manifest: Manifest) -> dict[str, str | None]:
@@ -209,7 +221,13 @@ def _format_facts(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     yield "weights", f"{_format_bytes(weights['bytes'])}, {weights['kind']}, {weights['place']}"
     digests = facts["digests"]
     yield "digests", f"{digests} checked" if digests else "none in the manifest"
-    yield "parts", ", ".join(f"{name} ({kind})" for name, kind in facts["parts"].items())
+    licences = facts["licences"]
+    yield (
+        "parts",
+        ", ".join(
+            f"{name} ({kind}, {licences.get(name, 'replaced')})" for name, kind in facts["parts"].items()
+        ),
+    )
     yield "runs on", f"{facts['device']} in {facts['dtype']}, up to {facts['atOnce']} images at once"
     yield "load", f"{seconds['load']:.1f} s, and {seconds['warm_up']:.1f} s to warm up"
     yield (

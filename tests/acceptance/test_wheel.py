@@ -19,6 +19,8 @@ NEEDED = (
     "avatarforge/_carried/models/avatar-mini/manifest.yaml",
     "avatarforge/_carried/proto/profile_photo_job.proto",
     "avatarforge/_carried/serve_config.yaml",
+    "avatarforge/diffusion/models/clip_vocabulary.LICENSE.txt",
+    "avatarforge/diffusion/models/clip_vocabulary.txt.gz",
     "avatarforge/ingress/studio/figtree.LICENSE.txt",
     "avatarforge/ingress/studio/figtree.woff2",
     "avatarforge/ingress/studio/index.html",

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from avatarforge.cli import app
 from avatarforge.cli.contact_sheet import Panel, write_contact_sheet
-from avatarforge.diffusion.models.catalogue import Catalogue
+from avatarforge.diffusion.models.catalogue import Catalogue, Manifest
 from avatarforge.imaging.provenance import SOURCE_TYPE
 from avatarforge.package_data import package_data
 from avatarforge.settings import variables
@@ -114,7 +114,7 @@ def test_checking_shows_the_same_to_people() -> None:
     result = run("models", "check", "avatar-mini")
     assert result.exit_code == 0
     assert "3 checked" in result.stdout
-    assert "unet (UNet2DConditionModel)" in result.stdout
+    assert "unet (UNet2DConditionModel, Apache-2.0)" in " ".join(result.stdout.split())
     assert "guidance, negativePrompt, imageGuidance; styles flat-illustration" in result.stdout
     assert "avatar-mini works." in result.stderr
 
@@ -132,7 +132,10 @@ def test_checking_tells_the_kind_and_the_licences_of_what_is_added(
         tmp_path / "word.safetensors",
         {"modelspec.license": "CC0-1.0"},
     )
-    path = write_manifest(tmp_path, "m", folder=str(img2img_checkpoint()))
+    checkpoint = shutil.copytree(img2img_checkpoint(), tmp_path / "checkpoint")
+    [unet] = (checkpoint / "unet").glob("*.safetensors")
+    save_file(load_file(unet), unet, {"modelspec.license": "OpenRAIL++"})
+    path = write_manifest(tmp_path, "m", folder=str(checkpoint))
     added = "vae: vae\nembeddings: [{file: word.safetensors, token: <word>}]\nsamplers: [DDIM]\n"
     path.write_text(path.read_text() + added)
     result = run("models", "check", "m")
@@ -141,6 +144,10 @@ def test_checking_tells_the_kind_and_the_licences_of_what_is_added(
     assert "word.safetensors (CC0-1.0)" in "".join(result.stdout.split("\n"))
     assert "its file states no licence" in result.stdout
     assert "samplers DDIM" in result.stdout
+    parts = " ".join(result.stdout.split())
+    assert "unet (UNet2DConditionModel, OpenRAIL++)" in parts
+    assert "vae (AutoencoderTiny, replaced)" in parts
+    assert f"text_encoder (CLIPTextModel, {Manifest.read(path).licence})" in parts
 
 
 def broken(folder: Path) -> Path:

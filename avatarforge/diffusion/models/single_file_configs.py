@@ -23,7 +23,7 @@ PredictionType = Literal["epsilon", "v_prediction"]
 _VOCABULARY: Final = Path(__file__).parent / "clip_vocabulary.txt.gz"
 _VOCABULARY_SHA256: Final = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
 _MERGES: Final = 49152 - 256 - 2
-"""So many of its lines count. With 256 bytes, the same as ends of words, and two marks they are the tokens."""
+"""So many lines count. With 256 bytes, the same as ends of words, and two marks they are the tokens."""
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 _VAE: Final = {
