@@ -349,6 +349,13 @@ def test_another_vae_may_be_a_file_with_the_names_of_diffusers(tmp_path: Path) -
         load_file_of(tmp_path, vae=file)
 
 
+def test_another_vae_is_never_pickled(tmp_path: Path) -> None:
+    whole(tmp_path)
+    torch.save(load_file_of(tmp_path).vae.state_dict(), tmp_path / "better.pt")
+    with pytest.raises(ModelUnusable, match=r"its VAE .*better\.pt is not a \.safetensors file"):
+        load_file_of(tmp_path, vae=tmp_path / "better.pt")
+
+
 def test_another_vae_that_does_not_fit_is_refused(checkpoint: Path, other_vae: Path) -> None:
     weights = other_vae / Path(VAE).name
     save_file(without("decoder.")(load_file(weights)), weights, {"format": "pt"})

@@ -351,6 +351,8 @@ def _load_vae(manifest: Manifest, folder: Path, dtype: "torch.dtype") -> dict[st
         kind = json.loads((manifest.vae / "config.json").read_text(encoding="utf-8"))["_class_name"]
         return {"vae": load_part(manifest.name, manifest.vae, library, kind, dtype, name="vae")}
     _require(manifest, manifest.vae.is_file(), f"its VAE {manifest.vae}")
+    if manifest.vae.suffix != ".safetensors":
+        raise ModelUnusable(manifest.name, f"its VAE {manifest.vae} is not a .safetensors file")
     return {"vae": load_vae_file(manifest.name, manifest.vae, library, kind, folder / "vae", dtype)}
 
 
