@@ -359,14 +359,23 @@ async def test_a_wrong_value_is_told_at_its_field(page: Page) -> None:
     await expect(error).to_have_count(0)
 
 
+LISTEN = """() => {
+  window.announced = [];
+  const region = document.querySelector("#said");
+  new MutationObserver(() => announced.push(region.textContent)).observe(region, { childList: true });
+}"""
+"""Notes what is announced."""
+
+
 async def test_the_keyboard_is_enough(service: Service, page: Page) -> None:
+    await page.evaluate(LISTEN)
     async with page.expect_file_chooser() as chooser:
         # A key finds the page sooner than the order to hand the dialog over does. What `tab_to` asks
         # the page is answered after that order.
         await tab_to(page, "#photo")
         await page.keyboard.press("Enter")
     await (await chooser.value).set_files(PORTRAIT)
-    await expect(page.locator(".whole")).to_be_visible()
+    await expect(page.locator(".frame")).to_be_focused()
     await tab_to(page, "[name=style]:checked")
     await page.keyboard.press("ArrowRight")
     await tab_to(page, "#prompt")
@@ -376,6 +385,7 @@ async def test_the_keyboard_is_enough(service: Service, page: Page) -> None:
     await tab_to(page, "#forge")
     await page.keyboard.press("Enter")
     job_id = await job_shown(page)
+    await expect(page.locator("#job-heading")).to_be_focused()
 
     asked = service.recorded(job_id).parameters
     assert (asked.style, asked.prompt) == ("flat-illustration", "smiling")
@@ -385,6 +395,9 @@ async def test_the_keyboard_is_enough(service: Service, page: Page) -> None:
     await tab_to(page, ".divider")
     await page.keyboard.press("Home")
     await expect(page.locator(".divider")).to_have_attribute("aria-valuetext", "100 per cent after")
+    buttons = page.locator("#facts .actions button")
+    name = r"Flat illustration of \d+:\d+ .M"
+    await expect(buttons.first).to_have_accessible_name(re.compile(f"^Download: {name}$"))
     await tab_to(page, "[data-key^=Erase]")
     await page.keyboard.press("Enter")
     await expect(page.locator("dialog")).to_be_visible()
@@ -396,6 +409,24 @@ async def test_the_keyboard_is_enough(service: Service, page: Page) -> None:
     await page.keyboard.press("Tab")
     await page.keyboard.press("Enter")
     await wait_until(lambda: service.records.find_job("ana", job_id) is None)
+    await expect(page.locator("#gallery-heading")).to_be_focused()
+
+    # In the gallery the focus goes on to the next card, and at last to the heading.
+    for _ in range(2):
+        await service.ended(await service.submitted(style="neon"))
+    await expect(page.locator(".card[data-state=DONE]")).to_have_count(2)
+    await expect(page.locator(".card a").first).to_have_accessible_name(re.compile(r"^Neon of .*, Done$"))
+    for left in (1, 0):
+        await tab_to(page, ".card [data-key^=Erase]")
+        await page.keyboard.press("Enter")
+        await page.keyboard.press("Tab")
+        await page.keyboard.press("Enter")
+        await expect(page.locator(".card")).to_have_count(left)
+        target = ".card [data-key]" if left else "#gallery [data-key], #gallery-heading"
+        await expect(page.locator(f":is({target}):focus")).to_have_count(1)
+    announced = await page.evaluate("announced")
+    for text in ("Around the face: move it as you like", "Sending portrait.png", "The avatar is done."):
+        assert text in announced
 
 
 async def test_jobs_are_cancelled_repeated_and_erased_in_the_gallery(service: Service, page: Page) -> None:

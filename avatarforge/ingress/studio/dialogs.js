@@ -31,13 +31,17 @@ export function ask({ title, text, content = [], yes, kind = "primary", focus })
     event.preventDefault();
     $("form", dialog).requestSubmit($("button[value='yes']", dialog));
   });
+  const opener = document.activeElement.dataset.key;
   document.body.append(dialog);
   dialog.showModal();
   $(focus ?? "button[value='']", dialog).focus();
   return new Promise((answer) =>
     dialog.addEventListener("close", () => {
+      const text = $("#ask-input", dialog)?.value.trim();
       dialog.remove();
-      answer({ value: dialog.returnValue, text: $("#ask-input", dialog)?.value.trim() });
+      // What it was opened from may have been drawn anew.
+      if (opener && document.activeElement === document.body) $(`[data-key="${CSS.escape(opener)}"]`)?.focus();
+      answer({ value: dialog.returnValue, text });
     }),
   );
 }

@@ -39,10 +39,18 @@ export function button(look, symbol, text, onclick, attributes = {}) {
   );
 }
 
-// Puts new children in place of the old ones; what had the focus keeps it where its data-key comes again.
+// Puts new children in place of the old ones. What had the focus keeps it where its data-key comes again; else what
+// stands in its place gets it, or the heading of the view, so that it never falls to the page as a whole.
 export function replace(element, ...children) {
   const active = document.activeElement;
-  const key = element.contains(active) ? active.dataset.key : undefined;
+  const held = element.contains(active);
+  const place = held ? keyed(element).indexOf(active.closest("[data-key]")) : -1;
+  const { key } = active.dataset;
   element.replaceChildren(...children.flat(2).filter(Boolean));
-  if (key) $(`[data-key="${CSS.escape(key)}"]`, element)?.focus({ preventScroll: true });
+  if (!held || element.contains(document.activeElement)) return;
+  const others = keyed(element);
+  const next = others.find((other) => other.dataset.key === key) ?? others[Math.min(place, others.length - 1)];
+  (next ?? element.closest(".view")?.querySelector("h1[tabindex]") ?? $("#main")).focus({ preventScroll: true });
 }
+
+const keyed = (element) => $$("[data-key]", element);

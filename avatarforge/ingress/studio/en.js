@@ -84,6 +84,7 @@ export default {
   state_DONE: "Done",
   state_FAILED: "Failed",
   state_CANCELLED: "Cancelled",
+  said_PROCESSING: "The avatar is being made.",
   said_DONE: "The avatar is done.",
   said_FAILED: "The avatar failed. {reason}",
   said_CANCELLED: "Cancelled.",
@@ -98,7 +99,8 @@ export default {
   compare: "Compare before and after",
   compareAt: "{n} per cent after",
 
-  avatarOf: "Avatar, {time}",
+  avatarOf: "Avatar of {time}",
+  styledAvatarOf: "{style} of {time}",
   newAvatar: "New avatar",
   download: "Download",
   retry: "Try again",

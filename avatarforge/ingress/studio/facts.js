@@ -3,12 +3,13 @@
 import * as api from "./api.js";
 import { ask } from "./dialogs.js";
 import { $, button, h, replace } from "./dom.js";
-import { duration, moment, number, t } from "./i18n.js";
+import { duration, number, t } from "./i18n.js";
 import * as jobs from "./jobs.js";
 import { choose } from "./photo.js";
 import { download, file } from "./images.js";
 import { attempt, note } from "./say.js";
-import { badge } from "./states.js";
+import { badge, nameOf } from "./states.js";
+import { titleOf } from "./styles.js";
 
 const STAGES = ["queued", "fetch", "encode", "steps", "decode", "upload"];
 
@@ -25,7 +26,7 @@ export function drawFacts(job) {
       h(
         "h2",
         { id: "job-heading", tabindex: -1, "data-key": "job-heading" },
-        t("avatarOf", { time: moment(job.createdAt) }),
+        nameOf(job),
       ),
       badge(job),
     ),
@@ -38,7 +39,10 @@ export function drawFacts(job) {
 
 export function actions(job) {
   const act = (look, symbol, text, work) =>
-    button(look, symbol, text, () => attempt(() => work(job)), { "data-key": `${text} ${job.jobId}` });
+    button(look, symbol, text, () => attempt(() => work(job)), {
+      "data-key": `${text} ${job.jobId}`,
+      "aria-label": `${text}: ${nameOf(job)}`,
+    });
   return [
     job.status === "DONE" && act("primary", "download", t("download"), save),
     job.isTerminal && job.status !== "DONE" && act("primary", "retry", t("retry"), again),
@@ -76,7 +80,7 @@ export async function erase(job) {
 
 function rows(job) {
   const facts = {
-    style: job.parameters?.style, // a server of an older release does not tell them
+    style: job.parameters?.style && titleOf(job.parameters.style), // a server of an older release does not tell them
     asked: job.parameters?.prompt,
     model: job.model,
     seed: String(job.seed),

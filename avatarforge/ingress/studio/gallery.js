@@ -7,7 +7,7 @@ import { moment, t } from "./i18n.js";
 import * as jobs from "./jobs.js";
 import { show } from "./images.js";
 import { attempt } from "./say.js";
-import { badge, bar, remaining, situation } from "./states.js";
+import { badge, bar, nameOf, remaining, situation } from "./states.js";
 
 const IN_STRIP = 10;
 const cards = new Map(); // built once for each state of a job, so that images stay
@@ -41,7 +41,7 @@ function built(job, wanted) {
     "a.image",
     {
       href: pageOf(job),
-      "aria-label": `${t("avatarOf", { time: moment(job.createdAt) })}, ${t(`state_${job.status}`)}`,
+      "aria-label": `${nameOf(job)}, ${t(`state_${job.status}`)}`,
       "data-key": `card ${job.jobId}`,
     },
     thumbnail(job),
@@ -77,7 +77,7 @@ function nothing() {
 export function drawStrip(current) {
   const all = jobs.all().slice(0, IN_STRIP);
   const link = (job) => {
-    const label = `${t("avatarOf", { time: moment(job.createdAt) })}, ${t(`state_${job.status}`)}`;
+    const label = `${nameOf(job)}, ${t(`state_${job.status}`)}`;
     return h(
       "a.thumb",
       {

@@ -128,7 +128,7 @@ async function askQueue() {
 // --- what happens ---
 
 function onJob({ job, before, erased }) {
-  if (job && before && job.status !== before.status && job.isTerminal) {
+  if (job && before && job.status !== before.status && job.status !== "PENDING") {
     const reason = job.error?.message ?? "";
     say(t(`said_${job.status}`, { reason }));
   }

@@ -1,14 +1,14 @@
 // The form beside the stage: what the avatar should be like.
 
 import * as api from "./api.js";
-import { $, $$, h } from "./dom.js";
+import { $, $$, h, replace } from "./dom.js";
 import { number, t } from "./i18n.js";
 import * as jobs from "./jobs.js";
 import { onPhoto, photo, upload } from "./photo.js";
 import { note } from "./say.js";
 import { isSending, send as sendUpload, shareSent } from "./sending.js";
 import { session } from "./session.js";
-import { drawing } from "./styles.js";
+import { drawing, learnTitles } from "./styles.js";
 
 const form = $("#parameters");
 const FREEST = 0.05; // of the strengths; 0 would give the photo back
@@ -48,9 +48,11 @@ export async function loadStyles() {
   const [dial] = models[0].dials;
   defaults = models[0].defaults;
   const chosen = form.elements.style?.value ?? "";
-  $("#styles").replaceChildren(
+  learnTitles(styles);
+  replace(
+    $("#styles"),
     styleCard("", t("ownWords"), chosen),
-    ...styles.map(({ name, title }) => styleCard(name, title, chosen)),
+    styles.map(({ name, title }) => styleCard(name, title, chosen)),
   );
   setDial(dial);
   $("#steps").placeholder = defaults.steps;
@@ -77,7 +79,13 @@ function styleCard(name, title, chosen) {
   return h(
     "label.style",
     {},
-    h("input", { type: "radio", name: "style", value: name, checked: name === chosen }),
+    h("input", {
+      type: "radio",
+      name: "style",
+      value: name,
+      checked: name === chosen,
+      "data-key": `style ${name}`,
+    }),
     image,
     h("span", {}, title),
   );

@@ -84,6 +84,7 @@ export default {
   state_DONE: "Pronto",
   state_FAILED: "Falhou",
   state_CANCELLED: "Cancelado",
+  said_PROCESSING: "O avatar está sendo feito.",
   said_DONE: "O avatar está pronto.",
   said_FAILED: "O avatar falhou. {reason}",
   said_CANCELLED: "Cancelado.",
@@ -98,7 +99,8 @@ export default {
   compare: "Comparar antes e depois",
   compareAt: "{n} por cento depois",
 
-  avatarOf: "Avatar, {time}",
+  avatarOf: "Avatar de {time}",
+  styledAvatarOf: "{style} de {time}",
   newAvatar: "Novo avatar",
   download: "Baixar",
   retry: "Tentar de novo",

@@ -3,20 +3,23 @@
 import * as api from "./api.js";
 import { $, button, h, icon, replace } from "./dom.js";
 import { cancel } from "./facts.js";
-import { moment, t } from "./i18n.js";
+import { t } from "./i18n.js";
 import * as jobs from "./jobs.js";
 import { show } from "./images.js";
 import { attempt } from "./say.js";
 import { onSession, session } from "./session.js";
-import { bar, remaining, situation } from "./states.js";
+import { bar, nameOf, remaining, situation } from "./states.js";
 
 let others = null; // null where the server does not tell
+let refreshing = null; // one is enough at a time
 let mayAsk = true; // until the server has refused this key
 
 onSession(() => (mayAsk = true));
 
 // Positions change without an event of the job's own, so they are asked for while one looks.
-export async function refreshQueue() {
+export const refreshQueue = () => (refreshing ??= refresh().finally(() => (refreshing = null)));
+
+async function refresh() {
   await jobs.load();
   if (!mayAsk) return;
   try {
@@ -84,13 +87,14 @@ function line(job) {
       h(
         "a",
         { href: api.pageOf(job), "data-key": `row ${job.jobId}` },
-        t("avatarOf", { time: moment(job.createdAt) }),
+        nameOf(job),
       ),
       h("span", {}, [situation(job), remaining(job)].filter(Boolean).join(" · ")),
       job.status === "PROCESSING" && bar(job),
     ),
     button("secondary", "close", t("cancel"), () => attempt(() => cancel(job)), {
       "data-key": `cancel ${job.jobId}`,
+      "aria-label": `${t("cancel")}: ${nameOf(job)}`,
     }),
   );
 }

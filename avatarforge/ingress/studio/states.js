@@ -1,10 +1,18 @@
 // How a job's state is told, the same in every view.
 
 import { h } from "./dom.js";
-import { duration, t } from "./i18n.js";
+import { duration, moment, t } from "./i18n.js";
 import { isConnected, secondsLeft } from "./jobs.js";
+import { titleOf } from "./styles.js";
 
 export const badge = (job) => h(`span.badge.${job.status.toLowerCase()}`, {}, t(`state_${job.status}`));
+
+// "Watercolour of 9:58"
+export function nameOf(job) {
+  const time = moment(job.createdAt);
+  const style = job.parameters?.style;
+  return style ? t("styledAvatarOf", { style: titleOf(style), time }) : t("avatarOf", { time });
+}
 
 // "Step 12 of 25", "3rd in line", "The image was withheld."
 export function situation(job) {

@@ -1,6 +1,11 @@
-// A small drawing for each style: those that are known by name have one of their own.
+// What styles are called, and a small drawing for each: those that are known by name have one of their own.
 
 const DRAWN = ["flat-illustration", "neon", "oil-painting", "pencil-sketch", "pixel-art", "watercolor"];
 
 export const drawing = (style) =>
   new URL(`styles/${DRAWN.includes(style) ? style : "any"}.svg`, import.meta.url);
+
+let titles = new Map();
+
+export const learnTitles = (styles) => (titles = new Map(styles.map(({ name, title }) => [name, title])));
+export const titleOf = (style) => titles.get(style) ?? style;
