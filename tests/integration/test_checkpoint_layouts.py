@@ -12,12 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from avatarforge.diffusion.engines.prompts import split_prompt
+from avatarforge.diffusion.models.catalogue import TextualInversion
 from avatarforge.diffusion.models.parts import load_part
+from avatarforge.diffusion.models.textual_inversion import add_embeddings
 from avatarforge.diffusion.models.weights import read_parts
 from avatarforge.domain.errors import ModelUnusable
-from tests.checkpoints import img2img, img2img_checkpoint, load
+from tests.checkpoints import img2img, img2img_checkpoint, img2img_manifest, load
 from tests.factories import a_manifest
-from tests.families import photo
+from tests.families import photo, tiny
 from tests.single_file import single_file
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -419,7 +421,10 @@ def test_a_word_of_textual_inversion_counts_as_in_diffusers(tmp_path: Path, key:
     [
         ({"vectors": torch.zeros((1, 768))}, "is for a text encoder of width 768, and this one has 32"),
         ({"vectors": torch.full((1, 32), float("nan"))}, "holds values that are not finite"),
-        ({"key": "clip_g"}, "embeddings for two text encoders are not supported"),
+        (
+            {"key": "double_blocks.0.img_attn.x", "vectors": torch.zeros((1, 8))},
+            "is for a text encoder of width 8, and this one has 32",
+        ),
     ],
 )
 def test_an_embedding_that_does_not_fit_is_refused_in_one_line(
@@ -428,6 +433,71 @@ def test_an_embedding_that_does_not_fit_is_refused_in_one_line(
     file = an_embedding(tmp_path, **embedding)
     with pytest.raises(ModelUnusable, match=f"its embedding mine.safetensors .*{reason}"):
         load_folder(img2img_checkpoint(), embeddings=({"file": file, "token": "<mine>"},))
+
+
+def xl_embedding(folder: Path, **changes: Any) -> Path:
+    random = torch.Generator().manual_seed(1)
+    vectors = {
+        "clip_l": torch.randn((2, 32), generator=random),
+        "clip_g": torch.randn((2, 32), generator=random),
+    }
+    save_file(
+        {key: vector for key, vector in (vectors | changes).items() if vector is not None},
+        folder / "xl.safetensors",
+    )
+    return folder / "xl.safetensors"
+
+
+def copy_of(family: str) -> Any:
+    """The tiny pipeline, each of whose text encoders has a tokenizer of its own."""
+    pipeline = copy.deepcopy(tiny(family))
+    if hasattr(pipeline, "tokenizer_2"):
+        pipeline.tokenizer_2 = copy.deepcopy(pipeline.tokenizer_2)
+    return pipeline
+
+
+def add_word(family: str, file: Path) -> Any:
+    pipeline = copy_of(family)
+    word = TextualInversion(file=file, token="<mine>")
+    add_embeddings(pipeline, img2img_manifest().model_copy(update={"embeddings": (word,)}))
+    return pipeline
+
+
+@pytest.mark.parametrize("family", ["xl", "xl-refiner"])
+def test_a_word_of_both_text_encoders_counts_as_in_diffusers(tmp_path: Path, family: str) -> None:
+    file = xl_embedding(tmp_path)
+    expected, vectors = copy_of(family), load_file(file)
+    for number, key in (("", "clip_l"), ("_2", "clip_g")):
+        tokenizer, encoder = (getattr(expected, f"{name}{number}") for name in ("tokenizer", "text_encoder"))
+        if encoder is not None:
+            expected.load_textual_inversion(
+                vectors[key], token="<mine>", text_encoder=encoder, tokenizer=tokenizer
+            )
+    added = add_word(family, file)
+    words = "a portrait of <mine>, neon"
+    ours, theirs, without = (
+        one.encode_prompt(words, device="cpu", do_classifier_free_guidance=False)[0]
+        for one in (added, expected, tiny(family))
+    )
+    assert torch.equal(ours, theirs)
+    assert not torch.allclose(ours, without, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"clip_l": None}, "a textual inversion embedding, with clip_g: it must hold clip_l and clip_g"),
+        ({"clip_g": torch.zeros((2, 768))}, "width 768, and this one has 32"),
+        ({"clip_g": torch.zeros((3, 32))}, "not as many vectors for one text encoder"),
+    ],
+)
+def test_a_word_that_one_of_two_text_encoders_lacks_is_refused(
+    tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ModelUnusable, match=f"its embedding xl.safetensors .*{reason}"):
+        add_word("xl", xl_embedding(tmp_path, **changes))
+    with pytest.raises(ModelUnusable, match=r"with clip_g, clip_l: it must hold one tensor"):
+        add_word("sd-epsilon", xl_embedding(tmp_path))
 
 
 def test_an_embedding_needs_a_word_of_its_own(tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ class Manifest(_Part):
     prompt_weights: PromptWeights = "none"
     """What brackets in prompts mean: nothing, or what they mean to AUTOMATIC1111."""
     embeddings: tuple[TextualInversion, ...] = ()
-    """Words that prompts may use besides, for models with one text encoder."""
+    """Words that prompts may use besides."""
     loras: tuple[Lora, ...] = ()
     """Merged into the weights at loading, in this order."""
     capabilities: Capabilities = Capabilities()
