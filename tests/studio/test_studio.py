@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -427,6 +428,71 @@ async def test_the_keyboard_is_enough(service: Service, page: Page) -> None:
     announced = await page.evaluate("announced")
     for text in ("Around the face: move it as you like", "Sending portrait.png", "The avatar is done."):
         assert text in announced
+
+
+KEPT_SQUARE = """() => new Promise((done) => {
+  const opening = indexedDB.open("avatarforge");
+  opening.onsuccess = () => {
+    const asked = opening.result.transaction("photos").objectStore("photos").getAll();
+    asked.onsuccess = () => {
+      opening.result.close();
+      done(asked.result[0]?.square?.side ?? 0);
+    };
+  };
+})"""
+"""The side of the square that is kept with the photo."""
+
+
+async def test_an_avatar_is_remixed_made_in_another_style_and_the_draft_survives_a_reload(
+    service: Service, page: Page
+) -> None:
+    wishes = {"style": "neon", "prompt": "red hair", "negativePrompt": "hat", "steps": "30", "format": "webp"}
+    job_id = await service.submitted(photo=PORTRAIT.read_bytes(), seed="7", **wishes)
+    await service.ended(job_id)
+    await page.goto(f"{service.url}/#/photo/ana/{job_id}")
+    await page.get_by_role("button", name="The same in Watercolour").click()
+    await expect(page.locator("#job-heading")).to_contain_text("Watercolour of")
+    restyled = service.recorded(await job_shown(page))
+    before = service.recorded(job_id)
+    same = {"style": "watercolor", "traceparent": None, "request_id": None}
+    assert replace(restyled.parameters, **same) == replace(before.parameters, **same)
+    assert restyled.original.sha256 == before.original.sha256
+
+    await page.goto(f"{service.url}/#/photo/ana/{job_id}")
+    await page.get_by_role("button", name="Remix").click()
+    await expect(page.locator("#crop-place")).to_have_text("Around the face: move it as you like")
+
+    async def is_filled() -> None:
+        await expect(page.locator("[name=style]:checked")).to_have_value("neon")
+        for field, text in {"prompt": "red hair", "negativePrompt": "hat", "steps": "30"}.items():
+            await expect(page.locator(f"[name={field}]")).to_have_value(text)
+        await expect(page.locator("#format")).to_have_value("webp")
+        await expect(page.locator("#seed")).to_have_value("")
+
+    await is_filled()
+    await page.fill("#dial", await page.get_attribute("#dial", "min") or "")
+    turned = await page.input_value("#dial")
+    await page.focus(".frame")
+    await page.keyboard.press("ArrowLeft")
+    moved = await framed(page)
+    await expect(page.locator("#crop-place")).to_have_text("As you framed it")
+    # It is written down a moment after the last move.
+    await wait_until(lambda: page.evaluate(KEPT_SQUARE))
+    await page.reload()
+    await expect(page.locator("#crop-place")).to_have_text("As you framed it")
+    assert await framed(page) == moved
+    await is_filled()
+    await expect(page.locator("#dial")).to_have_value(turned)
+    await page.click("#same-seed")
+    await expect(page.locator("#seed")).to_have_value("7")
+
+    await page.fill("#prompt", "")
+    await page.click("#prompts >> text=red hair")
+    await expect(page.locator("#prompt")).to_have_value("red hair")
+    await expect(page.locator("#prompt")).to_be_focused()
+    await page.click("text=Another photo")
+    await page.reload()
+    await expect(page.locator("#photo")).to_be_attached()
 
 
 async def test_jobs_are_cancelled_repeated_and_erased_in_the_gallery(service: Service, page: Page) -> None:

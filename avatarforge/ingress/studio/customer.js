@@ -70,8 +70,8 @@ function keyField() {
   return h(
     "div.key",
     {},
-    h("p", {}, t("key"), ": ", name ?? t(session.key ? "keyUnknown" : "keyNone"), h("br"), scope && scopeText()),
-    h("button.secondary", { value: "key" }, t(session.key ? "keyChange" : "keyEnter")),
+    h("p", {}, t("key"), ": ", name ?? (session.key ? t("keyUnknown") : t("keyNone")), h("br"), scope && scopeText()),
+    h("button.secondary", { value: "key" }, session.key ? t("keyChange") : t("keyEnter")),
     session.key && h("button.plain", { value: "forget" }, t("keyForget")),
   );
 }

@@ -9,12 +9,14 @@ import { choose } from "./photo.js";
 import { download, file } from "./images.js";
 import { attempt, note } from "./say.js";
 import { badge, nameOf } from "./states.js";
-import { titleOf } from "./styles.js";
+import { remix } from "./parameters.js";
+import { send } from "./sending.js";
+import { allStyles, drawing, titleOf } from "./styles.js";
 
 const STAGES = ["queued", "fetch", "encode", "steps", "decode", "upload"];
 
 export function drawFacts(job) {
-  const wanted = job ? `${job.jobId} ${job.seq} ${document.documentElement.lang}` : "";
+  const wanted = job ? `${job.jobId} ${job.seq} ${allStyles()} ${document.documentElement.lang}` : "";
   if ($("#facts").dataset.for === wanted) return;
   $("#facts").dataset.for = wanted;
   if (!job) return replace($("#facts"));
@@ -32,6 +34,7 @@ export function drawFacts(job) {
     ),
     job.error && h("p.error", {}, job.error.message),
     h("div.actions", {}, actions(job)),
+    otherStyles(job),
     h("dl", {}, rows(job)),
     timings(job),
   );
@@ -47,7 +50,7 @@ export function actions(job) {
     job.status === "DONE" && act("primary", "download", t("download"), save),
     job.isTerminal && job.status !== "DONE" && act("primary", "retry", t("retry"), again),
     !job.isTerminal && act("secondary", "close", t("cancel"), cancel),
-    job.isTerminal && act("secondary", "again", t("reuse"), reuse),
+    job.isTerminal && act("secondary", "again", t("remix"), remixed),
     job.isTerminal && act("plain.danger", "erase", t("erase"), erase),
   ].filter(Boolean);
 }
@@ -63,11 +66,55 @@ export async function again(job) {
   location.hash = api.pageOf(made);
 }
 
-async function reuse(job) {
+async function original(job) {
   const blob = await file(api.originalOf(job));
-  const framed = job.parameters?.cropToFace === false; // what was sent then is the square
-  await choose(new File([blob], "photo", { type: blob.type }), { framed });
+  return new File([blob], `photo.${blob.type.split("/")[1]}`, { type: blob.type });
+}
+
+// Everything as it was asked for, to be changed.
+async function remixed(job) {
+  // What was sent uncropped is the square.
+  await choose(await original(job), job.parameters.cropToFace ? null : "whole");
+  remix(job);
   location.hash = "#/";
+}
+
+// The same photo, wishes and seed in another style.
+async function restyle(job, style) {
+  const form = new FormData();
+  for (const [name, value] of Object.entries({ ...job.parameters, seed: job.seed, style }))
+    if (value !== null && value !== "") form.append(name, value);
+  const made = await send({
+    customer: job.customerId,
+    key: api.newKey(),
+    name: titleOf(style),
+    async prepare() {
+      const photo = await original(job);
+      form.append("photo", photo, photo.name);
+      return form;
+    },
+  });
+  if (!made) return;
+  jobs.learn(made);
+  if (location.hash === api.pageOf(job)) location.hash = api.pageOf(made);
+}
+
+function otherStyles(job) {
+  const others = allStyles().filter((style) => style !== job.parameters.style);
+  if (job.status !== "DONE" || !others.length) return null;
+  const chip = (style) =>
+    h(
+      "button.style",
+      {
+        type: "button",
+        onclick: () => attempt(() => restyle(job, style)),
+        "data-key": `restyle ${style}`,
+        "aria-label": t("sameIn", { style: titleOf(style) }),
+        title: titleOf(style),
+      },
+      h("img", { src: drawing(style), alt: "", width: 48, height: 48 }),
+    );
+  return h("section.restyle", {}, h("h3", {}, t("otherStyles")), h("div.styles", {}, others.map(chip)));
 }
 
 export async function erase(job) {

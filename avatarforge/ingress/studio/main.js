@@ -10,7 +10,7 @@ import { onLanguage, otherLanguage, setLanguage, t, translatePage } from "./i18n
 import { startInput } from "./input.js";
 import * as jobs from "./jobs.js";
 import { refreshModels } from "./models.js";
-import { look, onPhoto, photo } from "./photo.js";
+import { look, onPhoto, photo, restorePhoto } from "./photo.js";
 import { forgetImages } from "./images.js";
 import { drawQueue, drawQueueCount, refreshQueue } from "./queue.js";
 import { attempt, note, persist, say } from "./say.js";
@@ -18,7 +18,7 @@ import { drawSending, onSending } from "./sending.js";
 import { GRAMMAR, onSession, session } from "./session.js";
 import { drawStage } from "./stage.js";
 import { showTheme, startTheme } from "./theme.js";
-import { drawForge, loadStyles, showDial, startForm } from "./parameters.js";
+import { drawForge, drawPrompts, loadStyles, showDial, startForm } from "./parameters.js";
 
 const VIEWS = ["studio", "gallery", "queue", "models"];
 const QUEUE_SECONDS = 3;
@@ -81,6 +81,7 @@ function draw() {
   $("#parameters").hidden = Boolean(jobId);
   $("#facts").hidden = !jobId;
   drawQueueCount();
+  drawPrompts();
   if (view === "gallery") drawGallery();
   if (view === "queue") drawQueue();
   if (view !== "studio") return;
@@ -229,4 +230,5 @@ every(MODEL_SECONDS, "models", refreshModels);
 setInterval(() => jobs.unfinished().length && soon(), 1000);
 drawAll();
 begin();
+restorePhoto();
 performance.mark("ready");

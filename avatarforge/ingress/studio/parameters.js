@@ -1,6 +1,7 @@
 // The form beside the stage: what the avatar should be like.
 
 import * as api from "./api.js";
+import { keepFields, keptFields } from "./draft.js";
 import { $, $$, h, replace } from "./dom.js";
 import { number, t } from "./i18n.js";
 import * as jobs from "./jobs.js";
@@ -17,6 +18,8 @@ const DIALS = {
   strength: { min: FREEST, max: 1, step: 0.05, dir: "ltr", digits: 2 },
   imageGuidance: { min: 1, max: 3, step: 0.1, dir: "rtl", digits: 1 }, // more is closer to the photo
 };
+const PROMPTS = 4;
+let restored = null; // of the draft: what waits for the styles to be known
 let defaults = {};
 let dialTurned = false; // until then it is left to the model
 let key = api.newKey();
@@ -30,6 +33,11 @@ export function startForm(onAccepted) {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });
   form.addEventListener("input", changed);
+  $("#same-seed").addEventListener("click", () => {
+    $("#seed").value = $("#same-seed").dataset.seed;
+    $("#seed").focus();
+    changed();
+  });
   onPhoto((what) => what !== "place" && changed());
   $(".more").open = matchMedia("(min-width: 1081px) and (min-height: 860px)").matches; // there is room for it
   $("#dial").addEventListener("input", () => {
@@ -40,6 +48,63 @@ export function startForm(onAccepted) {
     $("#seed").value = crypto.getRandomValues(new Uint32Array(1))[0];
     changed();
   });
+  restore();
+}
+
+// Everything that the job was asked for, without its seed, which is offered.
+export function remix({ parameters, seed }) {
+  form.reset();
+  for (const name of ["prompt", "negativePrompt", "steps", "guidance", "format"])
+    form.elements[name].value = parameters[name] === "png" ? "" : (parameters[name] ?? "");
+  for (const radio of $$("[name=style]", form)) radio.checked = radio.value === (parameters.style ?? "");
+  dialTurned = false;
+  setDial($("#dial").name, parameters[$("#dial").name]);
+  offerSeed(seed);
+  $(".more").open ||= ["negativePrompt", "steps", "guidance"].some((name) => parameters[name]);
+  changed();
+}
+
+function offerSeed(seed) {
+  $("#same-seed").hidden = seed === undefined;
+  $("#same-seed").dataset.seed = seed;
+  $("#same-seed").textContent = t("sameSeed", { seed });
+}
+
+// Fields that take their values again after a reload.
+function keep() {
+  const fields = Object.fromEntries(new FormData(form));
+  const { seed } = $("#same-seed").hidden ? {} : $("#same-seed").dataset;
+  keepFields({ fields, dial: dialTurned ? $("#dial").value : null, seed });
+}
+
+function restore() {
+  const kept = keptFields();
+  if (!kept) return;
+  for (const [name, value] of Object.entries(kept.fields))
+    if (form.elements[name] && !(name in DIALS) && name !== "style") form.elements[name].value = value;
+  restored = kept;
+  if (kept.seed !== undefined) offerSeed(kept.seed);
+  const { seed, steps, guidance, negativePrompt } = kept.fields;
+  $(".more").open ||= kept.seed !== undefined || Boolean(seed || steps || guidance || negativePrompt);
+}
+
+// The last prompts, to be taken again.
+export function drawPrompts() {
+  const prompts = jobs.all().map((job) => job.parameters?.prompt?.trim()).filter(Boolean);
+  const wanted = $("#prompt").value ? [] : [...new Set(prompts)].slice(0, PROMPTS);
+  $("#prompts").hidden = !wanted.length;
+  if ($("#prompts").dataset.for === wanted.join("\n")) return;
+  $("#prompts").dataset.for = wanted.join("\n");
+  replace($("#prompts"), wanted.map(promptChip));
+}
+
+function promptChip(prompt) {
+  const take = () => {
+    $("#prompt").value = prompt;
+    $("#prompt").focus();
+    changed();
+  };
+  return h("li", {}, h("button.chip", { type: "button", onclick: take, title: prompt, "data-key": prompt }, h("span", { dir: "auto" }, prompt)));
 }
 
 // The styles and defaults of the model that serves.
@@ -47,20 +112,21 @@ export async function loadStyles() {
   const [{ styles }, { models }] = await Promise.all([api.styles(), api.models()]);
   const [dial] = models[0].dials;
   defaults = models[0].defaults;
-  const chosen = form.elements.style?.value ?? "";
+  const chosen = form.elements.style?.value ?? restored?.fields.style ?? "";
   learnTitles(styles);
   replace(
     $("#styles"),
     styleCard("", t("ownWords"), chosen),
     styles.map(({ name, title }) => styleCard(name, title, chosen)),
   );
-  setDial(dial);
+  setDial(dial, restored?.dial);
+  restored = null;
   $("#steps").placeholder = defaults.steps;
   $("#guidance").placeholder = number(defaults.guidance, 1);
 }
 
 // The one slider turns the dial that the model has.
-function setDial(dial) {
+function setDial(dial, value = null) {
   const input = $("#dial");
   const field = input.closest(".field");
   field.hidden = !dial;
@@ -70,7 +136,8 @@ function setDial(dial) {
   field.dataset.field = input.name = dial;
   const { min, max, step, dir } = DIALS[dial];
   Object.assign(input, { min, max: Math.max(max, defaults[dial]), step, dir });
-  input.value = defaults[dial];
+  dialTurned = value !== null;
+  input.value = value ?? defaults[dial];
   showDial();
 }
 
@@ -102,7 +169,9 @@ export function showDial() {
 function changed() {
   key = api.newKey();
   forgive();
+  keep();
   drawForge();
+  drawPrompts();
 }
 
 async function send(onAccepted) {

@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { Crop, copyOf } from "./crop.js";
+import { dropPhoto, keepPhoto, keptPhoto } from "./draft.js";
 
 const SMALL = 400_000; // bytes: a larger photo is looked at as a copy
 const COPY_SIDE = 1024; // pixels, as many as the server's detector looks at
@@ -16,15 +17,20 @@ export const photo = { ...NONE };
 
 export const onPhoto = (listener) => listeners.add(listener);
 
-// `framed`: the whole photo is a square that was cut already.
-export async function choose(file, { framed = false } = {}) {
+// `square`, as { left, top, side, turns }, was framed before; "whole" is the photo as it is, cut already.
+export async function choose(file, square = null) {
   clear();
   photo.file = file;
   const image = await decoded(file);
   if (photo.file !== file) return;
   photo.image = image;
   photo.crop = image && new Crop(image.naturalWidth, image.naturalHeight);
-  photo.place = framed && image ? "hand" : "looking";
+  photo.place = square && image ? "hand" : "looking";
+  if (image && square?.side) {
+    photo.crop.put(square.left, square.top, square.side);
+    photo.crop.turns = square.turns;
+  }
+  keep();
   tell();
   if (photo.place === "looking") look(file);
 }
@@ -32,12 +38,30 @@ export async function choose(file, { framed = false } = {}) {
 export function clear() {
   if (photo.image) URL.revokeObjectURL(photo.image.src);
   Object.assign(photo, NONE);
+  dropPhoto();
   tell();
 }
+
+// After a reload.
+export async function restorePhoto() {
+  const kept = await keptPhoto();
+  if (kept && !photo.file) await choose(kept.file, kept.square);
+}
+
+function keep() {
+  const { file, crop, place } = photo;
+  const square =
+    place === "hand" ? { left: crop.left, top: crop.top, side: crop.side, turns: crop.turns } : null;
+  keepPhoto({ file, square });
+}
+
+let keeping; // once for many moves
 
 // The square was moved or resized by hand.
 export function framed() {
   Object.assign(photo, { place: "hand", problem: null });
+  clearTimeout(keeping);
+  keeping = setTimeout(() => photo.file && keep(), 200);
   tell("crop");
 }
 
@@ -46,6 +70,7 @@ export async function look(file = photo.file, pause = FIRST_PAUSE) {
   if (!file) return;
   const what = photo.place === "hand" ? "crop" : "place";
   photo.place = "looking";
+  keep();
   tell(what);
   try {
     const small = !photo.image || file.size <= SMALL;

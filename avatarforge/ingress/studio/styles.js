@@ -8,4 +8,5 @@ export const drawing = (style) =>
 let titles = new Map();
 
 export const learnTitles = (styles) => (titles = new Map(styles.map(({ name, title }) => [name, title])));
+export const allStyles = () => [...titles.keys()];
 export const titleOf = (style) => titles.get(style) ?? style;
