@@ -207,6 +207,8 @@ class ReplicaMessage(Message):
     tuning: dict[str, str]
     """How the device is used, as warming up found it fastest: the memory formats of the model's parts, and
     into how many passes and threads the rows of a step are split."""
+    compile_failure: str | None
+    """Why the model runs as it is, if it was to be compiled and torch could not."""
     circuit: str | None
     """Of a remote one: whether its server is asked (`closed`) or left alone (`open`)."""
 

@@ -317,8 +317,10 @@ class DiffusionSettings(Group):
     swap: Literal["auto", "beside", "drain"] = "auto"
     """How another checkpoint is loaded: beside the one that serves, or after that one has finished what runs
     and left; `auto` loads beside where the GPU's free memory holds both."""
-    compile: Literal["none", "compile", "cudagraphs"] = "none"
-    """Let torch compile the model, a matter of minutes at every start; `cudagraphs` needs a GPU."""
+    compile: Literal["none", "compile", "regional", "cudagraphs"] = "none"
+    """Let torch compile the model, a matter of minutes at a first start: `regional` compiles the repeated
+    blocks alone, which is done sooner; `cudagraphs` needs a GPU. What was compiled is kept in
+    `TORCHINDUCTOR_CACHE_DIR`. A model that cannot be compiled serves as it is, and says why."""
     allow_pickle: bool = False
     """Read pickled weights too where a checkpoint has no safetensors; such a file may run code of its own."""
     allow_remote_code: bool = False

@@ -628,7 +628,7 @@ def main() -> None:
     parser.add_argument(
         "--compilation",
         action="append",
-        choices=("none", "compile", "cudagraphs"),
+        choices=("none", "compile", "regional", "cudagraphs"),
         help="of --architecture; more than one may be said; none by default",
     )
     parser.add_argument("--concurrency", default="1,2,4,8,16", help="of --architecture")

@@ -98,6 +98,8 @@ class ReplicaReport:
     cached_embeddings: int = 0
     tuning: Mapping[str, str] = field(default_factory=dict)
     """How the device is used, as warming up found it fastest."""
+    compile_failure: str | None = None
+    """Why the model runs as it is, if torch could not compile it."""
     circuit: str | None = None
     """Of a remote backend: whether its server is asked (`closed`) or left alone (`open`)."""
 

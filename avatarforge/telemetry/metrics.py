@@ -172,6 +172,10 @@ MODEL_LOAD_FAILURES = Gauge(
     "avatarforge_model_load_failures",
     "Replicas that could not load the model that they should serve: an older one serves, or none.",
 )
+COMPILE_FAILURES = Gauge(
+    "avatarforge_model_compile_failures",
+    "Replicas whose model runs as it is, more slowly, since torch could not compile it.",
+)
 CIRCUITS_OPEN = Gauge(
     "avatarforge_remote_circuits_open", "Replicas of the remote backend that leave its server alone."
 )

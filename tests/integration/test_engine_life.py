@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from io import BytesIO
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._dynamo.exc import TorchDynamoException
 
 from avatarforge.diffusion.engines import batching
 from avatarforge.diffusion.engines.architectures import Embedding, EmbeddingCache, find_architecture
@@ -432,6 +433,33 @@ async def test_every_number_of_rows_that_may_come_is_compiled_before_the_first_j
             requests = [replace(SHORT, guidance=guidance) for guidance in guidances]
             await asyncio.gather(*(picture_of(engine, request) for request in requests))
     assert {1, 2} <= set(passes.images) <= compiled == {1, 2, 4, 8}
+
+
+@pytest.mark.parametrize("fails_at", [1, 4])
+async def test_a_model_that_torch_cannot_compile_serves_as_it_is_and_says_why(
+    pipeline: Any, monkeypatch: pytest.MonkeyPatch, fails_at: int
+) -> None:
+    """At once, as where there is no C compiler, or at some later number of rows."""
+
+    def compile_partly(call: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+        def run(samples: torch.Tensor, *arguments: Any, **more: Any) -> Any:
+            if len(samples) >= fails_at:
+                raise TorchDynamoException("No working C++ compiler found")
+            return call(samples, *arguments, **more)
+
+        return run
+
+    with engine_of(pipeline, max_batch=4) as engine:
+        await engine.warm_up(32, 4.0)
+        expected = await picture_of(engine, SHORT)
+        assert engine.report().compile_failure is None
+    monkeypatch.setattr(torch, "compile", compile_partly)
+    with engine_of(pipeline, max_batch=4, compilation="compile") as engine:
+        await engine.warm_up(32, 4.0)
+        report = engine.report()
+        assert report.compile_failure == "TorchDynamoException: No working C++ compiler found"
+        assert report.limit > 1
+        assert np.allclose(await picture_of(engine, SHORT), expected, atol=1)
 
 
 @pytest.mark.parametrize(

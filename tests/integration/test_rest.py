@@ -85,6 +85,7 @@ async def test_what_each_replica_serves_and_what_failed_is_told(rest: Rest) -> N
         "memoryBytes": None,
         "cachedEmbeddings": 0,
         "tuning": {"vae": "contiguous"},
+        "compileFailure": None,
         "circuit": None,
     }
 
@@ -388,6 +389,8 @@ async def test_every_call_is_described_with_its_errors(rest: Rest) -> None:
         for method, operation in operations.items()
     }
     assert set(calls) == {
+        "GET /keys/self",
+        "POST /crop",
         "POST /customers/{customerId}",
         "GET /customers",
         "GET /customers/{customerId}",

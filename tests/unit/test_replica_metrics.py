@@ -76,7 +76,14 @@ def test_a_replica_that_loads_its_first_model_loses_no_picture() -> None:
 def test_what_stands_is_told_of_those_that_are_there() -> None:
     failure = ModelFailure(model="big", reason="no such file", at=NOON)
     reports = [
-        replace(FRESH, active=2, waiting=1, memory_bytes=100, step_seconds={1: 0.1, 2: 0.2}),
+        replace(
+            FRESH,
+            active=2,
+            waiting=1,
+            memory_bytes=100,
+            step_seconds={1: 0.1, 2: 0.2},
+            compile_failure="no compiler",
+        ),
         replace(FRESH, replica_id="b", active=3, memory_bytes=50, step_seconds={1: 0.3}, failure=failure),
         replace(FRESH, replica_id="c", backend="remote", model=None, circuit="open"),
     ]
@@ -84,6 +91,7 @@ def test_what_stands_is_told_of_those_that_are_there() -> None:
         (metrics.REPLICAS.name, ("local", "mini", "serving")): 2,
         (metrics.REPLICAS.name, ("remote", "", "serving")): 1,
         (metrics.MODEL_LOAD_FAILURES.name, ()): 1,
+        (metrics.COMPILE_FAILURES.name, ()): 1,
         (metrics.CIRCUITS_OPEN.name, ()): 1,
         (metrics.IMAGES.name, ("mini", "active")): 5,
         (metrics.IMAGES.name, ("mini", "waiting")): 1,

@@ -18,6 +18,8 @@ from avatarforge.diffusion.engines.samplers import StrengthUse
 
 _MAX_CACHED_BYTES: Final = 128 * 1024 * 1024
 """Of the device's memory. A short text takes some 300 KB: these are the texts of a few hundred customers."""
+_RECOMPILE_LIMIT: Final = 64
+"""Shapes for which torch compiles the same code; 8 by default, which two models exceed."""
 _PIECES_PER_PASS: Final = 16
 """Of texts through their encoders: more hardly gain, and take memory that the images need."""
 
@@ -60,6 +62,7 @@ class EmbeddingCache:
 
 
 Part = Literal["unet", "vae"]
+Compilation = Literal["none", "compile", "regional", "cudagraphs"]
 """A part of a pipeline, by its attribute."""
 
 Text = str | None
@@ -288,9 +291,22 @@ class Architecture:
 
     # --- denoising ----------------------------------------------------------------------------------
 
-    def compile(self, mode: str) -> None:
-        """Compile the UNet with torch, for each number of rows separately."""
-        self._unet = torch.compile(self._pipeline.unet, mode=mode, dynamic=False)
+    def compile(self, compilation: Compilation) -> None:
+        """Let torch compile the UNet at its next calls, for each number of rows separately."""
+        config: Any = torch._dynamo.config
+        # The shapes of all models loaded here count together: their code is the same. Beyond the limit torch
+        # would silently run it as it is.
+        config.recompile_limit, config.fail_on_recompile_limit_hit = _RECOMPILE_LIMIT, True
+        if compilation == "regional":
+            self._pipeline.unet.compile_repeated_blocks(dynamic=False)
+        else:
+            mode = "reduce-overhead" if compilation == "cudagraphs" else "default"
+            self._pipeline.unet.compile(mode=mode, dynamic=False)
+
+    def undo_compilation(self) -> None:
+        """Run the UNet as it is."""
+        for module in self._pipeline.unet.modules():
+            module._compiled_call_impl = None
 
     def predict(self, samples: Tensor, timesteps: Tensor, rows: Sequence[UNetInputs]) -> Tensor:
         """Run the UNet on samples (R, C, h, w) at timesteps (R,), each with its row."""

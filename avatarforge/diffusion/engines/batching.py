@@ -22,6 +22,7 @@ from torch import Tensor
 
 from avatarforge.diffusion.engines.architectures import (
     Architecture,
+    Compilation,
     Conditions,
     Embedding,
     EmbeddingCache,
@@ -31,7 +32,7 @@ from avatarforge.diffusion.engines.architectures import (
 )
 from avatarforge.diffusion.engines.batch_limits import BatchLimits, Shape, bucket_of
 from avatarforge.diffusion.engines.cpu_pool import CpuPool
-from avatarforge.diffusion.engines.denoiser import Compilation, Denoiser, StepTensors
+from avatarforge.diffusion.engines.denoiser import Denoiser, StepTensors
 from avatarforge.diffusion.engines.engine import (
     Engine,
     EngineReport,
@@ -172,6 +173,7 @@ class BatchingEngine(Engine):
             images_generated=self._images_generated,
             cached_embeddings=len(self._embeddings),
             tuning=self._describe_tuning(),
+            compile_failure=self._denoiser.compile_failure,
             memory_bytes=torch.cuda.memory_allocated(self._architecture.device) if on_gpu else None,
             busy_seconds=self._busy_seconds,
             busy_step_seconds=self._busy_step_seconds,

@@ -4,17 +4,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Literal
+from textwrap import shorten
+from typing import Final
 
+import structlog
 import torch
 from torch import Tensor
 
-from avatarforge.diffusion.engines.architectures import Architecture, Conditions, UNetInputs
+from avatarforge.diffusion.engines.architectures import Architecture, Compilation, Conditions, UNetInputs
 from avatarforge.diffusion.engines.batch_limits import bucket_of
 from avatarforge.diffusion.engines.cpu_pool import CpuPool
 from avatarforge.diffusion.engines.samplers import Trajectory, advance
+from avatarforge.diffusion.engines.torch_errors import is_compilation_error
 
-Compilation = Literal["none", "compile", "cudagraphs"]
+log = structlog.get_logger(__name__)
+
+_MAX_REASON_LENGTH: Final = 300
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,9 +40,11 @@ class Denoiser:
         self._cpu_pool = cpu_pool
         self._lanes: dict[int, int] = {}
         self.is_compiled = compilation != "none"
+        self.compile_failure: str | None = None
+        """Why the model runs as it is, if torch could not compile it."""
         if self.is_compiled:
             # Each number of rows is compiled for itself: that is what the padding is for.
-            architecture.compile("reduce-overhead" if compilation == "cudagraphs" else "default")
+            architecture.compile(compilation)
 
     def list_lanes(self, rows: int) -> list[int]:
         """Return the numbers of passes side by side worth measuring for so many rows, the usual one first."""
@@ -76,7 +83,12 @@ class Denoiser:
         if self.is_compiled:
             padding = bucket_of(total) - total
             indices = torch.tensor([*range(total), *[0] * padding]).to(samples.device, non_blocking=True)
-            return predict(samples[indices], timesteps[indices], [*rows, *[rows[0]] * padding])[:total]
+            try:
+                return predict(samples[indices], timesteps[indices], [*rows, *[rows[0]] * padding])[:total]
+            except Exception as error:
+                if not is_compilation_error(error):
+                    raise
+                self._run_eagerly(error)
         lanes = self._find_lanes(total)
         edges = [total * part // lanes for part in range(lanes + 1)]
         outputs = self._cpu_pool.run(
@@ -86,6 +98,15 @@ class Denoiser:
             ]
         )
         return torch.cat(outputs)
+
+    def _run_eagerly(self, error: Exception) -> None:
+        """Do without compilation, for good: an image late is better than none."""
+        self._architecture.undo_compilation()
+        self.is_compiled = False
+        # What follows tells how to debug torch.
+        reason, _, _ = str(error).partition("\n")
+        self.compile_failure = shorten(f"{type(error).__name__}: {reason}", _MAX_REASON_LENGTH)
+        log.warning("model is not compiled", reason=self.compile_failure)
 
     def _find_lanes(self, rows: int) -> int:
         """Return what was set for the nearest number of rows below."""

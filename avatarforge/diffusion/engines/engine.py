@@ -80,6 +80,8 @@ class EngineReport:
     cached_embeddings: int = 0
     tuning: Mapping[str, str] = field(default_factory=dict)
     """How the device is used, as warming up found it fastest: memory formats, and passes of a step's rows."""
+    compile_failure: str | None = None
+    """Why the model runs as it is, if torch could not compile it."""
     memory_bytes: int | None = None
     """Allocated on the GPU; `None` on a CPU, where they are the process's."""
     busy_seconds: float = 0.0

@@ -23,6 +23,13 @@ def is_fatal(error: BaseException) -> bool:
     return isinstance(error, getattr(torch, "AcceleratorError", ())) and not is_out_of_memory(error)
 
 
+def is_compilation_error(error: BaseException) -> bool:
+    """Return whether torch could not compile a model, or has compiled it too often; it may run as it is."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+    return isinstance(error, TorchDynamoException | FailOnRecompileLimitHit)
+
+
 def translate_error(error: Exception, model: str, device: str) -> AvatarForgeError:
     """Return the domain error for `error`, with `error` as its cause."""
     reason = f"{type(error).__name__}: {error}"
