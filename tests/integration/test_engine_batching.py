@@ -322,6 +322,45 @@ async def test_weighted_long_and_plain_prompts_share_a_batch(clip_skip: int) -> 
     assert furthest(letters, [by_diffusers(pipeline, requests[0])]) < ALIKE
 
 
+def embed_by_compel(pipeline: Any, text: str) -> Any:
+    from compel import Compel
+
+    if text == LONG:
+        # Where compel cuts a long text is its own.
+        return embed_pieces(pipeline, text)
+    return Compel(pipeline.tokenizer, pipeline.text_encoder)(text)
+
+
+async def test_prompts_that_compel_weighs_share_a_batch_too() -> None:
+    pipeline = tiny("sd-epsilon")
+    strong = replace(REQUESTS[0], guidance=20.0, strength=1.0)
+    texts = ["(neon)1.5 portrait", "neon (red hair)0.5, grey-- (person)0.2", "neon portrait", LONG]
+    requests = [replace(strong, prompt=text, negative_prompt=texts[0]) for text in texts]
+    expected = [by_diffusers_in_pieces(pipeline, request, embed_by_compel) for request in requests]
+    made = await together(pipeline, requests, prompt_weights="compel")
+    assert furthest(made, expected) < ALIKE
+    plain = [replace(strong, prompt="neon red hair, grey person", negative_prompt="neon portrait")]
+    assert furthest(made[1:2], [by_diffusers(pipeline, *plain)]) > 5 * ALIKE
+
+
+def test_compel_weighs_for_both_text_encoders_of_sdxl() -> None:
+    import torch
+    from compel import Compel, ReturnedEmbeddingsType
+
+    pipeline = tiny("xl")
+    text = "(neon)1.5 portrait, (red hair)0.5"
+    theirs = [
+        Compel(tokenizer, encoder, returned_embeddings_type=kind)(text)
+        for kind in [ReturnedEmbeddingsType.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED]
+        for tokenizer, encoder in (
+            (pipeline.tokenizer, pipeline.text_encoder),
+            (pipeline.tokenizer_2, pipeline.text_encoder_2),
+        )
+    ]
+    [ours] = SDXLArchitecture(pipeline, "compel").embed([text])
+    torch.testing.assert_close(ours.hidden, torch.cat(theirs, dim=-1), atol=1e-3, rtol=1e-3)
+
+
 def test_each_text_encoder_of_sdxl_keeps_its_mean() -> None:
     import torch
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from avatarforge.diffusion.engines.prompts import Piece, read_weights, split_prompt
+from avatarforge.diffusion.engines.prompts import Piece, read_compel, read_weights, split_prompt
 from avatarforge.domain.errors import InvalidRequest
 from tests.checkpoints import CARRIED
 
@@ -67,7 +67,7 @@ def test_a_comma_too_far_back_is_no_end(tokenizer: Any) -> None:
         ("a (red) hat", [("a ", 1), ("red", 1.1), (" hat", 1)]),
         ("a [[red]] hat", [("a ", 1), ("red", 1 / 1.21), (" hat", 1)]),
         ("(red:1.5)(hat: .5)", [("red", 1.5), ("hat", 0.5)]),
-        ("((a) (b:2))", [("a", 1.21), (" ", 1.1), ("b", 2.2)]),
+        ("((a) (b:2))", [("a ", 1.21), ("b", 2.2)]),
         ("(a [b]) c", [("a ", 1.1), ("b c", 1)]),
         (r"a \(film\) [\[still\]]", [("a (film) ", 1), ("[still]", 1 / 1.1)]),
         ("a (b c", [("a ", 1), ("b c", 1.1)]),
@@ -99,3 +99,49 @@ def test_each_piece_has_the_weights_of_its_tokens(tokenizer: Any) -> None:
     # Fragments are words of their own, as the encoder sees them.
     assert split_prompt("re(d:1.5)", tokenizer, "automatic1111")[0].text == "re d"
     assert split_prompt("(red)", tokenizer) == [Piece("(red)")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "red hair",
+        "a red- hat- b",
+        "(red hat)1.5, blue-eyed c++, d--.",
+        "(red hair, (blue eyes)+)0.8",
+        "((a)1.2)1.2 (b) c",
+        '"a b"+ c, it\'s+',
+        r"a \(film\) still+",
+        "well- done - c (d)0.5c",
+        "a (b",
+        "<mine>+ x",
+        "(neon)1.5 portrait, red-- hair",
+    ],
+)
+def test_compels_writing_is_read_as_compel_reads_it(text: str) -> None:
+    from compel import Compel
+
+    [prompt] = Compel.parse_prompt_string(text).prompts
+    theirs = [("".join(fragment.text.split()), fragment.weight) for fragment in prompt.children]
+    ours = [("".join(fragment.split()), weight) for fragment, weight in read_compel(text)]
+    assert [fragment for fragment, _ in ours] == [fragment for fragment, _ in theirs]
+    assert [weight for _, weight in ours] == pytest.approx([weight for _, weight in theirs])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('("a", "b").and()', r"without \.and\(\)"),
+        ("(a)11", "without weights above 10"),
+        ("a, ".join(f"(b{number})0.5 " for number in range(17)), "at most 16 weights below 1"),
+    ],
+)
+def test_what_is_not_done_of_compels_writing_is_refused(tokenizer: Any, text: str, expected: str) -> None:
+    with pytest.raises(InvalidRequest, match=expected):
+        split_prompt(text, tokenizer, "compel")
+
+
+def test_a_hostile_text_takes_no_time(tokenizer: Any) -> None:
+    """compel's own parser would take years for some of these."""
+    for text in ("(" * 500, "(" * 250 + "a" + ")" * 250, "-" * 499 + "a", "+" * 500, '"' * 500, "a+-" * 160):
+        read_compel(text)

@@ -3,6 +3,7 @@
 Every piece is diffusers' own, called with several requests at once where diffusers would have one.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -149,7 +150,7 @@ class Architecture:
     def embed(self, texts: Sequence[str]) -> list[Embedding]:
         """Embed the texts together: a long one in pieces, whose tokens are joined.
 
-        Raises `InvalidRequest` for one that is too long, or whose weights are too large.
+        Raises `InvalidRequest` for one that is too long, or whose weights cannot be used.
         """
         tokenizer = self._pipeline.tokenizer or self._pipeline.tokenizer_2
         pieces = [split_prompt(text, tokenizer, self._prompt_weights) for text in texts]
@@ -163,21 +164,58 @@ class Architecture:
         return [_join([next(in_order) for _ in one]) for one in pieces]
 
     def _weigh(self, embedding: Embedding, piece: Piece) -> Embedding:
-        """Scale the tokens by their weights, and all so that the mean stays, as AUTOMATIC1111 does.
+        """Let the tokens count as much as their weights say.
 
         The text as a whole, where it is one vector, has no weights.
         """
         if piece.weights is None:
             return embedding
-        parts = [getattr(self._pipeline, name, None) for name in ("text_encoder", "text_encoder_2")]
-        widths = [part.config.hidden_size for part in parts if part is not None]
         weights = embedding.hidden.new_ones((embedding.hidden.shape[1], 1), dtype=torch.float32)
         weights[1 : len(piece.weights) + 1, 0] = torch.tensor(piece.weights)
-        weighed = []
-        for hidden in torch.split(embedding.hidden.float(), widths, dim=-1):
-            scaled = hidden * weights
-            weighed.append(scaled * (hidden.mean() / scaled.mean()))
-        return replace(embedding, hidden=torch.cat(weighed, dim=-1).to(embedding.hidden.dtype))
+        weigh = self._scale_by_part if self._prompt_weights == "automatic1111" else self._move_from_empty
+        hidden = weigh(embedding.hidden.float(), weights, piece)
+        return replace(embedding, hidden=hidden.to(embedding.hidden.dtype))
+
+    def _scale_by_part(self, hidden: Tensor, weights: Tensor, piece: Piece) -> Tensor:
+        """Scale the tokens, and all so that each text encoder's mean stays, as AUTOMATIC1111 does."""
+        parts = torch.split(hidden, [encoder.config.hidden_size for encoder in self._text_encoders], dim=-1)
+        scaled = [part * weights for part in parts]
+        means = [part.mean() / one.mean() for part, one in zip(parts, scaled, strict=True)]
+        return torch.cat([one * mean for one, mean in zip(scaled, means, strict=True)], dim=-1)
+
+    def _move_from_empty(self, hidden: Tensor, weights: Tensor, piece: Piece) -> Tensor:
+        """Move the tokens away from, or towards, those of an empty text, as compel does.
+
+        A fragment with a weight below 1 is besides hidden from the others: half of it for a weight of 0.5.
+        """
+        empty = self._embed_pieces([""])[0].hidden.float()
+        total, shares = empty + (hidden - empty) * weights, 1.0
+        hiding = hidden.new_ones((len(piece.weak), hidden.shape[1]))
+        for row, (_, tokens) in zip(hiding, piece.weak, strict=True):
+            row[[token + 1 for token in tokens]] = 0
+        hidden_without = self._embed_masked(piece.text, hiding) if piece.weak else []
+        for (weight, _), without in zip(piece.weak, hidden_without, strict=True):
+            share = math.tan((1 - max(weight, 1e-5)) * math.pi / 2)
+            total, shares = total + share * (empty + (without - empty) * weights), shares + share
+        return total / shares
+
+    @property
+    def _text_encoders(self) -> list[Any]:
+        parts = (getattr(self._pipeline, name, None) for name in ("text_encoder", "text_encoder_2"))
+        return [part for part in parts if part is not None]
+
+    def _embed_masked(self, text: str, masks: Tensor) -> list[Tensor]:
+        """Embed the text once for each mask (tokens,), with tokens hidden from the others where it is 0."""
+
+        def mask(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return args, kwargs | {"attention_mask": masks.long()}
+
+        hooks = [each.register_forward_pre_hook(mask, with_kwargs=True) for each in self._text_encoders]
+        try:
+            return [one.hidden.float() for one in self._embed_pieces([text] * len(masks))]
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _embed_pieces(self, texts: Sequence[str]) -> list[Embedding]:
         hidden = self._pipeline.encode_prompt(

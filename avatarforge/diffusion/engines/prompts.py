@@ -1,4 +1,4 @@
-"""Reads prompts as AUTOMATIC1111 does: all words of a long one count, as much as their brackets say."""
+"""Reads prompts: all words of a long one count, as much as their weights say."""
 
 import itertools
 import re
@@ -8,8 +8,8 @@ from typing import Any, Final, Literal
 
 from avatarforge.domain.errors import InvalidRequest
 
-PromptWeights = Literal["none", "automatic1111"]
-"""How a prompt's words are weighted: not at all, or by brackets, as `read_weights` says."""
+PromptWeights = Literal["none", "automatic1111", "compel"]
+"""How a prompt's words are weighted: not at all, or as one of these programs does."""
 
 _MAX_WINDOWS: Final = 8
 """So many windows hold 600 tokens, some 450 words. Each token costs all rows of its pass."""
@@ -19,6 +19,15 @@ _EMPHASIS: Final = 1.1
 """The weight of brackets without a number."""
 _MAX_WEIGHT: Final = 10.0
 _WEIGHT: Final = r":\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)"
+_MAX_WEAK: Final = 16
+"""Fragments with a weight below 1 in compel's writing: each takes a pass through the text encoder."""
+_COMPEL_WEIGHT: Final = r"\++|-+|\d+(?:\.\d+)?|\.\d+"
+_COMPEL: Final = re.compile(
+    rf"""\\[()"]|\(|\)(?P<by>{_COMPEL_WEIGHT})?|"(?P<quoted>[^"]*)"(?P<quoted_by>{_COMPEL_WEIGHT})"""
+    r"""|(?P<word>[^\s()"\\.,;:!?+]+?)(?P<sign>\++|-+)(?=[\s),.;:!?"]|$)|[^\s()"\\.,;:!?+]+|.""",
+    re.DOTALL,
+)
+_CALL: Final = re.compile(r"""[)"]\s*\.(and|blend|swap|withLora)\(""")
 _SYMBOL: Final = re.compile(rf"\\[\\()\[\]]|{_WEIGHT}|[()\[\]:\\]|[^()\[\]:\\]+")
 
 
@@ -29,20 +38,27 @@ class Piece:
     text: str
     weights: Sequence[float] | None = None
     """By token, without those of beginning and end; `None` if all are 1."""
+    weak: Sequence[tuple[float, Sequence[int]]] = ()
+    """Of each fragment of the prompt with a weight below 1: that, and its tokens in this piece, if any."""
 
 
 def split_prompt(text: str, tokenizer: Any, weighting: PromptWeights = "none") -> list[Piece]:
     """Return the text in pieces that fit the tokenizer's window; the text itself where it fits.
 
-    Pieces end between words, at a comma where one is near. Raises `InvalidRequest` for too long a text.
+    Pieces end between words, at a comma where one is near. Raises `InvalidRequest` for too long a text, and
+    for weights that cannot be used.
     """
     window = tokenizer.model_max_length - 2
     if not tokenizer.is_fast:
         return [Piece(text)]
-    fragments = [(text, 1.0)] if weighting == "none" else read_weights(text)
+    fragments = {"automatic1111": read_weights, "compel": read_compel}.get(weighting, _read_plain)(text)
     # The encoder sees fragments as words of their own.
     text = " ".join(fragment for fragment, _ in fragments)
-    weight_at = [weight for fragment, weight in fragments for _ in f"{fragment} "]
+    fragment_at = [number for number, (fragment, _) in enumerate(fragments) for _ in f"{fragment} "]
+    weak = [number for number, (_, weight) in enumerate(fragments) if weight < 1]
+    if weighting == "compel" and len(weak) > _MAX_WEAK:
+        reason = f"with at most {_MAX_WEAK} weights below 1 (it has {len(weak)})"
+        raise InvalidRequest("The prompt", text, reason)
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     added = tokenizer.added_tokens_encoder
     tokens = zip(encoding.tokens(), encoding["offset_mapping"], encoding.word_ids(), strict=True)
@@ -60,8 +76,16 @@ def split_prompt(text: str, tokenizer: Any, weighting: PromptWeights = "none") -
         end = _find_end(text, places, words, start, start + window)
         last = end == len(places)
         between = slice(places[start][0] if pieces else 0, None if last else places[end - 1][1])
-        weights = [weight_at[place[0]] for place in places[start:end]]
-        pieces.append(Piece(text[between], weights if any(weight != 1 for weight in weights) else None))
+        numbers = [fragment_at[place[0]] for place in places[start:end]]
+        weights = [fragments[number][1] for number in numbers]
+        if all(weight == 1 for weight in weights):
+            pieces.append(Piece(text[between]))
+        else:
+            their_tokens = (
+                [token for token, number in enumerate(numbers) if number == fragment] for fragment in weak
+            )
+            their_weights = (fragments[fragment][1] for fragment in weak)
+            pieces.append(Piece(text[between], weights, list(zip(their_weights, their_tokens, strict=True))))
         start = end
     return pieces
 
@@ -93,12 +117,64 @@ def read_weights(text: str) -> list[tuple[str, float]]:
     for bracket, factor in (("(", _EMPHASIS), ("[", 1 / _EMPHASIS)):
         for start in opened[bracket]:
             multiply(start, factor)
-    if (largest := max((abs(weight) for _, weight in found), default=0.0)) > _MAX_WEIGHT:
-        raise InvalidRequest(
-            "The prompt", text, f"without weights above {_MAX_WEIGHT:g} (one is {largest:g})"
-        )
-    groups = itertools.groupby(found, lambda one: round(one[1], 9))
-    return [("".join(fragment for fragment, _ in group), weight) for weight, group in groups] or [("", 1.0)]
+    return _merge(text, found)
+
+
+def read_compel(text: str) -> list[tuple[str, float]]:
+    """Return the text's fragments with their weights, as https://github.com/damian0815/compel writes them.
+
+    `word+` and `(some words)+` count 1.1 times as much, `word--` 0.81 times, and `(some words)1.3` as much as
+    is said; parentheses within each other multiply. Raises `InvalidRequest` for `.and()` and the like, and for
+    a weight that no image bears.
+    """
+    if (call := _CALL.search(text)) is not None:
+        raise InvalidRequest("The prompt", text, f"without .{call[1]}(): weights alone are supported")
+    found: list[tuple[str, float]] = []
+    opened: list[int] = []
+    for match in _COMPEL.finditer(text):
+        symbol = match[0]
+        if symbol == "(":
+            opened.append(len(found))
+            found.append((symbol, 1.0))
+        elif symbol[0] == ")" and opened:
+            start, factor = opened.pop(), _read_factor(match["by"])
+            # One that is never closed stays in the text.
+            found[start:] = [(fragment, weight * factor) for fragment, weight in found[start + 1 :]]
+        elif match["word"] is not None:
+            found.append((match["word"], _read_factor(match["sign"])))
+        elif match["quoted"] is not None:
+            found.append((match["quoted"], _read_factor(match["quoted_by"])))
+        else:
+            found.append((symbol[-1] if symbol[0] == "\\" else symbol, 1.0))
+    return _merge(text, found)
+
+
+def _read_factor(written: str | None) -> float:
+    if not written:
+        return 1.0
+    signs = {"+": 1.1, "-": 0.9}
+    return signs[written[0]] ** len(written) if written[0] in signs else float(written)
+
+
+def _read_plain(text: str) -> list[tuple[str, float]]:
+    return [(text, 1.0)]
+
+
+def _merge(text: str, found: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Join neighbours of one weight. Raises `InvalidRequest` for a weight that no image bears."""
+    merged: list[tuple[str, float]] = []
+    for fragment, weight in found:
+        if not -_MAX_WEIGHT <= weight <= _MAX_WEIGHT:
+            raise InvalidRequest(
+                "The prompt", text, f"without weights above {_MAX_WEIGHT:g} (one is {weight:g})"
+            )
+        weight = round(weight, 9)
+        # Space between words has no tokens, and no weight.
+        if merged and (fragment.isspace() or weight == merged[-1][1]):
+            merged[-1] = (merged[-1][0] + fragment, merged[-1][1])
+        else:
+            merged.append((fragment, weight))
+    return merged or [("", 1.0)]
 
 
 def _count_vectors(token: str, added: Container[str]) -> int:

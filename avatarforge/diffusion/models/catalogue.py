@@ -249,7 +249,7 @@ class Manifest(_Part):
     """How far guided predictions are brought back to the contrast of unguided ones: of use where the noise
     has zero SNR (https://arxiv.org/abs/2305.08891)."""
     prompt_weights: PromptWeights = "none"
-    """What brackets in prompts mean: nothing, or what they mean to AUTOMATIC1111."""
+    """What brackets and signs in prompts mean: nothing, or what they mean to AUTOMATIC1111 or compel."""
     embeddings: tuple[TextualInversion, ...] = ()
     """Words that prompts may use besides."""
     loras: tuple[Lora, ...] = ()
