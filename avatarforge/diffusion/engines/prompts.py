@@ -124,8 +124,8 @@ def read_compel(text: str) -> list[tuple[str, float]]:
     """Return the text's fragments with their weights, as https://github.com/damian0815/compel writes them.
 
     `word+` and `(some words)+` count 1.1 times as much, `word--` 0.81 times, and `(some words)1.3` as much as
-    is said; parentheses within each other multiply. Raises `InvalidRequest` for `.and()` and the like, and for
-    a weight that no image bears.
+    is said; parentheses within each other multiply. Raises `InvalidRequest` for `.and()` and the like, and
+    for a weight that no image bears.
     """
     if (call := _CALL.search(text)) is not None:
         raise InvalidRequest("The prompt", text, f"without .{call[1]}(): weights alone are supported")
