@@ -158,6 +158,9 @@ class ServedModelMessage(Message):
     since: Time
     load_seconds: float
     """The time of loading, with the first image."""
+    load_phases: dict[str, float]
+    """Its parts in seconds: `drain` of the model before (where memory does not hold both), `import` of the
+    libraries (for a replica's first model), `read`, `measure` and `first_image`."""
     dtype: str
     """Number format."""
 

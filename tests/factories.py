@@ -84,7 +84,7 @@ def a_model(name: str = "first", minute: int = 0, **changes: Any) -> ServedModel
         name=name,
         fingerprint="0123456789abcdef",
         since=NOON + timedelta(minutes=minute),
-        load_seconds=2.0,
+        load_phases={"read": 0.5, "measure": 1.0, "first_image": 0.5},
         dtype="float32",
         steps=20,
         strength=0.5,

@@ -229,7 +229,8 @@ def _format_facts(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         ),
     )
     yield "runs on", f"{facts['device']} in {facts['dtype']}, up to {facts['atOnce']} images at once"
-    yield "load", f"{seconds['load']:.1f} s, and {seconds['warm_up']:.1f} s to warm up"
+    phases = "{read:.1f} s to read, {measure:.1f} s to measure, {first_image:.1f} s for a first image"
+    yield "load", phases.format(**seconds)
     yield (
         "image",
         f"{seconds['image']:.2f} s for {facts['pixels']} x {facts['pixels']} pixels, "

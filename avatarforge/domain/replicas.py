@@ -37,8 +37,8 @@ class ServedModel:
     fingerprint: str
     """Of the manifest's content: it differs where a manifest was changed and kept its name."""
     since: datetime
-    load_seconds: float
-    """The time of loading, with the first image."""
+    load_phases: Mapping[str, float]
+    """The seconds of loading, from `drain` or `import` to `first_image`, in their order."""
     dtype: str
     steps: int
     strength: float
@@ -52,6 +52,10 @@ class ServedModel:
         """The pixels of a request's image, as a share of the default's: a step takes so much of its time."""
         width, height = parameters.size(self.size)
         return width * height / self.size**2
+
+    @property
+    def load_seconds(self) -> float:
+        return sum(self.load_phases.values())
 
     def steps_of(self, steps: int | None, strength: float | None) -> int:
         """The steps that are run for a request; `None` stands for the default."""

@@ -102,7 +102,7 @@ def test_checking_loads_the_model_and_tells_time_and_memory(tmp_path: Path) -> N
     assert facts["kind"].endswith("editing, predicts the image, zero SNR")
     assert facts["takes"]["fields"] == ["guidance", "negativePrompt", "imageGuidance"]
     assert "watercolor" in facts["takes"]["styles"]
-    assert set(facts["seconds"]) == {"load", "warm_up", "image"}
+    assert set(facts["seconds"]) == {"read", "measure", "first_image", "image"}
     assert all(seconds > 0 for seconds in facts["seconds"].values())
     assert facts["memory"]["bytes"] > 100_000_000
     with Image.open(tmp_path / "picture.png") as picture:

@@ -66,6 +66,7 @@ async def test_what_each_replica_serves_and_what_failed_is_told(rest: Rest) -> N
             "fingerprint": "0123456789abcdef",
             "since": "2026-05-17T12:00:00.123456Z",
             "loadSeconds": 2.0,
+            "loadPhases": {"read": 0.5, "measure": 1.0, "first_image": 0.5},
             "dtype": "float32",
         },
         "failure": {

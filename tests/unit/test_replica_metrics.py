@@ -17,7 +17,7 @@ MODEL = ServedModel(
     strength=0.6,
     guidance=5,
     size=512,
-    load_seconds=2.0,
+    load_phases={"read": 2.0},
 )
 FRESH = ReplicaReport(
     replica_id="a",

@@ -32,7 +32,8 @@ class LoadedModel:
     engine: Engine
     dtype: str
     seconds: Mapping[str, float]
-    """The time of starting: `load` (with imports not made before) and `warm_up`."""
+    """The time of starting by phase: `import` of the libraries, for the first model; `read` of the weights
+    onto the device; `measure`, with compilation; and `first_image`."""
     kind: str = ""
     """The checkpoint's architecture and training, in words."""
     strength_skips_steps: bool = True
@@ -46,10 +47,13 @@ class ModelLoader:
         self._settings = settings
         self._catalogue = Catalogue(settings.models_dir)
         self._engines: WeakSet[Engine] = WeakSet()
+        self._import_seconds = 0.0
 
     async def prepare(self) -> None:
         """Import what every model needs, in a thread; takes seconds, and can run before a model is known."""
+        began = perf_counter()
         await asyncio.to_thread(pipelines.import_libraries, self._settings.threads)
+        self._import_seconds = perf_counter() - began
 
     async def read_manifest(self, name: str) -> Manifest:
         """Read the manifest anew. Raises `ModelUnusable`."""
@@ -68,16 +72,19 @@ class ModelLoader:
         began = perf_counter()
         engine, dtype, kind = await asyncio.to_thread(self._load_engine, manifest)
         self._engines.add(engine)
-        loaded = perf_counter()
+        read = perf_counter()
         try:
             await engine.warm_up(manifest.size, manifest.defaults.guidance)
+            measured = perf_counter()
             await _generate_first_image(engine, manifest)
         except BaseException as error:
             await asyncio.to_thread(engine.close)
             if isinstance(error, Exception):
                 raise ModelUnusable(name, f"it makes no image ({error})") from error
             raise
-        seconds = {"load": loaded - began, "warm_up": perf_counter() - loaded}
+        seconds = {"read": read - began, "measure": measured - read, "first_image": perf_counter() - measured}
+        if self._import_seconds:
+            seconds, self._import_seconds = {"import": self._import_seconds, **seconds}, 0.0
         return LoadedModel(
             manifest=manifest,
             engine=engine,

@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import structlog
 
-from avatarforge.background import PeriodicTask
+from avatarforge.background import PeriodicTask, monotonic
 from avatarforge.diffusion.engines.torch_errors import find_device_loss, has_run_out_of_memory
 from avatarforge.diffusion.engines.watchdog import CHECK_INTERVAL_SECONDS
 from avatarforge.diffusion.models.catalogue import Manifest
@@ -231,8 +231,11 @@ class ModelManager:
         previous = self._serving.model.manifest
         log.warning("memory does not hold two models", serves=previous.name, next=manifest.name)
         try:
+            began = monotonic()
             await self._drain()
-            await self._activate(await self._loader.load(manifest))
+            seconds = {"drain": monotonic() - began}
+            model = await self._loader.load(manifest)
+            await self._activate(replace(model, seconds={**seconds, **model.seconds}))
         except Exception:
             await self._serve_instead(previous)
             raise

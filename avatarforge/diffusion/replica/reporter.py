@@ -109,7 +109,7 @@ def _describe_model(model: LoadedModel, since: datetime) -> ServedModel:
         name=manifest.name,
         fingerprint=manifest.fingerprint,
         since=since,
-        load_seconds=sum(model.seconds.values()),
+        load_phases=dict(model.seconds),
         dtype=model.dtype,
         steps=defaults.steps,
         strength=defaults.strength,
