@@ -25,6 +25,8 @@ LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 """What programs on this machine call it."""
 MESSAGE_BYTES = 4 * 1024 * 1024
 """Largest gRPC message; photos may come in several. gRPC refuses a larger one before it fills the memory."""
+SILENT_SECONDS = 4.0
+"""How long the start waits before it says for what."""
 READY_SECONDS = 600.0
 """A large checkpoint from a slow disk takes its time."""
 
@@ -44,11 +46,17 @@ class Instance:
 
 @contextmanager
 def run_locally(
-    settings: Settings, *, config: Config | None = None, grpc: bool = True, timings: Timings | None = None
+    settings: Settings,
+    *,
+    config: Config | None = None,
+    grpc: bool = True,
+    timings: Timings | None = None,
+    on_waiting: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Instance]:
     """Start AvatarForge, hand it out once `/readyz` says 200 and gRPC `SERVING`, and stop it at the end.
 
     The database is upgraded first. `config`, from `read_config`, is deployed instead of the settings alone.
+    `on_waiting` gets what keeps it from being ready, after some seconds and whenever that changes.
     Raises `ClusterError` and its like, `DataFolderInUse`, `DatabaseUnavailable`, `ShardCountChanged` where
     the database is of another number of shards, and `NoApiKeys` where keys are needed and there are none.
     """
@@ -57,12 +65,20 @@ def run_locally(
         # Before anything starts: without a key it would be in vain.
         _check_keys(settings)
 
-    def meanwhile() -> None:
+    def prepare_database() -> None:
         with timings.phase("upgrade the database"):
             from avatarforge.persistence.upgrade import upgrade
 
             upgrade(settings.database_url)
             _check_shard_count(settings)
+
+    if settings.database.url is not None:
+        # Before Ray, whose start cannot be cut short: a database elsewhere may refuse us, or not answer.
+        prepare_database()
+
+    def meanwhile() -> None:
+        if settings.database.url is None:
+            prepare_database()
         with timings.phase("import the application"):
             import avatarforge.app  # noqa: F401  # most of the time of building it
 
@@ -89,7 +105,7 @@ def run_locally(
         with timings.phase("deploy"):
             _deploy(settings, schema)
         with timings.phase("wait for /readyz"):
-            _wait_until_ready(cluster, settings)
+            _wait_until_ready(cluster, settings, on_waiting)
         yield Instance(
             url=cluster.url,
             grpc_address=cluster.grpc_address,
@@ -221,9 +237,9 @@ def _apply(schema: "ServeDeploySchema") -> None:
     client.deploy_apps(schema)  # as `serve run` does it
 
 
-def _wait_until_ready(cluster: LocalCluster, settings: Settings) -> None:
+def _wait_until_ready(cluster: LocalCluster, settings: Settings, on_waiting: Callable[[str], None]) -> None:
     deadline = time.monotonic() + READY_SECONDS
-    look_at = 0.0
+    look_at, tell_at, told = 0.0, time.monotonic() + SILENT_SECONDS, ""
     with httpx.Client(base_url=cluster.url, timeout=5, trust_env=False) as client:
         while time.monotonic() < deadline:
             if _answers(client) and _grpc_answers(cluster.grpc_address):
@@ -232,6 +248,9 @@ def _wait_until_ready(cluster: LocalCluster, settings: Settings) -> None:
                 cluster.check_serve()
                 _check_applications()
                 look_at = time.monotonic() + 1
+                if time.monotonic() >= tell_at and (waits_for := describe_waiting(client, settings)) != told:
+                    told = waits_for
+                    on_waiting(told)
             time.sleep(0.05)
     logs = settings.data_dir / "run" / "ray" / "session_latest" / "logs"
     raise ClusterError(f"AvatarForge was not ready within {READY_SECONDS:g} s. The logs are in {logs}.")
@@ -242,6 +261,38 @@ def _answers(client: httpx.Client) -> bool:
         return client.get("/readyz").status_code == httpx.codes.OK
     except httpx.TransportError:
         return False
+
+
+def describe_waiting(client: httpx.Client, settings: Settings) -> str:
+    """Return what is not ready yet, by `/readyz`, or by Serve as long as no replica answers."""
+    try:
+        parts = client.get("/readyz").json()["parts"]
+    except (httpx.TransportError, ValueError, KeyError):
+        from ray import serve
+
+        return "; ".join(
+            f"{name} is {deployment.status.lower()}" + (f": {message[0]}" if message else "")
+            for application in serve.status().applications.values()
+            for name, deployment in application.deployments.items()
+            if deployment.status != "HEALTHY"
+            for message in [deployment.message.strip().splitlines()]
+        )
+    details = {name: part["detail"] for name, part in parts.items() if not part["ok"]}
+    if "storage" in details:
+        # Strangers are not told the reason; whoever starts us is.
+        details["storage"] = _find_storage_fault(settings) or details["storage"]
+    return "; ".join(f"{name}: {detail}" for name, detail in details.items())
+
+
+def _find_storage_fault(settings: Settings) -> str | None:
+    from avatarforge.domain.errors import Unavailable
+    from avatarforge.storage import open_storage
+
+    try:
+        open_storage(settings).check()
+    except Unavailable as error:
+        return error.reason
+    return None
 
 
 def _grpc_answers(address: str | None) -> bool:

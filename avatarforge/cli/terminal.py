@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from avatarforge.domain.errors import FormattedError, ShardCountChanged, Unavailable
+from avatarforge.domain.errors import DatabaseUnavailable, FormattedError, ShardCountChanged, Unavailable
 from avatarforge.settings import SettingsError
 
 out = Console(soft_wrap=True)
@@ -65,6 +65,8 @@ def report_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 def _format_error(error: Exception) -> str:
     """Return the error's message; that of an outage is for clients and leaves the reason out."""
+    if isinstance(error, DatabaseUnavailable) and error.defect:
+        return f"The database refuses us: {error.reason}. `avatarforge doctor` shows more."
     if isinstance(error, Unavailable) and not isinstance(error, ShardCountChanged):
         return f"The {error.part} does not answer: {error.reason}. `avatarforge doctor` shows more."
     return str(error)

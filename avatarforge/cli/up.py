@@ -77,10 +77,17 @@ def start(config: Path | None, options: dict[str, str], *, grpc: bool = True) ->
         open_content_credentials(settings.provenance)
         with (
             err.status("Starting AvatarForge …") as line,
-            run_locally(settings, config=parsed, grpc=grpc, timings=timings) as instance,
+            run_locally(
+                settings, config=parsed, grpc=grpc, timings=timings, on_waiting=_print_waiting
+            ) as instance,
         ):
             line.stop()
             yield instance
+
+
+def _print_waiting(what: str) -> None:
+    what = what or "all parts are there, and not all of them answer"
+    err.print(f"Waiting: {escape(what)}", highlight=False)
 
 
 @contextmanager

@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
-from sqlalchemy import make_url, text
+from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from avatarforge.diagnosis.findings import Finding, State, make_failure, one_line
 from avatarforge.domain.errors import AvatarForgeError, DatabaseUnavailable, Unavailable
 from avatarforge.persistence.api_keys import ApiKeyRepository
-from avatarforge.persistence.database import begin_read, is_sqlite, open_engine, read_clock
+from avatarforge.persistence.database import begin_read, is_sqlite, open_engine, parse_url, read_clock
 from avatarforge.persistence.upgrade import current, latest
 from avatarforge.settings import Settings, SettingsError
 from avatarforge.storage import open_storage
@@ -32,7 +32,7 @@ def check_database(settings: Settings) -> Finding:
     if (absent := _absent_file(settings)) is not None:
         return absent
     try:
-        url = make_url(settings.database_url)
+        url = parse_url(settings.database_url)
         shown = url.render_as_string(hide_password=True)
         engine = open_engine(settings.database, settings.database_url)
     except (SettingsError, SQLAlchemyError) as error:
@@ -63,7 +63,7 @@ def check_database(settings: Settings) -> Finding:
 def check_server(settings: Settings) -> Finding:
     """Look at the settings of MariaDB's server on which our promises rest, and at its clock."""
     try:
-        if settings.database.url is None or is_sqlite(make_url(settings.database_url)):
+        if settings.database.url is None or is_sqlite(parse_url(settings.database_url)):
             return Finding(State.ABSENT, "SQLite has none")
         engine = open_engine(settings.database, settings.database_url)
     except (SettingsError, SQLAlchemyError) as error:

@@ -1,7 +1,10 @@
 """Connections to MariaDB and SQLite, and one name for the many ways in which they do not answer."""
 
 import asyncio
+import difflib
+import inspect
 import json
+import os
 import socket
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
@@ -44,7 +47,7 @@ def open_engine(settings: DatabaseSettings, url: str) -> Engine:
 
     Raises `SettingsError` for a URL of another kind, and for a file of passwords that cannot be read.
     """
-    parsed = _parse(url)
+    parsed = parse_url(url)
     options: dict[str, Any] = {
         "echo": settings.echo,
         # Parameters hold prompts and callback URLs: they reach logs only where SQL logging is asked for.
@@ -300,14 +303,37 @@ def _sqlite_engine(settings: DatabaseSettings, url: URL, options: dict[str, Any]
     return engine
 
 
-def _parse(url: str) -> URL:
+def parse_url(url: str) -> URL:
+    """Return the database's URL in its parts. Raises `SettingsError` for one that we cannot use."""
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
-        raise SettingsError("The database URL cannot be read.") from error
-    if is_sqlite(parsed) or parsed.drivername in ("mysql+pymysql", "mariadb+pymysql"):
+    except (ArgumentError, ValueError) as error:
+        raise SettingsError(f"{_SETTING} cannot be read. It is such as {_EXAMPLE}.") from error
+    if is_sqlite(parsed):
         return parsed
-    raise SettingsError(
-        f"The database URL begins with {parsed.drivername!r}, "
-        "but it must begin with 'sqlite' or 'mysql+pymysql'."
-    )
+    if parsed.drivername not in ("mysql+pymysql", "mariadb+pymysql"):
+        raise SettingsError(
+            f"The database URL begins with {parsed.drivername!r}, "
+            "but it must begin with 'sqlite' or 'mysql+pymysql'."
+        )
+    if not parsed.database:
+        raise SettingsError(f"{_SETTING} names no database. It is such as {_EXAMPLE}.")
+    for name in parsed.query:
+        if name not in _OPTIONS:
+            near = difflib.get_close_matches(name, _OPTIONS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise SettingsError(f"{_SETTING} has the option {name!r}, which the driver does not know.{hint}")
+    for name in ("ssl_ca", "ssl_cert", "ssl_key"):
+        path = parsed.query.get(name)
+        if isinstance(path, str) and not os.access(path, os.R_OK):
+            raise SettingsError(f"{_SETTING} has {name}={path}, a file that is not there or cannot be read.")
+    return parsed
+
+
+_SETTING = "The database URL (AVATARFORGE_DATABASE_URL)"
+_EXAMPLE = "mysql+pymysql://user:password@host/name"
+_OPTIONS = frozenset(inspect.signature(pymysql.connections.Connection).parameters) | {
+    _PASSWORD_FILE,
+    # Those that SQLAlchemy turns into the driver's `ssl`.
+    *("ssl_capath", "ssl_cipher", "ssl_check_hostname"),
+}

@@ -14,7 +14,14 @@ from sqlalchemy import Connection, Engine, func, make_url, select
 
 from avatarforge.domain.errors import DatabaseUnavailable
 from avatarforge.package_data import package_data
-from avatarforge.persistence.database import begin_read, begin_write, is_sqlite, open_engine, translate_errors
+from avatarforge.persistence.database import (
+    begin_read,
+    begin_write,
+    is_sqlite,
+    open_engine,
+    parse_url,
+    translate_errors,
+)
 from avatarforge.settings import DatabaseSettings
 
 _MIGRATION_SECONDS = 3600
@@ -52,7 +59,7 @@ def latest() -> str:
 
 @contextmanager
 def _engine(url: str, patience: float) -> Iterator[Engine]:
-    if is_sqlite(make_url(url)):
+    if is_sqlite(parse_url(url)):
         settings = DatabaseSettings.model_validate({"read_timeout": patience})
         _make_private_file(url)
     else:

@@ -1,5 +1,6 @@
 """A database that dies, hangs, is full or busy is `DatabaseUnavailable` in bounded time, and works after."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,9 @@ import pymysql
 import pytest
 from sqlalchemy import Connection, Engine, event, make_url, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, OperationalError
+from typer.testing import CliRunner
 
+from avatarforge.cli import app
 from avatarforge.domain.errors import DatabaseUnavailable
 from avatarforge.persistence import JobRepository, open_engine
 from avatarforge.persistence.database import begin_read, translate_errors
@@ -111,6 +114,23 @@ def test_a_password_is_rotated_in_its_file_while_connections_are_used(
         assert refused.value.defect == 1045
     finally:
         records.close()
+
+
+@pytest.mark.parametrize(
+    ("user", "name", "told"),
+    [("nobody", "absent", "1045"), (USER, "absent", "1049"), ("poor", "absent", "1044")],
+)
+def test_commands_tell_in_one_sentence_how_the_server_refuses(
+    server: MariaDbServer, user: str, name: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.run(f"CREATE OR REPLACE USER poor@'%' IDENTIFIED BY '{PASSWORD}'")
+    url = f"mysql+pymysql://{user}:{PASSWORD}@127.0.0.1:{server.port}/{name}"
+    monkeypatch.setenv("AVATARFORGE_DATABASE_URL", url)
+    monkeypatch.setenv("COLUMNS", "300")
+    for command in (["db", "current"], ["db", "upgrade"], ["keys", "list"]):
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 1
+        assert re.fullmatch(rf"Error: The database refuses us: \({told}, .*\n", result.stderr), result.stderr
 
 
 def test_a_file_of_passwords_that_cannot_be_used_is_told_with_the_setting(tmp_path: Path) -> None:

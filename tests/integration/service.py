@@ -74,6 +74,10 @@ class AbsentFolder(FolderStorage):
 
     away = False
 
+    def check(self) -> None:
+        self._answer()
+        super().check()
+
     def put(self, key: str, content: BinaryIO, media_type: str) -> None:
         self._answer()
         super().put(key, content, media_type)

@@ -214,3 +214,29 @@ def test_before_and_after_stand_side_by_side(tmp_path: Path) -> None:
         assert both.getpixel((32 + 256, 32 + 256)) == (30, 200, 30)
         assert both.getpixel((1120 - 32 - 256, 32 + 256)) == (200, 30, 30)
         assert both.getpixel((2, 2)) == both.getpixel((1117, 629))
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("mysql", "cannot be read. It is such as mysql+pymysql://user:password@host/name"),
+        ("mysql+pymysql://forge:secret@db:port/name", "cannot be read"),
+        ("mysql+pymysql://forge:secret@db", "names no database"),
+        ("mysql+pymysql://forge:secret@db/name?conect_timeout=3", "Did you mean 'connect_timeout'?"),
+        ("mysql+pymysql://forge:secret@db/name?ssl_ca=/absent.pem", "ssl_ca=/absent.pem, a file that is not"),
+        ("mysql+pymysql://forge:secret@127.0.0.1:1/name", "does not answer: (2003"),
+        ("postgresql://forge:secret@db/name", "must begin with 'sqlite' or 'mysql+pymysql'"),
+    ],
+)
+@pytest.mark.parametrize(
+    "command", [["db", "current"], ["db", "upgrade"], ["keys", "list"], ["jobs", "trace", "x"]]
+)
+def test_a_database_that_cannot_be_used_is_one_sentence(
+    command: list[str], url: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AVATARFORGE_DATABASE_URL", url)
+    monkeypatch.setenv("COLUMNS", "300")
+    result = CliRunner().invoke(app, command)
+    assert (result.exit_code, told in result.stderr) == (1, True), result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert "secret" not in result.stderr
