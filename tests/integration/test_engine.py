@@ -7,6 +7,7 @@ from contextlib import aclosing
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -387,6 +388,22 @@ def test_a_manifests_samplers_are_told_apart_whatever_the_models_own_is(tmp_path
         "UniPC": ("UniPCMultistepScheduler", False, "dpmsolver++"),
     }
     assert made["DPM++ 2M Karras"] is pipeline.scheduler
+
+
+def test_distilled_models_may_have_the_samplers_of_others(tmp_path: Path) -> None:
+    import diffusers
+
+    manifest = described(tmp_path, folder="unused").model_copy(update={"samplers": ("LCM", "TCD")})
+    made = pipelines.create_schedulers(manifest, tiny("sd-epsilon"))
+    assert {name: type(one).__name__ for name, one in made.items()} == {
+        "LCM": "LCMScheduler",
+        "TCD": "TCDScheduler",
+    }
+    manifest = manifest.model_copy(update={"scheduler": "lcm", "samplers": ("DDIM",)})
+    found = pipelines.create_schedulers(manifest, SimpleNamespace(scheduler=made["LCM"]))
+    assert type(found["DDIM"]) is diffusers.DDIMScheduler
+    with pytest.raises(ModelUnusable, match="cannot use the sampler 'DDIM'"):
+        pipelines.create_schedulers(manifest, SimpleNamespace(scheduler=diffusers.DDIMInverseScheduler()))
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -134,9 +134,9 @@ class Defaults(_Part):
     negative_prompt: str = ""
 
 
-SchedulerName = Literal["ddim", "euler", "euler-ancestral", "dpm++-2m-karras", "unipc", "lcm"]
+SchedulerName = Literal["ddim", "euler", "euler-ancestral", "dpm++-2m-karras", "unipc", "lcm", "tcd"]
 SamplerName = Literal[
-    "DDIM", "Euler", "Euler a", "Heun", "DPM++ 2M Karras", "DPM++ 2M SDE Karras", "UniPC", "LCM"
+    "DDIM", "Euler", "Euler a", "Heun", "DPM++ 2M Karras", "DPM++ 2M SDE Karras", "UniPC", "LCM", "TCD"
 ]
 """What a request may ask for, by AUTOMATIC1111's names of sampler and noise schedule."""
 
@@ -147,6 +147,7 @@ _SAMPLERS: Mapping[SchedulerName, SamplerName] = {
     "dpm++-2m-karras": "DPM++ 2M Karras",
     "unipc": "UniPC",
     "lcm": "LCM",
+    "tcd": "TCD",
 }
 
 

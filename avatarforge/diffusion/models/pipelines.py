@@ -48,6 +48,7 @@ _SCHEDULERS: Mapping[SamplerName, tuple[str, Mapping[str, Any]]] = {
     ),
     "UniPC": ("UniPCMultistepScheduler", {"use_karras_sigmas": False}),
     "LCM": ("LCMScheduler", {"clip_sample": False}),
+    "TCD": ("TCDScheduler", {"clip_sample": False}),
 }
 
 
@@ -249,6 +250,9 @@ def create_schedulers(manifest: Manifest, pipeline: Any) -> dict[str, Any]:
 
     Raises `ModelUnusable` for one that the pipeline cannot use.
     """
+    listed: Any = importlib.import_module("diffusers.schedulers").KarrasDiffusionSchedulers
+    # Distilled models know the same noise, though diffusers does not list their schedulers.
+    alike = {*(each.name for each in listed), "LCMScheduler", "TCDScheduler"}
     schedulers: dict[str, Any] = {}
     for name in manifest.sampler_names:
         own, kind = pipeline.scheduler, type(pipeline).__name__
@@ -257,7 +261,7 @@ def create_schedulers(manifest: Manifest, pipeline: Any) -> dict[str, Any]:
             continue
         schedulers[name] = _create_scheduler(manifest.name, name, own)
         # Latent consistency models have a call that only their own scheduler understands.
-        if kind.startswith("LatentConsistency") or type(schedulers[name]) not in own.compatibles:
+        if kind.startswith("LatentConsistency") or type(own).__name__ not in alike:
             raise ModelUnusable(
                 manifest.name, f"{kind} cannot use the sampler {name!r} in its manifest's `samplers`"
             )
