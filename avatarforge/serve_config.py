@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from avatarforge.actors import USER_CONFIGS, describe_unknown, describe_unknown_keys
 from avatarforge.cluster import ClusterError
 from avatarforge.settings import ScalingSettings, Settings
 
@@ -21,12 +22,6 @@ Config = dict[str, Any]
 """What a Serve config file holds."""
 
 BUILDER = "avatarforge.app:build"
-USER_CONFIGS: Mapping[str, Collection[str]] = {
-    "Ingress": ("model", "revision", "scaling"),
-    "StableDiffusion": ("model", "revision"),
-    "RemoteStableDiffusion": ("model", "revision"),
-}
-"""Our deployments, and what each reads of its `user_config`."""
 
 
 def read_config(path: Path) -> Config:
@@ -86,7 +81,7 @@ def _find_unknown(value: object, model: type[BaseModel], path: str) -> Iterator[
             here = f"{path}.{name}".lstrip(".")
             field = model.model_fields.get(name)
             if field is None:
-                yield _name_unknown(here, name, model.model_fields)
+                yield describe_unknown(here, name, model.model_fields)
             elif (inner := _find_model(field.annotation)) is not None:
                 yield from _find_unknown(below, inner, here)
 
@@ -97,23 +92,15 @@ def _find_model(annotation: Any) -> type[BaseModel] | None:
     return next((found for part in get_args(annotation) if (found := _find_model(part)) is not None), None)
 
 
-def _name_unknown(path: str, name: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(sorted(known))}."
-    return f"Nothing reads {path!r}. {hint}"
-
-
 def _check_deployments(deployments: Collection[Mapping[str, Any]], scaling: ScalingSettings) -> None:
     for deployment in deployments:
         name = deployment["name"]
-        known = USER_CONFIGS.get(name)
-        if known is None:
-            raise ClusterError(_name_unknown(f"deployments.{name}", name, USER_CONFIGS))
+        if name not in USER_CONFIGS:
+            raise ClusterError(describe_unknown(f"deployments.{name}", name, USER_CONFIGS))
         user_config = deployment.get("user_config") or {}
         path = f"deployments.{name}.user_config"
-        for key in user_config:
-            if key not in known:
-                raise ClusterError(_name_unknown(f"{path}.{key}", key, known))
+        for unknown in describe_unknown_keys(name, user_config):
+            raise ClusterError(unknown)
         if (targets := user_config.get("scaling")) is not None:
             _check_targets(targets, scaling, f"{path}.scaling")
 
@@ -123,7 +110,7 @@ def _check_targets(targets: object, scaling: ScalingSettings, path: str) -> None
         raise ClusterError(f"{path} is {targets!r}, but it holds settings of the group `scaling`, by names.")
     for name in targets:
         if name not in ScalingSettings.model_fields:
-            raise ClusterError(_name_unknown(f"{path}.{name}", name, ScalingSettings.model_fields))
+            raise ClusterError(describe_unknown(f"{path}.{name}", name, ScalingSettings.model_fields))
     try:
         ScalingSettings.model_validate({**scaling.model_dump(), **targets})
     except ValidationError as error:

@@ -10,6 +10,7 @@ from ray import serve
 from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
 
 from avatarforge.access.authorizer import create_authorizer
+from avatarforge.actors import INGRESS_DEPLOYMENT
 from avatarforge.diffusion.models.catalogue import Catalogue
 from avatarforge.domain.errors import DatabaseUnavailable
 from avatarforge.ingress.app import create_api
@@ -23,7 +24,7 @@ from avatarforge.persistence.deliveries import DeliveryRepository
 from avatarforge.persistence.jobs import JobRepository
 from avatarforge.storage import open_storage
 from avatarforge.storage.metered import MeteredStorage
-from avatarforge.telemetry.logs import set_up_process
+from avatarforge.telemetry.logs import set_up_process, warn_of_unknown_keys
 from avatarforge.telemetry.registry import MetricsRegistry
 from avatarforge.tracker.actor_handle import find_tracker, get_or_start_tracker
 from avatarforge.tracker.client import TrackerClient
@@ -69,6 +70,7 @@ class Ingress(JobMethods, HealthMethods):
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Which model's styles and defaults count: the one that the replicas are told to serve; and what
         autoscaling aims at."""
+        warn_of_unknown_keys(INGRESS_DEPLOYMENT, user_config)
         if (model := user_config.get("model")) is not None:
             self._photos.model.set_desired(str(model))
         if (targets := user_config.get("scaling")) is not None:

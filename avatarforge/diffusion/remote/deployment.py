@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 
+from avatarforge.actors import REMOTE_DEPLOYMENT
 from avatarforge.diffusion.models.catalogue import Catalogue, Manifest
 from avatarforge.diffusion.remote.breaker import CircuitBreaker
 from avatarforge.diffusion.remote.client import RemoteServer
@@ -19,7 +20,7 @@ from avatarforge.domain.generations import GenerationFinished, GenerationTask, G
 from avatarforge.domain.replicas import ReplicaReport, ReplicaState
 from avatarforge.imaging.provenance import open_content_credentials
 from avatarforge.storage import open_storage
-from avatarforge.telemetry.logs import set_up_process
+from avatarforge.telemetry.logs import set_up_process, warn_of_unknown_keys
 
 log = structlog.get_logger(__name__)
 
@@ -70,6 +71,7 @@ class RemoteStableDiffusion:
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Set the model whose styles and defaults apply."""
+        warn_of_unknown_keys(REMOTE_DEPLOYMENT, user_config)
         if (model := user_config.get("model")) is not None:
             self._manifest.name = str(model)
 

@@ -6,6 +6,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
+from avatarforge.actors import DEPLOYMENT
 from avatarforge.diffusion.models.loader import ModelLoader
 from avatarforge.diffusion.models.manager import ModelManager
 from avatarforge.diffusion.replica.draining import DrainMonitor, ServeInternals
@@ -14,7 +15,7 @@ from avatarforge.diffusion.replica.task_worker import GenerationWorker
 from avatarforge.domain.generations import GenerationTask, GenerationUpdate
 from avatarforge.imaging.provenance import open_content_credentials
 from avatarforge.storage import open_storage
-from avatarforge.telemetry.logs import set_up_process
+from avatarforge.telemetry.logs import set_up_process, warn_of_unknown_keys
 
 
 class StableDiffusion:
@@ -50,6 +51,7 @@ class StableDiffusion:
         Serve stops a replica whose `reconfigure` raises, so a name that makes no sense is recorded as a model
         that cannot be loaded.
         """
+        warn_of_unknown_keys(DEPLOYMENT, user_config)
         if (model := user_config.get("model")) is not None:
             self._models.set_desired(str(model))
 
