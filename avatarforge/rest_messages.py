@@ -228,6 +228,15 @@ class StyleList(Message):
     styles: tuple[StyleMessage, ...]
 
 
+class AboutMessage(Message):
+    """What becomes of photos that are sent to this server."""
+
+    job_retention_days: float | None
+    """Days after its upload at which a job is erased, with photo and avatar; null: when somebody asks."""
+    terms_url: str | None
+    """Address of the terms of whoever runs the server."""
+
+
 class KeyMessage(Message):
     """The scope of a key."""
 

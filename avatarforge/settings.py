@@ -56,6 +56,8 @@ class HttpSettings(Group):
     sdapi: bool = False
     """Answer AUTOMATIC1111's API under `/sdapi/v1` too, so that its clients can use this service. Where keys
     are required they send one as the password of HTTP basic authentication."""
+    terms_url: str = Field("", pattern=r"^(https?://\S+)?$")
+    """Address of your terms, an `http` or `https` URL, which the studio names where a photo is chosen."""
 
     @field_validator("trusted_proxies")
     @classmethod

@@ -75,6 +75,7 @@ HTTP: Mapping[str, Mapping[str, Permission]] = {
     "/models": {"GET": Permission.KEY},
     "/styles": {"GET": Permission.KEY},
     "/metrics": {"GET": Permission.SCRAPE},
+    "/about": {"GET": Permission.PUBLIC},
     "/healthz": {"GET": Permission.PUBLIC},
     "/readyz": {"GET": Permission.PUBLIC},
     "/": {"GET": Permission.PUBLIC},

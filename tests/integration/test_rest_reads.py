@@ -221,3 +221,7 @@ async def test_without_keys_everybody_may_do_everything(rest: Rest) -> None:
     told = (await rest.client.get("/keys/self")).json()
     nobody = {"keyId": None, "name": None, "expiresAt": None}
     assert told == {**nobody, "customers": ["*"], "isAdmin": True}
+
+
+async def test_the_service_tells_how_long_photos_are_kept(rest: Rest) -> None:
+    assert (await rest.client.get("/about")).json() == {"jobRetentionDays": None, "termsUrl": None}

@@ -664,3 +664,55 @@ async def test_it_comes_back_after_the_server_restarted_and_says_so(
             await expect(page.locator(".card[data-state=DONE]")).to_have_count(1)
     finally:
         await page_of.__aexit__(None, None, None)
+
+
+async def test_whoever_looks_elsewhere_is_told(service: Service, page: Page) -> None:
+    await page.context.grant_permissions(["notifications"])
+    await page.evaluate(
+        """() => {
+          window.shown = [];
+          const Real = Notification;
+          window.Notification = class extends Real {
+            constructor(title, options) { super(title, options); shown.push([title, options.body]); }
+          };
+        }"""
+    )
+    puppet = service.puppet()
+    await page.set_input_files("#photo", PORTRAIT)
+    await page.check("[name=style][value=neon]")
+    await page.click("#forge")
+    await job_shown(page)
+    icon = page.locator("link[rel=icon]")
+    plain = await icon.get_attribute("href") or ""
+    assert plain.endswith("mark.svg")
+    puppet.step(5, 20)
+    await expect(page).to_have_title("25 % · Studio · AvatarForge")
+    await expect(icon).to_have_attribute("href", re.compile("^data:image/png"))
+    await page.click("text=Tell me when it is done")
+    await expect(page.locator(".toast")).to_have_text("You will be told when it is done.")
+
+    hide = "hidden => Object.defineProperty(document, 'hidden', { value: hidden, configurable: true })"
+    await page.evaluate(hide, True)
+    puppet.finish()
+    await expect(page).to_have_title("✓ Studio · AvatarForge")
+    [[title, text]] = await page.evaluate("shown")
+    assert title.startswith("Neon of ")
+    assert text == "The avatar is done."
+    await page.evaluate(hide, False)
+    await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    await expect(page).to_have_title("Studio · AvatarForge")
+    await expect(icon).to_have_attribute("href", re.compile(f"{plain}$"))
+
+
+async def test_where_a_photo_is_chosen_the_page_says_how_long_it_is_kept(
+    tmp_path: Path, browser: Browser
+) -> None:
+    settings = {"tracker": {"job_retention_days": 30}, "http": {"terms_url": "https://example.org/terms"}}
+    async with running_service(tmp_path, **settings) as service, opened(browser, service.url) as page:
+        consent = page.locator("#consent")
+        await expect(consent).to_contain_text(
+            "Only photos of people who agree to it. Photo and avatar are kept"
+        )
+        await expect(consent).to_contain_text("for 30 days, or until you erase them")
+        await expect(consent.locator("a")).to_have_attribute("href", "https://example.org/terms")
+        assert await grave_findings(page) == []

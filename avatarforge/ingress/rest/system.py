@@ -45,6 +45,18 @@ async def list_styles(request: Request) -> Response:
     )
 
 
+@router.get("/about", response_model=rest_messages.AboutMessage, tags=["health"])
+async def get_about(request: Request) -> Response:
+    """Tell what becomes of photos: how long they are kept, and whose terms hold."""
+    settings = get_service(request).settings
+    return json_response(
+        rest_messages.AboutMessage(
+            job_retention_days=settings.tracker.job_retention_days or None,
+            terms_url=settings.http.terms_url or None,
+        )
+    )
+
+
 @router.get("/healthz", response_model=responses.Alive, tags=["health"])
 async def check_health() -> Response:
     """Tell that this process lives."""

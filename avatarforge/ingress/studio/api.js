@@ -93,6 +93,7 @@ export const status = (customer, jobId) => json(`${of(customer)}/photos/${encode
 export const cancel = (job) => json(`${photo(job)}/cancel`, { method: "POST" });
 export const retry = (job) => json(`${photo(job)}/retry`, { method: "POST" });
 export const erase = (job) => call(photo(job), { method: "DELETE" });
+export const about = () => json("/about");
 export const ownKey = () => json("/keys/self");
 export const customers = () => json("/customers?limit=200");
 export const styles = () => json("/styles");

@@ -1,6 +1,7 @@
 // Beside a job on the stage: how it came about, and what can be done with it.
 
 import * as api from "./api.js";
+import { notifyButton } from "./away.js";
 import { ask } from "./dialogs.js";
 import { $, button, h, replace } from "./dom.js";
 import { duration, number, t } from "./i18n.js";
@@ -33,14 +34,15 @@ export function drawFacts(job) {
       badge(job),
     ),
     job.error && h("p.error", {}, job.error.message),
-    h("div.actions", {}, actions(job)),
+    h("div.actions", {}, actions(job, true)),
     otherStyles(job),
     h("dl", {}, rows(job)),
     timings(job),
   );
 }
 
-export function actions(job) {
+// `alone`: the job has the view for itself.
+export function actions(job, alone = false) {
   const act = (look, symbol, text, work) =>
     button(look, symbol, text, () => attempt(() => work(job)), {
       "data-key": `${text} ${job.jobId}`,
@@ -50,6 +52,7 @@ export function actions(job) {
     job.status === "DONE" && act("primary", "download", t("download"), save),
     job.isTerminal && job.status !== "DONE" && act("primary", "retry", t("retry"), again),
     !job.isTerminal && act("secondary", "close", t("cancel"), cancel),
+    !job.isTerminal && alone && notifyButton(),
     job.isTerminal && act("secondary", "again", t("remix"), remixed),
     job.isTerminal && act("plain.danger", "erase", t("erase"), erase),
   ].filter(Boolean);

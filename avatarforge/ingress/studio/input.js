@@ -1,7 +1,8 @@
 // How a photo comes in: chosen, dropped, pasted, or taken with the camera.
 
+import * as api from "./api.js";
 import { $, button, h, icon } from "./dom.js";
-import { t } from "./i18n.js";
+import { number, t } from "./i18n.js";
 import { takePhoto } from "./camera.js";
 import { choose } from "./photo.js";
 import { drawing } from "./styles.js";
@@ -11,6 +12,21 @@ const FAN = ["pencil-sketch", "watercolor", "neon"];
 const TAKEN =
   "image/jpeg,image/png,image/webp,image/gif,image/heic,image/heif,image/avif,image/tiff,image/bmp,.heic,.heif";
 const hasCamera = () => Boolean(navigator.mediaDevices?.getUserMedia);
+
+let about = null; // what the server says of photos
+
+export async function loadAbout() {
+  about = await api.about();
+  $("#consent")?.replaceChildren(...consent());
+}
+
+function consent() {
+  if (!about) return [];
+  const days = about.jobRetentionDays;
+  const kept = days ? t("keptFor", { days: number(days, days % 1 ? 1 : 0) }) : t("keptOn");
+  const terms = h("a", { href: about.termsUrl, target: "_blank", rel: "noopener" }, t("terms"));
+  return [`${t("consent")} ${kept} `, about.termsUrl && terms].filter(Boolean);
+}
 
 // What the empty stage shows.
 export function invitation() {
@@ -37,8 +53,9 @@ export function invitation() {
       {},
       input,
       h("label.primary", { for: "photo" }, icon("photo"), h("span", {}, t("choosePhoto"))),
-      hasCamera() && button("secondary", "camera", t("takePhoto"), takeOne),
+      hasCamera() && button("secondary", "camera", t("takePhoto"), takeOne, { "data-key": "camera" }),
     ),
+    h("p.consent", { id: "consent" }, consent()),
   );
 }
 

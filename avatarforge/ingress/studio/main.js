@@ -1,13 +1,14 @@
 // Puts the parts together: which view is shown, and what is drawn again when something changes.
 
 import * as api from "./api.js";
+import { drawTab, tellEnd } from "./away.js";
 import { identify, showCustomer, startCustomer } from "./customer.js";
 import { $, $$ } from "./dom.js";
 import { drawFacts } from "./facts.js";
 import { showFrame } from "./framing.js";
 import { drawGallery, drawStrip } from "./gallery.js";
 import { onLanguage, otherLanguage, setLanguage, t, translatePage } from "./i18n.js";
-import { startInput } from "./input.js";
+import { loadAbout, startInput } from "./input.js";
 import * as jobs from "./jobs.js";
 import { refreshModels } from "./models.js";
 import { look, onPhoto, photo, restorePhoto } from "./photo.js";
@@ -77,7 +78,7 @@ function arrive() {
 // --- drawing ---
 
 function draw() {
-  document.title = `${t(view)} · AvatarForge`;
+  drawTab(t(view));
   $("#parameters").hidden = Boolean(jobId);
   $("#facts").hidden = !jobId;
   drawQueueCount();
@@ -115,7 +116,9 @@ let pressed = false;
 function soon() {
   if (due || pressed) return;
   due = true;
-  requestAnimationFrame(() => {
+  // A page that is not looked at gets no frames, and has a title all the same.
+  const later = document.hidden ? setTimeout : requestAnimationFrame;
+  later(() => {
     due = false;
     draw();
   });
@@ -131,7 +134,9 @@ async function askQueue() {
 function onJob({ job, before, erased }) {
   if (job && before && job.status !== before.status && job.status !== "PENDING") {
     const reason = job.error?.message ?? "";
-    say(t(`said_${job.status}`, { reason }));
+    const text = t(`said_${job.status}`, { reason });
+    say(text);
+    if (job.isTerminal) tellEnd(job, text);
   }
   if (erased && erased === jobId) location.hash = "#/gallery";
   soon();
@@ -178,6 +183,7 @@ async function begin() {
   jobs.follow();
   persist(() => jobs.load(), isWanted);
   persist(loadStyles, isWanted);
+  persist(loadAbout, isWanted);
   if (photo.place === "unknown") look();
   route();
 }
@@ -209,6 +215,7 @@ onLanguage(() => {
   attempt(loadStyles);
   route();
 });
+document.addEventListener("visibilitychange", soon);
 addEventListener("pointerdown", () => (pressed = true));
 for (const end of ["pointerup", "pointercancel"]) {
   addEventListener(end, () => {
