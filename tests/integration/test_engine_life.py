@@ -501,3 +501,26 @@ async def test_a_picture_in_the_making_is_shown_at_most_four_times_a_second() ->
     expected = np.asarray(result.image.resize((16, 16), Image.Resampling.BOX), float)
     shown = np.asarray(last.convert("RGB").resize((16, 16), Image.Resampling.BOX), float)
     assert np.corrcoef(expected.ravel(), shown.ravel())[0, 1] > 0.8
+
+
+async def test_no_step_waits_for_a_safety_checker(pipeline: Any) -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    class Slow(type(pipeline)):  # type: ignore[misc]  # a class that is only known here
+        def run_safety_checker(self, image: Any, *_: Any) -> Any:
+            if not entered.is_set():
+                entered.set()
+                leave.wait(60)
+            return image, [False]
+
+    slow = Slow(**pipeline.components, requires_safety_checker=False)
+    with engine_of(slow) as engine:
+        try:
+            first = asyncio.create_task(picture_of(engine, SHORT))
+            await wait_until(entered.is_set)
+            async with asyncio.timeout(30):
+                await picture_of(engine, replace(SHORT, seed=2))
+            assert not first.done()
+        finally:
+            leave.set()
+        assert (await first).size == SHORT.image.size

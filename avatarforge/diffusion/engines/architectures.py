@@ -310,10 +310,18 @@ class Architecture:
         assert isinstance(latents, Tensor)
         return latents.to(self.dtype)
 
-    def decode(self, latents: Tensor) -> tuple[Tensor, list[bool]]:
-        """Return (B, 3, H, W) in -1 to 1, and for each image whether the safety checker withholds it."""
-        pixels = self._pipeline.vae.decode(self._unscale_latents(latents.to(self._vae_dtype))).sample
-        return self._check_safety(pixels)
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return (B, 3, H, W) in -1 to 1."""
+        pixels: Tensor = self._pipeline.vae.decode(self._unscale_latents(latents.to(self._vae_dtype))).sample
+        return pixels
+
+    def screen(self, pixels: Tensor) -> tuple[Tensor, bool]:
+        """Return pixels (3, H, W) as they may be shown, and whether the safety checker withholds them.
+
+        Waits for the device. Unlike the rest, it may be called from any thread.
+        """
+        screened, unsafe = self._pipeline.run_safety_checker(pixels[None], self.device, self.dtype)
+        return (pixels, False) if unsafe is None else (screened[0], bool(unsafe[0]))
 
     def _scale_latents(self, latents: Tensor) -> Tensor:
         scaled: Tensor = self._pipeline.vae.config.scaling_factor * latents
@@ -322,10 +330,6 @@ class Architecture:
     def _unscale_latents(self, latents: Tensor) -> Tensor:
         unscaled: Tensor = latents / self._pipeline.vae.config.scaling_factor
         return unscaled
-
-    def _check_safety(self, pixels: Tensor) -> tuple[Tensor, list[bool]]:
-        pixels, unsafe = self._pipeline.run_safety_checker(pixels, self.device, self.dtype)
-        return pixels, [False] * len(pixels) if unsafe is None else [bool(found) for found in unsafe]
 
     # --- denoising ----------------------------------------------------------------------------------
 
@@ -450,10 +454,11 @@ class SDXLArchitecture(Architecture):
         mean, deviation = (torch.tensor(one).view(1, -1, 1, 1).to(latents) for one in values)
         return mean, deviation
 
-    def _check_safety(self, pixels: Tensor) -> tuple[Tensor, list[bool]]:
+    def screen(self, pixels: Tensor) -> tuple[Tensor, bool]:
+        """Watermark the pixels where diffusers would. There is no safety checker."""
         if self._pipeline.watermark is not None:
-            pixels = self._pipeline.watermark.apply_watermark(pixels)
-        return pixels, [False] * len(pixels)
+            pixels = self._pipeline.watermark.apply_watermark(pixels[None])[0]
+        return pixels, False
 
     def _build_added_conditions(self, rows: Sequence[UNetInputs]) -> dict[str, Tensor] | None:
         pooled, time_ids = (

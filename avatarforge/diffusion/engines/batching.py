@@ -405,11 +405,17 @@ class BatchingEngine(Engine):
 
     def _decode(self, requests: Sequence[ActiveRequest]) -> None:
         latents = torch.stack([request.trajectory.sample for request in requests])
-        pixels, withheld = self._architecture.decode(latents.to(self._architecture.dtype))
+        pixels = self._architecture.decode(latents.to(self._architecture.dtype))
         self._autoencoder_limits.record_success(_pixel_shape(requests[0]), len(requests))
         self._images_generated += len(requests)
-        for request, one, is_withheld in zip(requests, pixels, withheld, strict=True):
-            self._submit(request, partial(request.deliver, _copy_to_cpu(one), is_withheld))
+        for request, one in zip(requests, pixels, strict=True):
+            self._submit(request, partial(self._deliver, request, one, _copy_to_cpu(one)))
+
+    def _deliver(self, request: ActiveRequest, pixels: Tensor, on_cpu: PendingTensor) -> None:
+        """Screen the image and send it. In the I/O pool, so that no step waits for a safety checker."""
+        with torch.inference_mode():
+            screened, is_withheld = self._architecture.screen(pixels)
+            request.deliver(on_cpu if screened is pixels else screened.cpu, is_withheld)
 
     def _limit_queue_depth(self) -> None:
         """Let a GPU be at most one step ahead, or a new request would wait for everything launched."""
