@@ -11,6 +11,7 @@ from avatarforge.background import monotonic, wait_for_event
 from avatarforge.domain.changes import JobChange, LoggedChange
 from avatarforge.domain.generations import GenerationProgress
 from avatarforge.domain.jobs import ProfilePhotoJob
+from avatarforge.domain.pickling import pickled_by_name
 from avatarforge.domain.replicas import ReplicaReport
 from avatarforge.domain.status import ProcessingStatus
 from avatarforge.tracker.availability import StartupGate
@@ -19,6 +20,7 @@ from avatarforge.tracker.eta import Forecast
 T = TypeVar("T")
 
 
+@pickled_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeedCursor:
     """A subscriber's place in the feed. Asking with it is also acknowledging."""
@@ -30,6 +32,7 @@ class FeedCursor:
     """Counts live updates (progress, forecasts, reports), which have no `seq`."""
 
 
+@pickled_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeedBatch:
     """Updates since the cursor. `snapshot` comes first and holds all unfinished jobs."""

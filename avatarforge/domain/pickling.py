@@ -1,0 +1,36 @@
+"""How values travel between processes, which may be of two releases while one is rolled out."""
+
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar
+
+_Class = TypeVar("_Class", bound=type)
+
+
+def pickled_by_name(cls: _Class) -> _Class:
+    """Pickle a dataclass by the names of its fields; its decorator stands before `dataclass`.
+
+    Frozen ones with slots are pickled by position otherwise, so that a field in their middle shifts the
+    others for a process that does not know it. Here a field that the sender lacks takes its default, and one
+    that the receiver lacks is dropped.
+    """
+    known = {field.name: field for field in fields(cls)}
+
+    def get_state(self: Any) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in known}
+
+    def set_state(self: Any, state: dict[str, Any]) -> None:
+        for name, field in known.items():
+            if name in state:
+                value = state[name]
+            elif field.default_factory is not MISSING:
+                value = field.default_factory()
+            elif field.default is not MISSING:
+                value = field.default
+            else:
+                raise TypeError(f"{cls.__name__} came without {name}: the sender is of another release")
+            # Around the class's own, which is frozen.
+            object.__setattr__(self, name, value)
+
+    cls.__getstate__ = get_state  # type: ignore[assignment,method-assign]  # object's takes no argument here
+    cls.__setstate__ = set_state  # type: ignore[attr-defined]  # object has none
+    return cls
