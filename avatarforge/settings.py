@@ -332,7 +332,7 @@ class DiffusionSettings(Group):
     stall_timeout_seconds: float = Field(120, gt=0)
     """Seconds without a step after which a device that has work counts as hung, and its replica is replaced;
     never less than 20 measured steps, and ten minutes before one was measured; half an hour
-    with `compile`."""
+    while a model is compiled."""
     storage_retry_seconds: float = Field(600, ge=0)
     """Seconds that a replica keeps asking storage that does not answer before it gives its task back."""
 

@@ -424,15 +424,37 @@ async def test_one_image_is_encoded_denoised_and_decoded_by_all_threads(pipeline
 async def test_every_number_of_rows_that_may_come_is_compiled_before_the_first_job(
     pipeline: Any, passes: Passes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    limits: set[tuple[int, bool]] = set()
+    stances: list[str] = []
+
+    def compile_watched(call: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+        def run(*arguments: Any, **more: Any) -> Any:
+            config = torch._dynamo.config
+            limits.add((config.recompile_limit, config.fail_on_recompile_limit_hit))
+            stances.append(torch._dynamo.eval_frame._stance.stance)
+            return call(*arguments, **more)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile_watched)
     with engine_of(pipeline, max_batch=3, compilation="compile") as engine:
+        assert engine.watchdog.is_compiling
         await engine.warm_up(32, 4.0)
+        assert not engine.watchdog.is_compiling
         compiled = set(passes.images)
         passes.images.clear()
         for guidances in ([1.0], [4.0], [1.0, 4.0], [4.0, 4.0, 4.0]):
             requests = [replace(SHORT, guidance=guidance) for guidance in guidances]
             await asyncio.gather(*(picture_of(engine, request) for request in requests))
-    assert {1, 2} <= set(passes.images) <= compiled == {1, 2, 4, 8}
+        assert {1, 2} <= set(passes.images) <= compiled == {1, 2, 4, 8}
+        assert set(stances) == {"default"}
+        assert limits == {(64, True)}
+
+        stances.clear()
+        other_size = replace(SHORT, image=SHORT.image.resize((48, 32)))
+        await asyncio.gather(picture_of(engine, other_size), picture_of(engine, SHORT))
+        # What was not foreseen holds nobody up: it runs as it is.
+        assert set(stances) == {"default", "force_eager"}
 
 
 @pytest.mark.parametrize("fails_at", [1, 4])

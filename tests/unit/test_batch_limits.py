@@ -60,4 +60,10 @@ def test_a_larger_shape_gets_less_in_proportion_and_the_measured_times_stay() ->
     limits.record_step(larger, 1, 9.0)
     assert limits.step_seconds() == {1: 1.0, 2: 1.1, 4: 1.2, 8: 1.3}
     limits.lower(larger, 2)
-    assert (limits.limit(larger), limits.limit(SHAPE)) == (1, 8)
+    assert (limits.limit(larger), limits.limit(SHAPE), limits.limit()) == (1, 8, 8)
+
+
+def test_before_anything_is_measured_larger_shapes_get_less_than_the_reference() -> None:
+    limits = BatchLimits(8)
+    limits.set_reference((1, 3, 512, 512))
+    assert [limits.limit((1, 3, side, side)) for side in (256, 512, 1024)] == [8, 8, 2]

@@ -36,10 +36,14 @@ def test_without_a_measured_step_it_waits_as_long_as_a_large_model_may_take() ->
         assert checks_until_stall(watchdog, 10, None) == 1 + UNMEASURED_TIMEOUT_SECONDS
 
 
-def test_what_is_compiled_may_be_compiled_anew_in_the_middle_of_its_work() -> None:
-    watchdog = Watchdog(is_compiled=True)
+def test_a_model_may_be_compiled_for_half_an_hour_and_is_watched_as_others_then() -> None:
+    watchdog = Watchdog()
+    watchdog.is_compiling = True
     with watchdog.expect_beats():
         assert checks_until_stall(watchdog, 10, 0.1) == 1 + COMPILATION_TIMEOUT_SECONDS
+        watchdog.is_compiling = False
+        watchdog.beat()
+        assert checks_until_stall(watchdog, 10, 0.1) == 11
 
 
 def test_a_sign_of_life_starts_the_count_again() -> None:

@@ -63,8 +63,10 @@ class EmbeddingCache:
 
 
 Part = Literal["unet", "vae"]
-Compilation = Literal["none", "compile", "regional", "cudagraphs"]
 """A part of a pipeline, by its attribute."""
+
+Compilation = Literal["none", "compile", "regional", "cudagraphs"]
+"""What torch compiles: nothing; the UNet; its repeated blocks alone; the UNet, into CUDA's graphs."""
 
 Text = str | None
 """A prompt; `None` for a negative prompt that was not given, in architectures that use zeros for it."""
@@ -334,16 +336,22 @@ class Architecture:
     # --- denoising ----------------------------------------------------------------------------------
 
     def compile(self, compilation: Compilation) -> None:
-        """Let torch compile the UNet at its next calls, for each number of rows separately."""
-        config: Any = torch._dynamo.config
-        # The shapes of all models loaded here count together: their code is the same. Beyond the limit torch
-        # would silently run it as it is.
-        config.recompile_limit, config.fail_on_recompile_limit_hit = _RECOMPILE_LIMIT, True
+        """Let torch compile the UNet at its next calls, for each shape separately."""
         if compilation == "regional":
             self._pipeline.unet.compile_repeated_blocks(dynamic=False)
         else:
             mode = "reduce-overhead" if compilation == "cudagraphs" else "default"
             self._pipeline.unet.compile(mode=mode, dynamic=False)
+
+    @staticmethod
+    def raise_recompile_limit() -> None:
+        """Let torch compile more shapes in this thread, for which alone it keeps such settings.
+
+        Those of all models that were loaded here count together: their code is the same. Beyond the limit it
+        raises now, where it would silently run them as they are.
+        """
+        config: Any = torch._dynamo.config
+        config.recompile_limit, config.fail_on_recompile_limit_hit = _RECOMPILE_LIMIT, True
 
     def undo_compilation(self) -> None:
         """Run the UNet as it is."""

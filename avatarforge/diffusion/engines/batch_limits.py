@@ -45,8 +45,12 @@ class BatchLimits:
         self._lock = Lock()
 
     def limit(self, shape: Shape | None = None) -> int:
-        """Return how many images one pass may hold; without a shape, the lowest limit of all known shapes."""
+        """Return how many images one pass may hold; without a shape, of the measured one.
+
+        One that ran out of memory says nothing of smaller ones.
+        """
         with self._lock:
+            shape = shape or self._measured
             if shape is None:
                 return min(self._limits.values(), default=self._max_batch)
             return self._limits.get(shape) or self._estimate(shape)
@@ -55,7 +59,7 @@ class BatchLimits:
         """Return the measured limit, or less in proportion where the shape is larger."""
         if self._measured is None:
             return self._max_batch
-        known = self._limits[self._measured]
+        known = self._limits.get(self._measured, self._max_batch)
         return max(1, min(known, known * prod(self._measured) // prod(shape)))
 
     def candidates(self) -> Iterator[int]:
@@ -65,6 +69,11 @@ class BatchLimits:
             yield size
             size *= 2
         yield self._max_batch
+
+    def set_reference(self, shape: Shape) -> None:
+        """Take the limit as that of images of this shape; larger ones get less in proportion."""
+        with self._lock:
+            self._measured = shape
 
     def set_from_measurements(self, shape: Shape, seconds: Mapping[int, float], lanes: int = 1) -> None:
         """Set the limit from what warming up measured: seconds of a step by the number of images.

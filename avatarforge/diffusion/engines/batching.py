@@ -46,7 +46,6 @@ from avatarforge.diffusion.engines.prompts import PromptWeights
 from avatarforge.diffusion.engines.request import ActiveRequest, PendingTensor
 from avatarforge.diffusion.engines.samplers import Sampler, Trajectory
 from avatarforge.diffusion.engines.torch_errors import is_fatal, is_out_of_memory, translate_error
-from avatarforge.diffusion.engines.watchdog import Watchdog
 from avatarforge.domain.errors import DeviceLost, ModelUnusable
 
 _SLOW_STEP_SECONDS: Final = 5.0
@@ -93,8 +92,7 @@ class BatchingEngine(Engine):
     ) -> None:
         """`schedulers` are those that requests may ask for, by the samplers' names."""
         super().__init__(name, str(pipeline.device))
-        if compilation != "none":
-            self.watchdog = Watchdog(is_compiled=True)
+        self.watchdog.is_compiling = compilation != "none"
         self._architecture = _adapt(pipeline, name)(pipeline, prompt_weights, guidance_rescale)
         self._samplers: dict[str | None, Sampler] = {}
         for sampler, scheduler in ((None, pipeline.scheduler), *(schedulers or {}).items()):
@@ -110,7 +108,6 @@ class BatchingEngine(Engine):
         self._steps_by_images: Counter[int] = Counter()
         self._images_generated = 0
         self._last_step_event: Any = None
-        self._is_first_slower = self._architecture.device.type != "cpu" or self._denoiser.is_compiled
         # What the threads share, guarded by `_changed`.
         self._changed = Condition()
         self._queue: deque[ActiveRequest] = deque()
@@ -224,6 +221,8 @@ class BatchingEngine(Engine):
         if niceness:
             # Linux keeps it by thread.
             os.nice(niceness)
+        if self._denoiser.is_compiled:
+            self._architecture.raise_recompile_limit()
         with torch.inference_mode():
             while (admitted := self._admit()) is not None:
                 began = perf_counter()
@@ -281,6 +280,8 @@ class BatchingEngine(Engine):
         began = perf_counter()
         for batch in batches:
             self._run_isolated(batch, self._step)
+            # Of many sizes, each has its own pass.
+            self.watchdog.beat()
             self._steps_by_images[len(batch)] += 1
         if self.device_error is None:
             self._limit_queue_depth()
@@ -476,8 +477,11 @@ class BatchingEngine(Engine):
             fastest[images] = by_lanes[lanes]
         if fastest:
             self._batch_limits.set_from_measurements(shape, fastest, self._cpu_pool.size)
+            self._autoencoder_limits.set_reference((1, 3, size, size))
         if fastest and self._denoiser.is_compiled:
             self._compile_buckets(latents, conditions, max(fastest) * rows)
+        self._denoiser.finish_warming_up()
+        self.watchdog.is_compiling = False
 
     def _compile_buckets(self, latents: Tensor, conditions: Conditions, most: int) -> None:
         """Run the denoiser with each number of rows that may come, so that no job waits for its compilation.
@@ -519,6 +523,11 @@ class BatchingEngine(Engine):
                     break
             chosen = _find_fastest(seconds, usual) if usual in seconds else usual
             self._architecture.set_memory_format(part, chosen)
+
+    @property
+    def _is_first_slower(self) -> bool:
+        """Whether a shape's first step is compiled, or has a GPU choose its kernels."""
+        return self._architecture.device.type != "cpu" or self._denoiser.is_compiled
 
     def _describe_tuning(self) -> dict[str, str]:
         formats = self._architecture.memory_formats

@@ -42,6 +42,8 @@ class Denoiser:
         self.is_compiled = compilation != "none"
         self.compile_failure: str | None = None
         """Why the model runs as it is, if torch could not compile it."""
+        self._compiled_shapes: set[tuple[int, ...]] = set()
+        self._is_warm = False
         if self.is_compiled:
             # Each number of rows is compiled for itself: that is what the padding is for.
             architecture.compile(compilation)
@@ -81,6 +83,9 @@ class Denoiser:
         """Run the UNet on all rows, split over the CPU pool's threads."""
         predict, total = self._architecture.predict, len(rows)
         if self.is_compiled:
+            if not self._may_compile(samples, rows):
+                with torch.compiler.set_stance("force_eager"):
+                    return predict(samples, timesteps, rows)
             padding = bucket_of(total) - total
             indices = torch.tensor([*range(total), *[0] * padding]).to(samples.device, non_blocking=True)
             try:
@@ -98,6 +103,19 @@ class Denoiser:
             ]
         )
         return torch.cat(outputs)
+
+    def finish_warming_up(self) -> None:
+        """Compile nothing more: other sizes and longer prompts run as they are, or all jobs would stand still
+        while one's shape is compiled."""
+        self._is_warm = True
+
+    def _may_compile(self, samples: Tensor, rows: Sequence[UNetInputs]) -> bool:
+        lengths = {row.hidden.shape[-2] for row in rows}
+        # Texts of several lengths bring a mask.
+        shape = (bucket_of(len(rows)), *samples.shape[1:], max(lengths), len(lengths) > 1)
+        if not self._is_warm:
+            self._compiled_shapes.add(shape)
+        return shape in self._compiled_shapes
 
     def _run_eagerly(self, error: Exception) -> None:
         """Do without compilation, for good: an image late is better than none."""

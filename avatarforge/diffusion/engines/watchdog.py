@@ -11,7 +11,7 @@ STALL_STEPS: Final = 20
 UNMEASURED_TIMEOUT_SECONDS: Final = 600.0
 """Silence that is a stall while no step has been measured: on a CPU a large model's may take minutes."""
 COMPILATION_TIMEOUT_SECONDS: Final = 1800.0
-"""Silence that is a stall where the model is compiled: at its first step, and later for what is new to it."""
+"""Silence that is a stall while a model is compiled."""
 
 
 class Watchdog:
@@ -21,8 +21,9 @@ class Watchdog:
     Silence is counted in checks, not in time: a process that was stopped for a minute has not been silent.
     """
 
-    def __init__(self, *, is_compiled: bool = False) -> None:
-        self._least_seconds = COMPILATION_TIMEOUT_SECONDS if is_compiled else 0.0
+    def __init__(self) -> None:
+        self.is_compiling = False
+        """The engine warms up a model that torch compiles."""
         self._tasks = self._beats = self._known_beats = self._silent_checks = 0
 
     @contextmanager
@@ -52,4 +53,6 @@ class Watchdog:
         self._silent_checks += 1
         silence = self._silent_checks * CHECK_INTERVAL_SECONDS
         least = UNMEASURED_TIMEOUT_SECONDS if step_seconds is None else STALL_STEPS * step_seconds
-        return silence if silence >= max(timeout_seconds, least, self._least_seconds) else None
+        if self.is_compiling:
+            least = COMPILATION_TIMEOUT_SECONDS
+        return silence if silence >= max(timeout_seconds, least) else None
