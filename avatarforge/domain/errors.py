@@ -12,7 +12,9 @@ AvatarForgeError
 │   └── CustomerNotFound, JobNotFound, DeliveryNotFound, ImageNotFound, ObjectNotFound
 ├── IllegalTransition, JobNotFinished, IdempotencyKeyReused, IdempotencyKeyInFlight, StreamOverflowed
 ├── LimitReached
-│   ├── RateLimited, TooManyUploads, TooManyCalls
+│   ├── RateLimited, TooManyCalls
+│   ├── TooManyUploads
+│   │   └── TooManyCrops
 │   ├── BacklogFull
 │   │   └── CustomerBacklogFull
 │   └── TooManyStreams
@@ -402,6 +404,15 @@ class TooManyUploads(LimitReached):
     code = "too_many_uploads"
     message = "As many uploads as are read at a time ({limit}) are under way. Try again in {retry_after} s."
     retry_after: int = 1
+
+
+class TooManyCrops(TooManyUploads):
+    """An ingress process has as many photos to find a square in as it takes; try again."""
+
+    code = "too_many_crops"
+    message = (
+        "As many squares as are found at a time ({limit}) are being found. Try again in {retry_after} s."
+    )
 
 
 class TooManyCalls(LimitReached):

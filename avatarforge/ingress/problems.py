@@ -108,6 +108,7 @@ PROBLEM_TYPES: dict[type[AvatarForgeError], ProblemType] = {
     errors.BacklogFull: ProblemType(429, "Too many jobs have not ended yet", _LIMIT),
     errors.CustomerBacklogFull: ProblemType(429, "Too many jobs of the customer have not ended yet", _LIMIT),
     errors.TooManyUploads: ProblemType(429, "Too many uploads are under way", _LIMIT),
+    errors.TooManyCrops: ProblemType(429, "Too many squares are being found", _LIMIT),
     errors.TooManyCalls: ProblemType(429, "Too many calls without a key are under way", _LIMIT),
     errors.TooManyStreams: ProblemType(429, "Too many streams are open", _LIMIT),
     errors.TooManyStreamsOfCustomer: ProblemType(429, "Too many streams of the customer are open", _LIMIT),

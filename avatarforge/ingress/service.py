@@ -25,9 +25,10 @@ from avatarforge.domain.errors import (
     JobNotFinished,
     JobNotFound,
     ObjectNotFound,
+    TooManyCrops,
     TooManyUploads,
 )
-from avatarforge.domain.jobs import ProfilePhotoJob, StoredImage, is_job_id
+from avatarforge.domain.jobs import GenerationParameters, ProfilePhotoJob, StoredImage, is_job_id
 from avatarforge.imaging.crop import cut
 from avatarforge.imaging.decode import load_upright
 from avatarforge.ingress.health import HealthChecks
@@ -95,6 +96,11 @@ class ProfilePhotoService:
     """Pixels of a side that `crop_original` makes at most."""
     MAX_CONCURRENT_CROPS = 2
     """Each needs memory for the photo's pixels. More wait."""
+    MAX_CROPS = 8
+    """Photos that are read for `find_crop` or wait for it: a few of the uploads, so that many leave room for
+    those that become jobs."""
+    MAX_ORIGINALS = 4
+    """Originals that `crop_original` reads or has in memory. More wait."""
     MAX_CONCURRENT_READS = 8
     """Of storage and of manifests."""
     RECHECK_INTERVAL_SECONDS = 1.0
@@ -128,6 +134,8 @@ class ProfilePhotoService:
         )
         self.upload_limit = ConcurrencyLimit(settings.ingress.max_uploads, TooManyUploads)
         """Limits uploads that are read and stored."""
+        self.crop_limit = ConcurrencyLimit(self.MAX_CROPS, TooManyCrops)
+        """Limits those of them that `find_crop` is asked about."""
         self.model = ServedModel(settings.diffusion.model, catalogue, self.read, lambda: live.replicas)
         self._records = records
         self._storage = storage
@@ -138,6 +146,7 @@ class ProfilePhotoService:
         events = EventLog(records, trackers.shards, self.status, self.query)
         self.streams = JobStreams(live, events, settings.ingress)
         self._crop_slots = asyncio.Semaphore(self.MAX_CONCURRENT_CROPS)
+        self._original_slots = asyncio.Semaphore(self.MAX_ORIGINALS)
         self._pool = BlockingPool(self.MAX_CONCURRENT_READS, "read")
         # Others, so that images are read while the database hangs.
         self._database_pool = BlockingPool(settings.database.pool_size, "query")
@@ -355,19 +364,22 @@ class ProfilePhotoService:
         `image` and `stream_image`."""
         job = (await self.status(customer_id, job_id)).job
         try:
-            async with self._crop_slots:
-                return await self.read(self._encode_square, job)
+            async with self._original_slots:
+                # Outside the crop slots: slow storage holds up nobody's `find_crop`.
+                content = await self.read(self._storage.get, job.original.key)
+                async with self._crop_slots:
+                    return await self.read(self._encode_square, content, job.parameters)
         except ObjectNotFound as error:
             raise ImageNotFound(job_id, ImageKind.ORIGINAL) from error
 
-    def _encode_square(self, job: ProfilePhotoJob) -> bytes:
-        photo = load_upright(self._storage.get(job.original.key))
-        width, height = job.parameters.size(1)
+    def _encode_square(self, content: bytes, parameters: GenerationParameters) -> bytes:
+        photo = load_upright(content)
+        width, height = parameters.size(1)
         scale = min(self.MAX_SQUARE_SIDE, *photo.size) / max(width, height)
-        image = cut(photo, (round(width * scale), round(height * scale)), job.parameters)[0]
-        content = BytesIO()
-        image.save(content, "JPEG", quality=90)
-        return content.getvalue()
+        image = cut(photo, (round(width * scale), round(height * scale)), parameters)[0]
+        encoded = BytesIO()
+        image.save(encoded, "JPEG", quality=90)
+        return encoded.getvalue()
 
     # --- helpers -----------------------------------------------------------------------------------------
 

@@ -117,6 +117,30 @@ async def test_more_uploads_than_are_read_at_a_time_are_refused(service: Service
     assert service.photos.upload_limit.in_use == 0
 
 
+async def test_photos_to_find_a_square_in_leave_room_for_uploads(tmp_path: Path) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="photo"; filename="a.jpg"\r\n\r\n'
+        await finish.wait()
+        yield a_jpeg() + b"\r\n--x--\r\n"
+
+    finish = asyncio.Event()
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    async with running_service(tmp_path, ingress={"max_uploads": 9}) as service:
+        slow = [
+            asyncio.create_task(service.client.post("/crop", content=endless(), headers=headers))
+            for _ in range(9)
+        ]
+        await wait_until(lambda: service.photos.upload_limit.in_use >= 8)
+        refused = await service.client.post("/crop", files={"photo": ("a.jpg", a_jpeg())})
+        accepted = await service.post("ben")
+        finish.set()
+        answers = sorted([answer.status_code for answer in await asyncio.gather(*slow)])
+    assert (refused.status_code, problem(refused)["code"]) == (429, "too_many_crops")
+    assert refused.headers["retry-after"] == "1"
+    assert accepted.status_code == 202
+    assert answers == [200] * 8 + [429]
+
+
 async def test_streams_are_bounded_for_a_customer_and_in_all_on_both_channels(
     service: Service, stub: ProfilePhotoJobServiceStub
 ) -> None:

@@ -1,7 +1,9 @@
 """Lists and images over REST."""
 
+import asyncio
 import hashlib
 import random
+import threading
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.rest import Rest, a_jpeg, finished, problem, running_rest
+from tests.waiting import wait_until
 
 
 async def test_photos_are_listed_newest_first_by_pages(rest: Rest) -> None:
@@ -148,6 +151,29 @@ async def test_a_part_of_an_image_may_be_asked_for(rest: Rest) -> None:
     assert (await part("bytes=0-0", **{"If-Range": etag}))[0] == 206
     assert (await part("bytes=0-0", **{"If-Range": modified}))[0] == 206
     assert (await part("bytes=0-0", **{"If-Range": '"other"'}))[0] == 200
+
+
+async def test_squares_of_photos_to_send_do_not_wait_for_originals_from_storage(
+    rest: Rest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await rest.submitted("ana", a_jpeg())
+    path, arrived = f"/customers/ana/photos/{job.job_id}/original?square=true", threading.Event()
+    reads, get = [], rest.storage.get
+
+    def get_late(key: str) -> bytes:
+        reads.append(key)
+        arrived.wait()
+        return get(key)
+
+    monkeypatch.setattr(rest.storage, "get", get_late)
+    squares = [asyncio.create_task(rest.client.get(path)) for _ in range(2)]
+    try:
+        await wait_until(lambda: len(reads) == 2)
+        found = await asyncio.wait_for(rest.client.post("/crop", files={"photo": ("a.jpg", a_jpeg())}), 20)
+    finally:
+        arrived.set()
+        answers = await asyncio.gather(*squares)
+    assert [found.status_code, *(answer.status_code for answer in answers)] == [200, 200, 200]
 
 
 async def test_an_image_tells_when_it_was_made_and_its_files_name(rest: Rest) -> None:

@@ -208,7 +208,7 @@ async def submit_photo(request: Request) -> Response:
     "/crop",
     response_model=rest_messages.CropMessage,
     openapi_extra={"requestBody": PHOTO_ALONE},
-    responses=error_responses(*_UPLOAD_ERRORS),
+    responses=error_responses(*_UPLOAD_ERRORS, errors.TooManyCrops),
     tags=["photos"],
 )
 async def find_crop(
@@ -221,6 +221,7 @@ async def find_crop(
     """
     photos = get_service(request)
     async with (
+        acquire_upload_slot(photos.crop_limit, request),
         acquire_upload_slot(photos.upload_limit, request),
         receive_upload(
             request.stream(), request.headers, photos.settings.upload, photos.upload_folder
