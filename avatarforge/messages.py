@@ -11,7 +11,7 @@ from pydantic.alias_generators import to_camel
 
 from avatarforge.domain.generations import GenerationProgress
 from avatarforge.domain.jobs import Crop, ProfilePhotoJob, RequestedParameters
-from avatarforge.domain.pickling import pickled_by_name
+from avatarforge.domain.pickling import pickle_by_name
 from avatarforge.domain.status import ProcessingStatus
 
 
@@ -135,7 +135,7 @@ def photo_url(job: ProfilePhotoJob, resource: str) -> str:
     return f"/customers/{job.customer_id}/photos/{job.job_id}/{resource}"
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LiveJob:
     """A job with what only lives in memory."""

@@ -229,7 +229,7 @@ class StyleList(Message):
 
 
 class AboutMessage(Message):
-    """What becomes of photos that are sent to this server."""
+    """The rules for photos that are sent to this server."""
 
     job_retention_days: float | None
     """Days after its upload at which a job is erased, with photo and avatar; null: when somebody asks."""

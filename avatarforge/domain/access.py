@@ -6,7 +6,7 @@ from datetime import datetime
 
 from avatarforge.domain.customers import GRAMMAR
 from avatarforge.domain.errors import InvalidRequest
-from avatarforge.domain.pickling import pickled_by_name
+from avatarforge.domain.pickling import pickle_by_name
 
 EVERY_CUSTOMER = "*"
 """The pattern that matches every customer."""
@@ -15,7 +15,7 @@ _PATTERN = re.compile(rf"(?:{GRAMMAR})?\*|{GRAMMAR}")
 MAX_NAME_LENGTH = 128
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ApiKey:
     """A key as it is on record. The secret itself is nowhere."""

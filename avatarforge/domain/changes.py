@@ -4,14 +4,14 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from avatarforge.domain.jobs import ProfilePhotoJob
-from avatarforge.domain.pickling import pickled_by_name
+from avatarforge.domain.pickling import pickle_by_name
 from avatarforge.domain.status import EventKind, JobEvent
 
 LIFETIME = timedelta(days=1)
 """How long a key is remembered."""
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IdempotencyKey:
     """A key and what was sent under it."""
@@ -21,7 +21,7 @@ class IdempotencyKey:
     """A digest of the upload: of its photo and its fields."""
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KnownKey:
     """A key that is on record."""
@@ -30,7 +30,7 @@ class KnownKey:
     job_id: str
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, slots=True)
 class Fence:
     """A tracker's right to write for a shard: it ends when another tracker raises the shard's epoch."""
@@ -39,7 +39,7 @@ class Fence:
     epoch: int
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobChange:
     """A job's new value and its log entry. They are written in one transaction or not at all."""
@@ -66,7 +66,7 @@ class JobChange:
         return LoggedChange(event=self.event, job=None if self.is_erasure else self.job)
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewJob:
     """A submission: a job that nobody has kept yet, and the client's name for it."""
@@ -75,7 +75,7 @@ class NewJob:
     idempotency_key: IdempotencyKey | None = None
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogBounds:
     """The bounds of a shard's log."""
@@ -86,7 +86,7 @@ class LogBounds:
     """The number of the last event; 0 before the first."""
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectDeletion:
     """Objects that have to go from storage: written in the transaction that erases their job."""
@@ -96,7 +96,7 @@ class ObjectDeletion:
     """The beginning of the objects' keys."""
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeptObjects:
     """The objects that a job on record names."""
@@ -109,7 +109,7 @@ class KeptObjects:
         return self.is_terminal and key not in self.keys
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoggedChange:
     """An entry of the log as it is read back."""

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from avatarforge.domain.errors import InvalidCustomerId
 from avatarforge.domain.jobs import ProfilePhotoJob
-from avatarforge.domain.pickling import pickled_by_name
+from avatarforge.domain.pickling import pickle_by_name
 
 GRAMMAR = r"[A-Za-z0-9][A-Za-z0-9._~-]{0,63}"
 """One to 64 of the characters that need no escape in a path (RFC 3986, unreserved)."""
@@ -35,7 +35,7 @@ def shard_of(customer_id: str, shards: int) -> int:
     return int.from_bytes(digest, "big") % shards
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CustomerSummary:
     """A customer as a list shows them."""

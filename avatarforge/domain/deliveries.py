@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Self
 
 from avatarforge.domain.changes import JobChange
-from avatarforge.domain.pickling import pickled_by_name
+from avatarforge.domain.pickling import pickle_by_name
 from avatarforge.domain.status import TERMINAL_EVENTS
 
 
@@ -18,7 +18,7 @@ class DeliveryState(StrEnum):
     GIVEN_UP = "GIVEN_UP"
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WebhookSecret:
     """A receiver's own secret, as it is on record. The secret itself follows from the id: see `Signer`."""
@@ -33,7 +33,7 @@ class WebhookSecret:
         return self.expires_at is None or now < self.expires_at
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WebhookDelivery:
     """One terminal event on its way to one address. It is written in the event's own transaction."""
@@ -69,7 +69,7 @@ class WebhookDelivery:
         )
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeliveryAttempt:
     """One call of a receiver."""
@@ -83,7 +83,7 @@ class DeliveryAttempt:
     """The beginning of the answer's body, or what went wrong."""
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeliveryReport:
     """A delivery with its calls, oldest first."""

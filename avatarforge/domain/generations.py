@@ -7,13 +7,13 @@ one every few seconds.
 from dataclasses import dataclass
 
 from avatarforge.domain.jobs import GenerationParameters, JobError, Outcome, StoredImage
-from avatarforge.domain.pickling import pickled_by_name
+from avatarforge.domain.pickling import pickle_by_name
 
 ORIGINAL_MISSING, WORKER_STOPPING = "original_missing", "worker_stopping"
 """Codes of failures that are no error of a caller: the original is not in storage; the worker stops."""
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationTask:
     """One attempt at one job."""
@@ -27,7 +27,7 @@ class GenerationTask:
     """The attempt's place in a trace; `None` unless it is traced."""
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationProgress:
     """Steps done of `total_steps`; 0 of 0 while the task waits in the replica."""
@@ -38,7 +38,7 @@ class GenerationProgress:
     """A small image (WebP) of how far it has come."""
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationFinished:
     """The avatar is in storage under the attempt's key. The stream's last item."""
@@ -46,7 +46,7 @@ class GenerationFinished:
     outcome: Outcome
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationFailed:
     """The generation cannot succeed. The stream's last item.

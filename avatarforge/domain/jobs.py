@@ -10,7 +10,7 @@ from uuid import UUID
 from uuid6 import uuid7
 
 from avatarforge.domain.errors import IllegalTransition
-from avatarforge.domain.pickling import pickled_by_name
+from avatarforge.domain.pickling import pickle_by_name
 from avatarforge.domain.status import NEXT, EventKind, JobEvent, ProcessingStatus
 
 
@@ -54,7 +54,7 @@ def parameter(default: object, description: str, **schema: object) -> Any:
     return field(default=default, metadata={"description": description, **schema})
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RequestedParameters:
     """The parameters of a generation. `None` stands for the value of the model's manifest.
@@ -124,7 +124,7 @@ class RequestedParameters:
         return self.width or model_size, self.height or model_size
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationParameters(RequestedParameters):
     """The ingredients of the avatar beside the photo."""
@@ -146,7 +146,7 @@ class GenerationParameters(RequestedParameters):
         return replace(self, allow_remote=False, crop_to_face=False)
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredImage:
     """An object in storage."""
@@ -160,7 +160,7 @@ class StoredImage:
     height: int
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobError:
     """Why a job failed: a stable code and a sentence for people."""
@@ -169,7 +169,7 @@ class JobError:
     message: str
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """The outcome of a finished generation: the avatar and how it came about."""
@@ -182,7 +182,7 @@ class Outcome:
     """Seconds by `Stage`, without `queued`."""
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProfilePhotoJob:
     """One request for one avatar. Every change makes a new value and one `JobEvent`."""

@@ -4,13 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from avatarforge.domain.pickling import pickled_by_name
+from avatarforge.domain.pickling import pickle_by_name
 
 LEASE = timedelta(seconds=10)
 """A cluster that was not seen for so long is taken for dead."""
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KnownCluster:
     """A cluster whose trackers were started on a database. Times are by the database's clock."""

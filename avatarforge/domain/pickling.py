@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 _Class = TypeVar("_Class", bound=type)
 
 
-def pickled_by_name(cls: _Class) -> _Class:
+def pickle_by_name(cls: _Class) -> _Class:
     """Pickle a dataclass by the names of its fields; its decorator stands before `dataclass`.
 
     Frozen ones with slots are pickled by position otherwise, so that a field in their middle shifts the

@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from avatarforge.domain.jobs import RequestedParameters
-from avatarforge.domain.pickling import pickled_by_name
+from avatarforge.domain.pickling import pickle_by_name
 
 
 class ReplicaState(StrEnum):
@@ -21,7 +21,7 @@ class ReplicaState(StrEnum):
     """It has no model, and the desired one cannot be loaded."""
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelFailure:
     """Why the desired model does not serve."""
@@ -31,7 +31,7 @@ class ModelFailure:
     at: datetime
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServedModel:
     """A model that serves, and the defaults that its manifest gives."""
@@ -68,7 +68,7 @@ class ServedModel:
         return max(1, int(steps * (self.strength if strength is None else strength)))
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReplicaReport:
     """A replica's state at one moment, as it is sent to every tracker some times a minute."""

@@ -14,12 +14,12 @@ import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from avatarforge.domain.pickling import pickled_by_name
+from avatarforge.domain.pickling import pickle_by_name
 from avatarforge.telemetry import metrics
 from avatarforge.telemetry.registry import Gauge, MetricsRegistry, MetricsSnapshot, Series, merge_gauges
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MetricsReport:
     """The metrics that a process has collected since its last report."""

@@ -9,14 +9,14 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
-from avatarforge.domain.pickling import pickled_by_name
+from avatarforge.domain.pickling import pickle_by_name
 from avatarforge.telemetry import metrics
 from avatarforge.telemetry.registry import Counter, Histogram, Metric, MetricsSnapshot, cumulative
 
 OPENMETRICS = "application/openmetrics-text"
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardMetrics:
     """The metrics that one tracker has."""

@@ -9,7 +9,7 @@ from itertools import count
 from avatarforge.domain.changes import JobChange
 from avatarforge.domain.generations import GenerationProgress
 from avatarforge.domain.jobs import GenerationParameters, Outcome, ProfilePhotoJob, Stage
-from avatarforge.domain.pickling import pickled_by_name
+from avatarforge.domain.pickling import pickle_by_name
 from avatarforge.domain.replicas import ReplicaReport, ServedModel
 from avatarforge.domain.status import ProcessingStatus
 from avatarforge.tracker.jobs.job_table import JobTable
@@ -19,7 +19,7 @@ from avatarforge.tracker.queue.replica_registry import ReplicaRegistry
 LOCAL = "local"
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Forecast:
     """The queue at one moment, and how long its jobs are expected to take."""

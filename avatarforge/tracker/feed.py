@@ -11,7 +11,7 @@ from avatarforge.background import monotonic, wait_for_event
 from avatarforge.domain.changes import JobChange, LoggedChange
 from avatarforge.domain.generations import GenerationProgress
 from avatarforge.domain.jobs import ProfilePhotoJob
-from avatarforge.domain.pickling import pickled_by_name
+from avatarforge.domain.pickling import pickle_by_name
 from avatarforge.domain.replicas import ReplicaReport
 from avatarforge.domain.status import ProcessingStatus
 from avatarforge.tracker.availability import StartupGate
@@ -20,7 +20,7 @@ from avatarforge.tracker.eta import Forecast
 T = TypeVar("T")
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeedCursor:
     """A subscriber's place in the feed. Asking with it is also acknowledging."""
@@ -32,7 +32,7 @@ class FeedCursor:
     """Counts live updates (progress, forecasts, reports), which have no `seq`."""
 
 
-@pickled_by_name
+@pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeedBatch:
     """Updates since the cursor. `snapshot` comes first and holds all unfinished jobs."""

@@ -10,7 +10,7 @@ import pytest
 
 import avatarforge.domain
 from avatarforge.domain.jobs import GenerationParameters, ImageFormat
-from avatarforge.domain.pickling import pickled_by_name
+from avatarforge.domain.pickling import pickle_by_name
 from avatarforge.domain.replicas import ReplicaReport, ReplicaState
 from avatarforge.messages import LiveJob
 from avatarforge.telemetry.aggregation import MetricsReport
@@ -41,8 +41,8 @@ def list_values() -> list[type]:
 
 
 @pytest.mark.parametrize("value", list_values(), ids=lambda value: value.__name__)
-def test_every_value_that_travels_is_pickled_by_name(value: Any) -> None:
-    assert value.__getstate__.__module__ == pickled_by_name.__module__
+def test_every_value_that_travels_is_pickle_by_name(value: Any) -> None:
+    assert value.__getstate__.__module__ == pickle_by_name.__module__
 
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)

@@ -526,7 +526,7 @@ class BatchingEngine(Engine):
 
     @property
     def _is_first_slower(self) -> bool:
-        """Whether a shape's first step is compiled, or has a GPU choose its kernels."""
+        """True if a shape's first step is compiled, or has a GPU choose its kernels."""
         return self._architecture.device.type != "cpu" or self._denoiser.is_compiled
 
     def _describe_tuning(self) -> dict[str, str]:

@@ -27,6 +27,7 @@ from pydantic.alias_generators import to_camel
 
 from avatarforge.diffusion.engines.prompts import PromptWeights
 from avatarforge.domain.errors import InvalidRequest, ModelUnusable
+from avatarforge.domain.jobs import RequestedParameters
 from avatarforge.package_data import package_data
 
 PLACEHOLDER = "{prompt}"
@@ -342,8 +343,12 @@ class Manifest(_Part):
         own = () if self.own_sampler is None else (self.own_sampler,)
         return tuple(dict.fromkeys((*own, *self.samplers)))
 
-    def check_sampler(self, name: str | None) -> None:
-        """Raise `InvalidRequest` for a sampler that requests to this model may not ask for."""
+    def check_parameters(self, parameters: RequestedParameters) -> None:
+        """Raise `InvalidRequest` for a sampler or a size that requests to this model may not ask for."""
+        self._check_sampler(parameters.sampler)
+        self._check_size(parameters.width, parameters.height)
+
+    def _check_sampler(self, name: str | None) -> None:
         if name is not None and name not in self.sampler_names:
             known = ", ".join(self.sampler_names) or "left out: this model has its own sampler alone"
             raise InvalidRequest("sampler", name, f"one of {known}" if self.sampler_names else known)
@@ -352,8 +357,7 @@ class Manifest(_Part):
     def longest_side(self) -> int:
         return self.size if self.max_size is None else self.max_size
 
-    def check_size(self, width: int | None, height: int | None) -> None:
-        """Raise `InvalidRequest` for a size of which a side is missing, or that the model does not make."""
+    def _check_size(self, width: int | None, height: int | None) -> None:
         for name, side, other in (("width", width, height), ("height", height, width)):
             if side is None and other is not None:
                 raise InvalidRequest(name, side, "given too: width and height come together")

@@ -187,8 +187,7 @@ class TaskWorker(ABC):
         # First: a request with an unknown style or sampler needs no decoding.
         steps = defaults.steps if parameters.steps is None else parameters.steps
         prompt = manifest.build_prompt(parameters.style, parameters.prompt)
-        manifest.check_sampler(parameters.sampler)
-        manifest.check_size(parameters.width, parameters.height)
+        manifest.check_parameters(parameters)
         began = perf_counter()
         image, crop = await asyncio.to_thread(_prepare_photo, original, manifest.size, parameters)
         generation.seconds[Stage.FETCH] += perf_counter() - began

@@ -81,8 +81,7 @@ def read_submission(
     if upload.style is not None and upload.style not in manifest.styles:
         styles = ", ".join(manifest.styles)
         raise InvalidRequest("style", upload.style, f"one of {styles}" if styles else "absent")
-    manifest.check_sampler(upload.sampler)
-    manifest.check_size(upload.width, upload.height)
+    manifest.check_parameters(upload)
     if upload.callback_url is not None:
         try:
             CallbackUrl.parse(upload.callback_url)
