@@ -5,7 +5,6 @@ import io
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -238,6 +237,44 @@ async def test_a_photo_can_be_dropped(page: Page) -> None:
     await expect(page.locator("#dropping")).to_be_hidden()
 
 
+async def test_several_files_become_several_jobs_a_text_stays_a_text_and_the_gallery_keeps_its_place(
+    service: Service, page: Page, tmp_path: Path
+) -> None:
+    photos = [tmp_path / f"{name}.png" for name in ("one", "two", "three")]
+    for photo in photos:
+        pictures.quarters().save(photo)
+    await page.check("[name=style][value=neon]")
+    await page.set_input_files("#photo", photos)
+    await expect(page.locator("dialog h2")).to_have_text("Make 3 avatars?")
+    await page.click("dialog button.primary")
+    await expect(page.locator("#queue-heading")).to_be_visible()
+    await wait_until(lambda: len(service.records.list_jobs("ana", None, 10)) == 3, 30)
+    assert {job.parameters.style for job in service.records.list_jobs("ana", None, 10)} == {"neon"}
+
+    await page.set_viewport_size({"width": 375, "height": 400})
+    await page.click(".tabs [data-view=gallery]")
+    await expect(page.locator(".card[data-state=DONE]")).to_have_count(3)
+    card = page.locator(".card .image").last
+    await card.scroll_into_view_if_needed()
+    place = await page.evaluate("scrollY")
+    assert place > 0
+    await card.click()
+    await expect(page.locator("#job-heading")).to_be_focused()
+    await page.go_back()
+    await expect(card).to_be_focused()
+    assert await page.evaluate("scrollY") == pytest.approx(place, abs=60)
+
+    await page.click(".tabs [data-view=studio]")
+    is_taken = """() => {
+      const data = new DataTransfer();
+      data.items.add("red hair", "text/plain");
+      data.items.add(new File([new Uint8Array(9)], "text.png", { type: "image/png" }));
+      const paste = new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true });
+      return !document.querySelector("#prompt").dispatchEvent(paste);
+    }"""
+    assert not await page.evaluate(is_taken)
+
+
 async def test_a_photo_can_be_taken_with_the_camera(service: Service, page: Page) -> None:
     await page.click("text=Take a photo")
     await expect(page.locator("video")).to_be_visible(timeout=10_000)
@@ -452,10 +489,10 @@ async def test_an_avatar_is_remixed_made_in_another_style_and_the_draft_survives
     await page.goto(f"{service.url}/#/photo/ana/{job_id}")
     await page.get_by_role("button", name="The same in Watercolour").click()
     await expect(page.locator("#job-heading")).to_contain_text("Watercolour of")
-    restyled = service.recorded(await job_shown(page))
-    before = service.recorded(job_id)
-    same = {"style": "watercolor", "traceparent": None, "request_id": None}
-    assert replace(restyled.parameters, **same) == replace(before.parameters, **same)
+    restyled, before = service.recorded(await job_shown(page)), service.recorded(job_id)
+    told = (await service.get(restyled.job_id)).json()
+    same = (await service.get(job_id)).json()
+    assert (told["seed"], told["parameters"]) == (7, {**same["parameters"], "style": "watercolor"})
     assert restyled.original.sha256 == before.original.sha256
 
     await page.goto(f"{service.url}/#/photo/ana/{job_id}")
@@ -511,7 +548,7 @@ async def test_jobs_are_cancelled_repeated_and_erased_in_the_gallery(service: Se
     await expect(card).to_have_count(2)
     async with page.expect_download() as download:
         await page.click(f".card [data-key='Download {retried}']")
-    assert (await download.value).suggested_filename.startswith("avatar-")
+    assert re.fullmatch(r"ana-avatar-\d{4}\.\w+", (await download.value).suggested_filename)
     await page.click(f".card [data-key='Erase {job_id}']")
     await page.click("dialog button.danger")
     await expect(card).to_have_count(1)
@@ -686,7 +723,7 @@ async def test_whoever_looks_elsewhere_is_told(service: Service, page: Page) -> 
     plain = await icon.get_attribute("href") or ""
     assert plain.endswith("mark.svg")
     puppet.step(5, 20)
-    await expect(page).to_have_title("25 % · Studio · AvatarForge")
+    await expect(page).to_have_title(re.compile(r"^25 % · Neon of .* · AvatarForge$"))
     await expect(icon).to_have_attribute("href", re.compile("^data:image/png"))
     await page.click("text=Tell me when it is done")
     await expect(page.locator(".toast")).to_have_text("You will be told when it is done.")
@@ -694,13 +731,13 @@ async def test_whoever_looks_elsewhere_is_told(service: Service, page: Page) -> 
     hide = "hidden => Object.defineProperty(document, 'hidden', { value: hidden, configurable: true })"
     await page.evaluate(hide, True)
     puppet.finish()
-    await expect(page).to_have_title("✓ Studio · AvatarForge")
+    await expect(page).to_have_title(re.compile("^✓ Neon of "))
     [[title, text]] = await page.evaluate("shown")
     assert title.startswith("Neon of ")
     assert text == "The avatar is done."
     await page.evaluate(hide, False)
     await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
-    await expect(page).to_have_title("Studio · AvatarForge")
+    await expect(page).to_have_title(re.compile("^Neon of "))
     await expect(icon).to_have_attribute("href", re.compile(f"{plain}$"))
 
 

@@ -35,6 +35,7 @@ export function drawFacts(job) {
     ),
     job.error && h("p.error", {}, job.error.message),
     h("div.actions", {}, actions(job, true)),
+    !job.isTerminal && h("p.hint", {}, t("stepsWhy")),
     otherStyles(job),
     h("dl", {}, rows(job)),
     timings(job),
@@ -58,7 +59,13 @@ export function actions(job, alone = false) {
   ].filter(Boolean);
 }
 
-const save = (job) => download(api.avatarOf(job), `avatar-${job.jobId.slice(-6)}`);
+// ana-watercolour-1842
+function save(job) {
+  const style = job.parameters?.style ? titleOf(job.parameters.style) : "avatar";
+  const time = new Date(job.createdAt).toTimeString().slice(0, 5).replace(":", "");
+  const name = `${job.customerId}-${style}-${time}`.toLowerCase().replace(/[^\p{L}\p{N}._~-]+/gu, "-");
+  return download(api.avatarOf(job), name);
+}
 
 export async function cancel(job) {
   jobs.learn(await api.cancel(job));

@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { $, button, h, icon } from "./dom.js";
 import { number, t } from "./i18n.js";
+import { ask } from "./dialogs.js";
 import { takePhoto } from "./camera.js";
 import { choose } from "./photo.js";
 import { drawing } from "./styles.js";
@@ -35,9 +36,10 @@ export function invitation() {
     id: "photo",
     "data-key": "photo",
     accept: TAKEN,
+    multiple: true,
     "aria-describedby": "photo-hint",
   });
-  input.addEventListener("change", () => input.files[0] && choose(input.files[0]));
+  input.addEventListener("change", () => take([...input.files]));
   return h(
     "div.invitation",
     {},
@@ -64,17 +66,32 @@ async function takeOne() {
   if (file) choose(file);
 }
 
-const firstFile = (data) => [...(data?.files ?? [])][0];
 const carriesFile = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
 
-export function startInput(onChosen) {
+let onMany = () => {};
+
+// One photo is shown; of several each becomes an avatar, if that is meant.
+async function take(files) {
+  if (files.length === 1) return choose(files[0]);
+  if (!files.length) return undefined;
+  const answer = await ask({
+    title: t("several", { n: files.length }),
+    text: t("severalText"),
+    yes: t("forge"),
+    focus: "button[value='yes']",
+  });
+  return answer.value === "yes" ? onMany(files) : undefined;
+}
+
+export function startInput(onChosen, onSeveral) {
   const cover = $("#dropping");
-  const take = (event, data) => {
-    const file = firstFile(data);
-    if (!file) return;
+  onMany = onSeveral;
+  const takeOf = (event, data) => {
+    const files = [...(data?.files ?? [])];
+    if (!files.length) return;
     event.preventDefault();
     onChosen();
-    choose(file);
+    take(files);
   };
   addEventListener("dragover", (event) => {
     if (!carriesFile(event)) return;
@@ -84,7 +101,11 @@ export function startInput(onChosen) {
   addEventListener("dragleave", (event) => (cover.hidden = !event.relatedTarget ? true : cover.hidden));
   addEventListener("drop", (event) => {
     cover.hidden = true;
-    take(event, event.dataTransfer);
+    takeOf(event, event.dataTransfer);
   });
-  addEventListener("paste", (event) => take(event, event.clipboardData));
+  addEventListener("paste", (event) => {
+    // Some programs copy a text with a picture of it.
+    const isText = event.clipboardData.types.includes("text/plain") && event.target.matches("input, textarea");
+    if (!isText) takeOf(event, event.clipboardData);
+  });
 }

@@ -14,12 +14,13 @@ import { refreshModels } from "./models.js";
 import { look, onPhoto, photo, restorePhoto } from "./photo.js";
 import { forgetImages } from "./images.js";
 import { drawQueue, drawQueueCount, refreshQueue } from "./queue.js";
+import { nameOf } from "./states.js";
 import { attempt, note, persist, say } from "./say.js";
 import { drawSending, onSending } from "./sending.js";
 import { GRAMMAR, onSession, session } from "./session.js";
 import { drawStage } from "./stage.js";
 import { showTheme, startTheme } from "./theme.js";
-import { drawForge, drawPrompts, loadStyles, showDial, startForm } from "./parameters.js";
+import { drawForge, drawPrompts, loadStyles, sendFiles, showDial, startForm } from "./parameters.js";
 
 const VIEWS = ["studio", "gallery", "queue", "models"];
 const QUEUE_SECONDS = 3;
@@ -31,6 +32,7 @@ let jobId = null;
 let arrivals = 0; // counted: an answer that comes late is not about this address
 let absent = {}; // why the job of this address is not shown: another customer's, or what the server says
 let wasLost = false;
+let galleryPlace = 0; // how far it was scrolled when it was left
 
 // --- where one is: #/, #/photo/<customer>/<id>, #/gallery, #/queue, #/models ---
 
@@ -67,18 +69,22 @@ async function askJob(arrival) {
   }
 }
 
-// A new view begins at its heading, for eyes and for screen readers.
+// A new view begins at its heading, for eyes and for screen readers; the gallery where one has left it.
 function arrive() {
+  if (view === "gallery") galleryPlace = scrollY;
+  const card = jobId && `[data-key="card ${CSS.escape(jobId)}"]`;
   route();
   const heading = jobId ? $("#job-heading") : view === "studio" ? null : $(`#${view}-heading`);
-  (heading ?? $("#main")).focus({ preventScroll: true });
-  scrollTo(0, 0);
+  const left = view === "gallery" && card && $(card);
+  (left || heading || $("#main")).focus({ preventScroll: true });
+  scrollTo(0, view === "gallery" ? galleryPlace : 0);
 }
 
 // --- drawing ---
 
 function draw() {
-  drawTab(t(view));
+  const job = jobId && jobs.get(jobId);
+  drawTab(job ? nameOf(job) : t(view));
   $("#parameters").hidden = Boolean(jobId);
   $("#facts").hidden = !jobId;
   drawQueueCount();
@@ -194,7 +200,8 @@ function every(seconds, name, work) {
 
 startTheme();
 startCustomer();
-startInput(() => (location.hash = "#/"));
+history.scrollRestoration = "manual";
+startInput(() => (location.hash = "#/"), sendFiles);
 startForm((job, unchanged) => {
   // Whoever has gone on to something else is not called away from it.
   if (unchanged && view === "studio" && !jobId) location.hash = api.pageOf(job);

@@ -197,6 +197,23 @@ async function send(onAccepted) {
   }
 }
 
+// Each file becomes an avatar with what is chosen now, its square around the face.
+export async function sendFiles(files) {
+  const { customer } = session;
+  const fields = [...new FormData(form)];
+  const sendOne = async (file) => {
+    const prepare = async () => filledIn(fields, { file, name: file.name, cropToFace: true });
+    try {
+      const job = await sendUpload({ customer, key: api.newKey(), name: file.name, prepare });
+      if (job) jobs.learn(job);
+    } catch (error) {
+      if (error.status !== 401) note(`${file.name}: ${error.message}`, "error");
+    }
+  };
+  location.hash = "#/queue";
+  await Promise.all(files.map(sendOne));
+}
+
 // Fields come before the photo, and empty ones stay away.
 function filledIn(fields, { file, name, cropToFace }) {
   const data = new FormData();
