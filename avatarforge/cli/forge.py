@@ -13,7 +13,7 @@ import typer
 
 from avatarforge.cli.comparison import write_comparison
 from avatarforge.cli.connect import RETRY_TIMEOUT_SECONDS, require_server, resolve_url
-from avatarforge.cli.photos import SAMPLE, NoSuchPhoto
+from avatarforge.cli.photos import SAMPLE, list_photos
 from avatarforge.cli.progress_bars import ProgressBars
 from avatarforge.cli.terminal import err, get_exit_code, interrupt_on_signals, out, print_error
 from avatarforge.cli.up import start as start_server
@@ -70,14 +70,12 @@ def forge(
     timeout: float,
     as_json: bool,
 ) -> None:
-    """Make the avatars. A photo that fails does not stop the others. Raises `NoServer` and `NoSuchPhoto`."""
-    chosen = photos or [SAMPLE]
+    """Make the avatars. A photo that fails does not stop the others. Raises `NoServer` and the errors of
+    `list_photos`."""
+    chosen = [photo for path in photos or [SAMPLE] for photo in list_photos(path)]
     if demo:
         given = {name: value for name, value in parameters.items() if value is not None}
         parameters = {**DEMO_PARAMETERS, **given}
-    for photo in chosen:
-        if not photo.is_file():
-            raise NoSuchPhoto(str(photo))
     folder.mkdir(parents=True, exist_ok=True)
     started_at = time.monotonic()
     with interrupt_on_signals(), _open_server(url, options, start) as server:

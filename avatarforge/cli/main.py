@@ -84,7 +84,9 @@ def up(
 @app.command()
 @report_errors
 def forge(
-    photos: Annotated[list[Path] | None, typer.Argument(help="Photos, by default the sample.")] = None,
+    photos: Annotated[
+        list[Path] | None, typer.Argument(help="Photos, or folders of photos; by default the sample.")
+    ] = None,
     style: Annotated[
         str | None, typer.Option(help="Such as pixel-art; see `avatarforge models list`.")
     ] = None,

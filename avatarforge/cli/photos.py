@@ -20,6 +20,32 @@ class NoSuchPhoto(FormattedError):
     path: str
 
 
+class NoPhotosInFolder(FormattedError):
+    """A folder named on the command line has no photo."""
+
+    message = "The folder {path!r:1000} has no photo: no file that ends with one of {endings}."
+    path: str
+    endings: str
+
+
+_ENDINGS = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".heic", ".heif", ".avif"),
+    *(".tif", ".tiff", ".bmp"),
+)
+
+
+def list_photos(path: Path) -> list[Path]:
+    """Return the photo, or a folder's photos by their names. Raises `NoSuchPhoto` and `NoPhotosInFolder`."""
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in _ENDINGS and file.is_file())
+        if not found:
+            raise NoPhotosInFolder(str(path), ", ".join(_ENDINGS))
+        return found
+    if not path.is_file():
+        raise NoSuchPhoto(str(path))
+    return [path]
+
+
 def read_photo(path: Path) -> Image.Image:
     """Return the photo, upright, in RGB. Raises `NoSuchPhoto` and the errors of `clean_photo`."""
     if not path.is_file():

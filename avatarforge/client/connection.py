@@ -44,6 +44,9 @@ class ImageFile:
     media_type: str
     """Such as `image/png`."""
 
+    def __repr__(self) -> str:
+        return f"<ImageFile {self.media_type}, {len(self.content)} bytes>"
+
 
 Job = ProfilePhotoJobStatus | JobRef
 """A job that the client returned, or its ids if nothing else is known."""
@@ -144,13 +147,20 @@ def quote_segment(text: str) -> str:
 
 
 def load_photo(photo: Photo) -> tuple[str, bytes]:
-    """Return the file's name and content; this blocks. Raises `OSError` if it cannot be read."""
+    """Return the file's name and content; this blocks.
+
+    Raises `OSError` if it cannot be read, and `TypeError` if it is no photo.
+    """
     match photo:
         case str() | Path():
             return Path(photo).name, Path(photo).read_bytes()
         case bytes():
             return "photo", photo
-    return Path(str(getattr(photo, "name", "photo"))).name, photo.read()
+    content = photo.read() if hasattr(photo, "read") else None
+    if not isinstance(content, bytes):
+        what = 'a file that is open as text: open it with "rb"' if isinstance(content, str) else repr(photo)
+        raise TypeError(f"A photo is a path, the file's bytes, or a file open in binary mode, not {what}.")
+    return Path(str(getattr(photo, "name", "photo"))).name, content
 
 
 async def async_load_photo(photo: Photo) -> tuple[str, bytes]:

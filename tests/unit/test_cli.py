@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 import avatarforge
 from avatarforge.cli import app
 from avatarforge.cli.comparison import write_comparison
+from avatarforge.cli.photos import list_photos
 from avatarforge.cli.terminal import ExitCode
 from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.persistence import JobRepository, open_engine
@@ -240,3 +241,13 @@ def test_a_database_that_cannot_be_used_is_one_sentence(
     assert (result.exit_code, told in result.stderr) == (1, True), result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert "secret" not in result.stderr
+
+
+def test_a_folder_stands_for_its_photos(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "c.png").mkdir()
+    assert [photo.name for photo in list_photos(tmp_path)] == ["a.png", "b.JPG"]
+    result = run("forge", str(tmp_path / "c.png"))
+    assert result.exit_code == ExitCode.FAILURE
+    assert "c.png' has no photo: no file that ends with one of .jpg, .jpeg" in result.stderr

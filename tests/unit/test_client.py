@@ -22,6 +22,7 @@ from avatarforge.client import (
     AsyncClient,
     Client,
     Conflict,
+    ImageFile,
     InvalidRequest,
     InvalidWebhook,
     JobChanged,
@@ -575,3 +576,15 @@ def test_a_secret_that_is_none_is_the_receivers_own_fault(secrets: str | list[st
     headers, body = call(new_secret())
     with pytest.raises(ValueError, match="secret"):
         verify_webhook(headers, body, secrets, now=NOW)
+
+
+def test_a_photo_of_a_wrong_kind_is_told_before_anything_is_sent() -> None:
+    with Client("http://127.0.0.1:1", retry_timeout=0) as client:
+        with pytest.raises(TypeError, match=r"A photo is a path, .* not \{'photo': 1\}"):
+            client.submit("ana", {"photo": 1})  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match='open it with "rb"'):
+            client.submit("ana", io.StringIO("text"))  # type: ignore[arg-type]
+
+
+def test_an_image_is_shown_by_its_size() -> None:
+    assert repr(ImageFile(content=bytes(5000), media_type="image/png")) == "<ImageFile image/png, 5000 bytes>"
