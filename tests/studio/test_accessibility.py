@@ -138,3 +138,39 @@ async def test_what_has_the_focus_is_never_beneath_a_bar(
                 hidden.append(f"{name} beneath {cover}")
     assert len(seen) > 12
     assert hidden == []
+
+
+async def test_at_320_pixels_nothing_is_cut_off_and_forced_colours_show_what_is_chosen(
+    service: Service, browser: Browser
+) -> None:
+    done = await service.submitted(
+        style="neon", prompt="a-very-long-word-without-a-place-to-break-it-anywhere"
+    )
+    await service.ended(done)
+    narrow = ViewportSize(width=320, height=640)
+    wide = {}
+    async with opened(browser, service.url, viewport=narrow, forced_colors="active", locale="pt-BR") as page:
+
+        async def overflow() -> int:
+            return int(await page.evaluate("document.documentElement.scrollWidth - innerWidth"))
+
+        wide["empty"] = await overflow()
+        await page.set_input_files("#photo", PORTRAIT)
+        await expect(page.locator("#crop-place")).to_contain_text("Em volta do rosto")
+        wide["framing"] = await overflow()
+        await page.press(".frame", "ArrowUp")
+        wide["framed"] = await overflow()
+        outline = "element => getComputedStyle(element).outlineStyle"
+        chosen = page.locator(".style:has(:checked) img")
+        assert await chosen.evaluate(outline) == "solid"
+        assert await page.locator(".style:not(:has(:checked)) img").first.evaluate(outline) == "none"
+        assert await page.locator(".tabs a[aria-current]").evaluate(outline) == "solid"
+        for view in (f"photo/ana/{done}", "gallery", "queue", "models"):
+            await page.goto(f"{service.url}/#/{view}")
+            await expect(
+                page.locator(".view:not([hidden]) :is(.compare, .card, .nothing, .model)")
+            ).to_be_visible()
+            wide[view.split("/")[0]] = await overflow()
+        await page.click("#customer-button")
+        wide["a question"] = await overflow()
+    assert {view: pixels for view, pixels in wide.items() if pixels > 0} == {}

@@ -8,7 +8,7 @@ from playwright.async_api import Browser, Page, expect
 
 from avatarforge.ingress.studio import FOLDER
 from tests.integration.service import Service
-from tests.studio.browser import opened, send
+from tests.studio.browser import job_shown, opened, send
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -57,8 +57,13 @@ async def test_a_portuguese_browser_gets_portuguese(
         await expect(page.locator("html")).to_have_attribute("lang", "pt")
         await expect(page.locator("#forge")).to_have_text("Criar o avatar")
         await expect(page.locator("#dial-value")).to_have_text(re.compile(r"^\d,\d+$"))
+        await page.get_by_label("Aquarela").check()
+        await page.click("summary")
+        await page.fill("#guidance", "1,5")
         await send(page)
         await expect(page.locator(".facts .badge")).to_have_text("Pronto")
+        await expect(page.locator("#job-heading")).to_contain_text("Aquarela de ")
+        assert service.recorded(await job_shown(page)).parameters.guidance == 1.5
         await expect(page.locator("#said")).to_have_text("O avatar está pronto.")
 
 

@@ -55,6 +55,12 @@ export default {
   frameAt: "The square begins {x} per cent from the left and {y} per cent from the top, and is {n} per cent wide.",
 
   style: "Style",
+  "style_flat-illustration": "Flat illustration",
+  style_neon: "Neon",
+  "style_oil-painting": "Oil painting",
+  "style_pencil-sketch": "Pencil sketch",
+  "style_pixel-art": "Pixel art",
+  style_watercolor: "Watercolour",
   ownWords: "No style",
   lastPrompts: "Last descriptions",
   sameSeed: "Use the same seed, {seed}",

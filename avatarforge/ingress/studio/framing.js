@@ -62,7 +62,7 @@ function tools() {
 
 function sizeField() {
   const { least, most } = photo.crop;
-  parts.size = h("input", { type: "range", id: "crop-size", min: least, max: most, step: "any" });
+  parts.size = h("input", { type: "range", id: "crop-size", "data-key": "crop-size", min: least, max: most, step: "any" });
   parts.size.setAttribute("aria-label", t("cropSize"));
   parts.size.addEventListener("input", () => {
     photo.crop.resize(Number(parts.size.value));

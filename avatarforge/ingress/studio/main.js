@@ -137,10 +137,11 @@ async function askQueue() {
 
 // --- what happens ---
 
+const endOf = (job) => t(`said_${job.status}`, { reason: job.error?.message ?? "" });
+
 function onJob({ job, before, erased }) {
   if (job && before && job.status !== before.status && job.status !== "PENDING") {
-    const reason = job.error?.message ?? "";
-    const text = t(`said_${job.status}`, { reason });
+    const text = endOf(job);
     say(text);
     if (job.isTerminal) tellEnd(job, text);
   }
@@ -150,12 +151,12 @@ function onJob({ job, before, erased }) {
 
 // What was pressed to choose a photo, or another one, is gone then: the focus goes to what came in its place.
 function onPhotoChange(what) {
+  if (location.hash.startsWith("#/photo/")) return;
   if (["face", "centre", "unknown"].includes(photo.place) && what !== "crop") say(t(`place_${photo.place}`));
-  if (jobId) return;
   if (what === "crop") return showFrame();
   const lost = document.activeElement === document.body || $("#stage").contains(document.activeElement);
   drawStage(null);
-  if (!lost || document.activeElement !== document.body) return;
+  if (!lost || what !== "photo") return;
   $("#stage :is(.frame, [data-key=other-photo], #photo)")?.focus({ preventScroll: true });
 }
 
@@ -207,7 +208,8 @@ startForm((job, unchanged) => {
   if (unchanged && view === "studio" && !jobId) location.hash = api.pageOf(job);
   else note(t("accepted"));
   // The stream may have told its end before the upload's answer came.
-  if (!jobs.get(job.jobId)?.isTerminal) say(t("accepted"));
+  const now = jobs.get(job.jobId);
+  say(now?.isTerminal ? endOf(now) : t("accepted"));
 });
 onSending(() => {
   drawSending();

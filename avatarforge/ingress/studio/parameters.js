@@ -9,7 +9,7 @@ import { onPhoto, photo, upload } from "./photo.js";
 import { note } from "./say.js";
 import { isSending, send as sendUpload, shareSent } from "./sending.js";
 import { session } from "./session.js";
-import { drawing, learnTitles } from "./styles.js";
+import { drawing, learnTitles, titleOf } from "./styles.js";
 
 const form = $("#parameters");
 const FREEST = 0.05; // of the strengths; 0 would give the photo back
@@ -117,7 +117,7 @@ export async function loadStyles() {
   replace(
     $("#styles"),
     styleCard("", t("ownWords"), chosen),
-    styles.map(({ name, title }) => styleCard(name, title, chosen)),
+    styles.map(({ name }) => styleCard(name, titleOf(name), chosen)),
   );
   setDial(dial, restored?.dial);
   restored = null;
@@ -218,7 +218,8 @@ export async function sendFiles(files) {
 function filledIn(fields, { file, name, cropToFace }) {
   const data = new FormData();
   for (const [field, value] of fields)
-    if (value !== "" && (!(field in DIALS) || dialTurned)) data.append(field, value);
+    if (value !== "" && (!(field in DIALS) || dialTurned))
+      data.append(field, field === "guidance" ? value.replace(",", ".") : value);
   if (data.has("imageGuidance") && !data.has("guidance") && defaults.guidance <= 1)
     data.append("guidance", GUIDED);
   if (!cropToFace) data.append("cropToFace", "false");

@@ -55,6 +55,12 @@ export default {
   frameAt: "O quadrado começa a {x} por cento da esquerda e a {y} por cento do topo, e tem {n} por cento da largura.",
 
   style: "Estilo",
+  "style_flat-illustration": "Ilustração plana",
+  style_neon: "Neon",
+  "style_oil-painting": "Pintura a óleo",
+  "style_pencil-sketch": "Desenho a lápis",
+  "style_pixel-art": "Pixel art",
+  style_watercolor: "Aquarela",
   ownWords: "Sem estilo",
   lastPrompts: "Últimas descrições",
   sameSeed: "Usar a mesma semente, {seed}",
