@@ -116,20 +116,9 @@ class JobCommands:
     ) -> WebhookDelivery:
         """Send the webhook again, at once, and keep the key. Raises `DeliveryNotFound`."""
         await self._gate.wait_in_time()
-        rescheduling = asyncio.to_thread(
-            self._deliveries.reschedule,
-            customer_id,
-            job_id,
-            delivery_id,
-            self._now(),
-            self._committer.fence,
-            key,
-        )
-        delivery = await limit_wait(rescheduling)
-        if delivery is None:
-            raise DeliveryNotFound(job_id, delivery_id)
-        self._webhooks.expect(delivery)
-        return delivery
+        # A task of its own: what is on record as due must be sent, whoever gives up.
+        task = self._under_way.spawn(self._redeliver(customer_id, job_id, delivery_id, key), "command")
+        return await limit_wait(asyncio.shield(task))
 
     async def resume_delivery(self, customer_id: str, delivery_id: str) -> None:
         """Have a delivery sent that waits on record: `redeliver` may have kept it and heard of an outage."""
@@ -139,6 +128,23 @@ class JobCommands:
             return
         if delivery.state is DeliveryState.PENDING:
             self._webhooks.resume(delivery)
+
+    async def _redeliver(
+        self, customer_id: str, job_id: str, delivery_id: str, key: IdempotencyKey | None
+    ) -> WebhookDelivery:
+        delivery = await asyncio.to_thread(
+            self._deliveries.reschedule,
+            customer_id,
+            job_id,
+            delivery_id,
+            self._now(),
+            self._committer.fence,
+            key,
+        )
+        if delivery is None:
+            raise DeliveryNotFound(job_id, delivery_id)
+        self._webhooks.expect(delivery)
+        return delivery
 
     def on_rejected(self, change: JobChange) -> None:
         """Erase a job that turned out to be committed after its caller was told that it is not kept."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import threading
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from avatarforge.domain.deliveries import WebhookDelivery
 from avatarforge.domain.errors import DatabaseUnavailable
 from avatarforge.domain.jobs import ImageFormat, new_job_id
 from avatarforge.domain.status import EventKind
@@ -441,6 +443,33 @@ async def test_a_webhook_is_sent_again_when_its_first_request_was_kept_and_not_a
     answers = [await service.client.post(path, headers={"Idempotency-Key": "again"}) for _ in range(2)]
 
     assert [answer.status_code for answer in answers] == [503, 202]
+    await wait_until(lambda: len(receiver.received) == 2)
+
+
+async def test_a_webhook_is_sent_again_though_its_caller_gave_up_before_the_database_answered(
+    service: Service, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = await service.submitted(callbackUrl=receiver.url())
+    await service.ended(job_id)
+    await wait_until(lambda: service.deliveries.list_pending(0) == [])
+    [report] = service.deliveries.list_reports("ana", job_id)
+    reschedule, asked, answered = service.deliveries.reschedule, threading.Event(), threading.Event()
+
+    def reschedule_late(*arguments: Any) -> WebhookDelivery | None:
+        asked.set()
+        answered.wait()
+        return reschedule(*arguments)
+
+    monkeypatch.setattr(service.deliveries, "reschedule", reschedule_late)
+    tracker = service.actors[0].tracker
+    assert tracker is not None
+    again = asyncio.create_task(tracker.commands.redeliver("ana", job_id, report.delivery.delivery_id))
+    try:
+        await wait_until(asked.is_set)
+        again.cancel()
+        await asyncio.wait({again})
+    finally:
+        answered.set()
     await wait_until(lambda: len(receiver.received) == 2)
 
 
