@@ -251,7 +251,11 @@ def error_response(error: AvatarForgeError, scope: Scope) -> Response:
         headers["Retry-After"] = str(document.get("retryAfter", 5))
     if document["status"] >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.warning(
-            "request refused", code=error.code, reason=getattr(error, "reason", str(error)), path=_path(scope)
+            "request refused",
+            code=error.code,
+            reason=getattr(error, "reason", str(error)),
+            # Not `path`, by which repeated warnings are told apart: clients choose it.
+            request_path=_path(scope),
         )
     return problem_response(document, headers)
 

@@ -98,7 +98,10 @@ class RepeatedWarnings(logging.Filter):
     INTERVAL_SECONDS = 60.0
     MAX_KNOWN = 10_000
     """Warnings that are remembered, the newest."""
-    THINGS = ("job_id", "delivery_id", "shard", "code", "part", "backend", "model", "key", "slot")
+    THINGS = (
+        *("job_id", "attempt", "delivery_id", "shard", "code", "part"),
+        *("backend", "model", "key", "path", "prefix", "slot"),
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,9 +113,11 @@ class RepeatedWarnings(logging.Filter):
         if record.levelno != logging.WARNING:
             return True
         message: object = record.msg
-        # A library's arguments are left out: they hold what differs each time.
-        fields = message if isinstance(message, dict) else {"event": message}
-        warning = (record.name, fields["event"], *(str(fields.get(thing)) for thing in self.THINGS))
+        # A library may log anything, an exception too, of which only the text is kept. Its arguments are left
+        # out: they hold what differs each time.
+        is_ours = isinstance(message, dict) and "event" in message
+        fields: Any = message if is_ours else {"event": message}
+        warning = (record.name, *(str(fields.get(thing)) for thing in ("event", *self.THINGS)))
         with self._lock:
             now = time.monotonic()
             passed_at, left_out = self._known.get(warning, (float("-inf"), 0))
@@ -123,8 +128,8 @@ class RepeatedWarnings(logging.Filter):
             self._known[warning] = now, 0
             while len(self._known) > self.MAX_KNOWN:
                 del self._known[next(iter(self._known))]
-        if left_out and isinstance(message, dict):
-            message["repeated"] = left_out
+        if left_out and is_ours:
+            fields["repeated"] = left_out
         elif left_out:
             record.msg = f"{message} (repeated {left_out} times)"
         return True

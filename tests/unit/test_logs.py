@@ -88,7 +88,7 @@ def test_a_repeated_warning_is_written_once_a_minute_with_its_count(
 
     def write() -> list[tuple[str, object, object]]:
         for path in ("/a", "/b"):
-            ours.warning("request refused", code="unavailable", path=path)
+            ours.warning("request refused", code="unavailable", request_path=path)
             ours.warning("worker lost", job_id=path)
             theirs.warning("%s is full", path)
             ours.error("broke", path=path)
@@ -105,6 +105,33 @@ def test_a_repeated_warning_is_written_once_a_minute_with_its_count(
         ("worker lost", "/a", 1),
         ("/a is full (repeated 3 times)", None, None),
     ]
+
+
+def test_a_warning_of_another_thing_is_another_one(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(LogSettings())
+    ours = structlog.get_logger("ours")
+    written = [
+        ("worker lost", {"job_id": "j1", "attempt": 1}),
+        ("worker lost", {"job_id": "j1", "attempt": 2}),
+    ]
+    written += [("secret cannot be read again", {"path": path}) for path in ("/a", "/b")]
+    written += [("objects were left", {"prefix": prefix}) for prefix in ("ana/", "ben/")]
+    for event, thing in written * 2:
+        ours.warning(event, **thing)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [
+        (line["event"], {name: line[name] for name in thing})
+        for line, (_, thing) in zip(lines, written, strict=True)
+    ] == written
+
+
+def test_whatever_a_library_logs_is_written_and_known_by_its_text(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(LogSettings())
+    for _ in range(2):
+        for message in ({"a": 1}, ["x"], ValueError("another object each time")):
+            logging.getLogger("theirs").warning(message)
+    written = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+    assert written == ["{'a': 1}", "['x']", "another object each time"]
 
 
 def test_a_process_has_the_settings_it_was_handed_and_tells_where_its_nodes_differ(
