@@ -390,6 +390,7 @@ async def test_every_call_is_described_with_its_errors(rest: Rest) -> None:
         for method, operation in operations.items()
     }
     assert set(calls) == {
+        "GET /about",
         "GET /keys/self",
         "POST /crop",
         "POST /customers/{customerId}",
