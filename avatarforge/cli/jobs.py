@@ -128,38 +128,45 @@ def watch_jobs(
 def trace_job(job: JobArgument, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
     """Tell a job's story from the database: every change and every call of its webhook.
 
-    The ids are those of the log lines and of the traces.
+    The ids are those of the log lines and of the traces. Changes are kept for as long as events are
+    (AVATARFORGE_TRACKER_EVENT_RETENTION_DAYS), the job and its calls until it is erased.
     """
+    from avatarforge.domain.status import EventKind
     from avatarforge.persistence import DeliveryRepository, JobRepository
 
-    with open_database(load_settings(environ={**os.environ, **to_variables(data_dir)})) as engine:
-        changes = JobRepository(engine).list_job_events(job)
-        if not changes:
+    settings = load_settings(environ={**os.environ, **to_variables(data_dir)})
+    with open_database(settings) as engine:
+        records = JobRepository(engine)
+        kept, changes = records.find_job_by_id(job), records.list_job_events(job)
+        if not changes and kept is None:
             raise SettingsError(f"No job on record has the id {job!r}.")
-        deliveries = DeliveryRepository(engine).list_reports(changes[0].event.customer_id, job)
-    known = next((change.job for change in changes if change.job is not None), None)
-    ids = {
+        customer_id = changes[0].event.customer_id if kept is None else kept.customer_id
+        deliveries = DeliveryRepository(engine).list_reports(customer_id, job)
+    is_complete = bool(changes) and changes[0].event.kind is EventKind.SUBMITTED
+    facts = {
         "jobId": job,
-        "customerId": changes[0].event.customer_id,
-        "requestId": known and known.parameters.origin.get("request_id"),
-        "traceId": known and known.parameters.origin.get("trace_id"),
+        "customerId": customer_id,
+        "requestId": kept and kept.parameters.origin.get("request_id"),
+        "traceId": kept and kept.parameters.origin.get("trace_id"),
+        "status": kept and kept.status.value,
+        "createdAt": kept and kept.created_at.isoformat(),
+        "finishedAt": kept and kept.finished_at and kept.finished_at.isoformat(),
     }
-    story = sorted([*_tell_changes(changes), *_tell_calls(deliveries)], key=lambda step: step["at"])
+    story = _tell_story(changes, deliveries)
     if as_json:
-        out.print_json(data={**ids, "story": [{**step, "at": step["at"].isoformat()} for step in story]})
+        steps = [{**step, "at": step["at"].isoformat()} for step in story]
+        out.print_json(data={**facts, "isComplete": is_complete, "story": steps})
         return
-    for name, value in ids.items():
+    for name, value in facts.items():
         out.print(f"[dim]{name:<10}[/]  {escape(value or '-')}", highlight=False)
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("Time (UTC)", "After", "Event", "Attempt", "Seq"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("", overflow="fold")
-    for step in story:
-        after = (step["at"] - story[0]["at"]).total_seconds()
-        numbers = ("" if step[name] is None else str(step[name]) for name in ("attempt", "seq"))
-        time = f"{step['at']:%Y-%m-%d %H:%M:%S.%f}"[:-3]
-        table.add_row(time, f"{after:.3f} s", step["event"], *numbers, escape(step["detail"]))
-    out.print(table)
+    if story:
+        out.print(_create_story_table(story))
+    if not is_complete:
+        err.print(
+            f"Changes older than {settings.tracker.event_retention_days:g} days are not kept "
+            "(AVATARFORGE_TRACKER_EVENT_RETENTION_DAYS).",
+            highlight=False,
+        )
 
 
 @app.command("cancel")
@@ -200,6 +207,35 @@ def erase_job(
         err.print(f"Job {job} is erased.", highlight=False)
 
 
+def _create_story_table(story: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("Time (UTC)", "After", "Event", "Attempt", "Seq"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("", overflow="fold")
+    for step in story:
+        after = (step["at"] - story[0]["at"]).total_seconds()
+        numbers = ("" if step[name] is None else str(step[name]) for name in ("attempt", "seq"))
+        time = f"{step['at']:%Y-%m-%d %H:%M:%S.%f}"[:-3]
+        table.add_row(time, f"{after:.3f} s", step["event"], *numbers, escape(step["detail"]))
+    return table
+
+
+def _tell_story(
+    changes: Iterable["LoggedChange"], deliveries: Iterable["DeliveryReport"]
+) -> list[dict[str, Any]]:
+    """Put the calls among the changes, by time but after the change that they tell of. The changes stay in
+    the order of the log: they were timed by the clocks of several machines."""
+    story = list(_tell_changes(changes))
+    for report in deliveries:
+        place = next((n for n, step in enumerate(story, 1) if step["seq"] == report.delivery.seq), 0)
+        for call in _tell_calls(report):
+            while place < len(story) and story[place]["at"] <= call["at"]:
+                place += 1
+            story.insert(place, call)
+            place += 1
+    return story
+
+
 def _tell_changes(changes: Iterable["LoggedChange"]) -> Iterator[dict[str, Any]]:
     for change in changes:
         event, job, detail = change.event, change.job, ""
@@ -218,17 +254,16 @@ def _tell_changes(changes: Iterable["LoggedChange"]) -> Iterator[dict[str, Any]]
         }
 
 
-def _tell_calls(deliveries: Iterable["DeliveryReport"]) -> Iterator[dict[str, Any]]:
-    for report in deliveries:
-        for number, call in enumerate(report.attempts, 1):
-            answer = call.answer if call.status is None else f"status {call.status}"
-            yield {
-                "at": call.at,
-                "event": "webhook called",
-                "attempt": number,
-                "seq": report.delivery.seq,
-                "detail": f"{answer}, after {call.seconds:.3f} s",
-            }
+def _tell_calls(report: "DeliveryReport") -> Iterator[dict[str, Any]]:
+    for number, call in enumerate(report.attempts, 1):
+        answer = call.answer if call.status is None else f"status {call.status}"
+        yield {
+            "at": call.at,
+            "event": "webhook called",
+            "attempt": number,
+            "seq": report.delivery.seq,
+            "detail": f"{answer}, after {call.seconds:.3f} s",
+        }
 
 
 def _job_ref(customer: str, job: str) -> "JobRef":

@@ -187,6 +187,11 @@ class JobRepository(Repository):
         )
         return next((job_from_row(row) for row in self._rows(wanted)), None)
 
+    def find_job_by_id(self, job_id: str) -> ProfilePhotoJob | None:
+        """Return the job, whichever customer's it is: for operators alone."""
+        rows = self._rows(_JOBS.where(profile_photo_jobs.c.job_id == job_id))
+        return next((job_from_row(row) for row in rows), None)
+
     def list_jobs(self, customer_id: str, before: str | None, limit: int) -> list[ProfilePhotoJob]:
         """Return at most `limit` of the customer's jobs, newest first, from the last one before job `before`.
 

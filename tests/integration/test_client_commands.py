@@ -4,7 +4,8 @@ import asyncio
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ from typer.testing import CliRunner
 from avatarforge.cli import app
 from avatarforge.cli.photos import SAMPLE
 from avatarforge.cli.terminal import ExitCode
-from avatarforge.settings import PREFIX, variables
+from avatarforge.domain.changes import Fence
+from avatarforge.domain.deliveries import DeliveryAttempt
+from avatarforge.persistence import DeliveryRepository, JobRepository, open_engine
+from avatarforge.settings import PREFIX, DatabaseSettings, variables
 from tests.events import subscriber_count
-from tests.integration.rest import a_jpeg
+from tests.integration.rest import a_jpeg, empty_database
 from tests.integration.service import SECONDS, Service
+from tests.jobs import a_followed_job, finish, later, start, submission
 from tests.receivers import Receiver
 from tests.waiting import wait_until
 
@@ -134,6 +139,43 @@ async def test_a_job_is_watched_to_its_end(run: Shell, service: Service) -> None
     assert states == ["PENDING", "PROCESSING", "DONE"]
 
 
+async def test_a_job_is_told_of_whose_events_are_removed(run: Shell, service: Service) -> None:
+    service.script(service.generations.done)
+    async with Receiver().serving() as receiver:
+        job_id = await service.submitted("me", callbackUrl=receiver.url())
+        await service.ended(job_id, "me")
+        await wait_until(lambda: service.deliveries.list_reports("me", job_id)[0].attempts)
+    epoch = service.records.claim_shard(0)
+    service.records.prune(0, epoch, datetime.now(UTC) + timedelta(days=1), 100)
+    where = ("--data-dir", str(service.settings.data_dir))
+
+    told = await run("jobs", "trace", job_id, *where)
+    story = (await run("jobs", "trace", job_id, *where, "--json")).json
+
+    assert (story["customerId"], story["status"], story["isComplete"]) == ("me", "DONE", False)
+    assert [step["event"] for step in story["story"]] == ["webhook called"]
+    assert "AVATARFORGE_TRACKER_EVENT_RETENTION_DAYS" in told.err
+
+
+async def test_a_story_keeps_the_logs_order_where_clocks_differ(run: Shell, tmp_path: Path) -> None:
+    (tmp_path / "avatarforge.db").write_bytes(empty_database())
+    engine = open_engine(DatabaseSettings(), f"sqlite:///{tmp_path}/avatarforge.db")
+    records, deliveries = JobRepository(engine), DeliveryRepository(engine)
+    epoch, job = records.claim_shard(0), a_followed_job()
+    started = start(job)
+    ended = finish(started.job)
+    slow = replace(started, event=replace(started.event, at=later(9)))
+    records.commit(0, epoch, [submission(job), slow, ended])
+    [delivery] = deliveries.list_pending(0)
+    call = DeliveryAttempt(at=later(0), seconds=0.25, status=200, answer="")
+    deliveries.record(delivery, call, Fence(0, epoch))
+    engine.dispose()
+
+    story = (await run("jobs", "trace", job.job_id, "--data-dir", str(tmp_path), "--json")).json["story"]
+
+    assert [step["event"] for step in story] == ["submitted", "started", "done", "webhook called"]
+
+
 async def test_a_jobs_story_is_told_from_the_database(run: Shell, service: Service) -> None:
     service.script(service.generations.lost, service.generations.done)
     async with Receiver().serving() as receiver:
@@ -153,9 +195,11 @@ async def test_a_jobs_story_is_told_from_the_database(run: Shell, service: Servi
     assert [step["attempt"] for step in story["story"]] == [0, 1, 1, 2, 2, 1]
     assert (story["jobId"], story["customerId"]) == (job_id, "me")
     assert story["story"][-1]["detail"].startswith("status 2")
-    lines = told.out.splitlines()[5:]
+    lines = told.out.splitlines()[8:]
     assert [line.split()[4] for line in lines] == [*kinds, "webhook"], told.out
     assert [step["event"] for step in erased["story"]] == [*kinds, "erased"]
+    assert (story["status"], story["isComplete"]) == ("DONE", True)
+    assert (erased["status"], erased["isComplete"]) == (None, True)
     assert (unknown.code, "'unknown'" in unknown.err) == (ExitCode.FAILURE, True)
 
 
