@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import partial
+from functools import cached_property, partial
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, ParamSpec, TypeVar
@@ -94,13 +94,11 @@ class ProfilePhotoService:
 
     MAX_SQUARE_SIDE = 1024
     """Pixels of a side that `crop_original` makes at most."""
-    MAX_CONCURRENT_CROPS = 2
-    """Each needs memory for the photo's pixels. More wait."""
+    MAX_CONCURRENT_SQUARES = 2
+    """Squares that `crop_original` makes at once: each needs memory for the photo's pixels. More wait."""
     MAX_CROPS = 8
     """Photos that are read for `find_crop` or wait for it: a few of the uploads, so that many leave room for
     those that become jobs."""
-    MAX_ORIGINALS = 4
-    """Originals that `crop_original` reads or has in memory. More wait."""
     MAX_CONCURRENT_READS = 8
     """Of storage and of manifests."""
     RECHECK_INTERVAL_SECONDS = 1.0
@@ -121,12 +119,9 @@ class ProfilePhotoService:
         """`registry` holds this replica's metrics."""
         self.settings = settings
         self.registry = registry or MetricsRegistry()
-        self.registry.register_gauge(metrics.SUBSCRIBERS, lambda: live.waiter_count, "long_poll")
-        self.registry.register_gauge(metrics.FEED_LAG, lambda: live.lag)
+        live.register_gauges(self.registry)
         self.open_streams = OpenStreams(self.registry)
         self.metrics_endpoint = MetricsEndpoint(self.registry, trackers)
-        self.upload_folder: Path = settings.data_dir.resolve() / "uploads"
-        """Large uploads lie here while they are read."""
         self.health = HealthChecks(
             {"database": records.ping, "storage": storage.check},
             feed_lag=lambda: live.lag,
@@ -145,11 +140,15 @@ class ProfilePhotoService:
         self._submitter = UploadSubmitter(storage, trackers, settings.upload, now)
         events = EventLog(records, trackers.shards, self.status, self.query)
         self.streams = JobStreams(live, events, settings.ingress)
-        self._crop_slots = asyncio.Semaphore(self.MAX_CONCURRENT_CROPS)
-        self._original_slots = asyncio.Semaphore(self.MAX_ORIGINALS)
+        self._square_slots = asyncio.Semaphore(self.MAX_CONCURRENT_SQUARES)
         self._pool = BlockingPool(self.MAX_CONCURRENT_READS, "read")
         # Others, so that images are read while the database hangs.
         self._database_pool = BlockingPool(settings.database.pool_size, "query")
+
+    @cached_property
+    def upload_folder(self) -> Path:
+        """The folder of large uploads while they are read."""
+        return self.settings.data_dir.resolve() / "uploads"
 
     async def close(self) -> None:
         """Wait for submissions under way, then end the threads."""
@@ -193,8 +192,7 @@ class ProfilePhotoService:
     async def find_crop(self, photo: BinaryIO, filename: str, *, preview: bool) -> FoundCrop:
         """Find the square that the photo would be cropped to. Nothing is kept. Raises the errors of
         `clean_photo`."""
-        async with self._crop_slots:
-            return await self._submitter.find_crop(photo, filename, preview=preview)
+        return await self._submitter.find_crop(photo, filename, preview=preview)
 
     async def retry(self, customer_id: str, job_id: str, idempotency_key: str | None = None) -> Submitted:
         """Submit a new job with the photo and the parameters of one that has ended.
@@ -364,11 +362,9 @@ class ProfilePhotoService:
         `image` and `stream_image`."""
         job = (await self.status(customer_id, job_id)).job
         try:
-            async with self._original_slots:
-                # Outside the crop slots: slow storage holds up nobody's `find_crop`.
+            async with self._square_slots:
                 content = await self.read(self._storage.get, job.original.key)
-                async with self._crop_slots:
-                    return await self.read(self._encode_square, content, job.parameters)
+                return await self.read(self._encode_square, content, job.parameters)
         except ObjectNotFound as error:
             raise ImageNotFound(job_id, ImageKind.ORIGINAL) from error
 

@@ -19,6 +19,8 @@ from avatarforge.domain.status import EventKind, JobEvent, ProcessingStatus
 from avatarforge.ingress.live.events import Changed, Erased, Progressed, Subscription
 from avatarforge.messages import LiveJob
 from avatarforge.settings import IngressSettings
+from avatarforge.telemetry import metrics
+from avatarforge.telemetry.registry import MetricsRegistry
 from avatarforge.tracker.client import TrackerClient
 from avatarforge.tracker.eta import Forecast
 from avatarforge.tracker.feed import FeedBatch, FeedCursor
@@ -68,6 +70,10 @@ class JobCache:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def register_gauges(self, registry: MetricsRegistry) -> None:
+        registry.register_gauge(metrics.SUBSCRIBERS, lambda: self.waiter_count, "long_poll")
+        registry.register_gauge(metrics.FEED_LAG, lambda: self.lag)
 
     @property
     def lag(self) -> float:

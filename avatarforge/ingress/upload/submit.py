@@ -82,6 +82,8 @@ class UploadSubmitter:
 
     MAX_CONCURRENT_PHOTOS = 8
     """Photos that are inspected and stored at a time: each needs memory for its pixels. More wait."""
+    MAX_CONCURRENT_CROPS = 2
+    """Of them, those of `find_crop`, which takes a second for some. More wait."""
 
     def __init__(
         self,
@@ -96,6 +98,7 @@ class UploadSubmitter:
         self._now = now
         self._pixel_budget = PixelBudget(limits.max_decoding_pixels)
         self._pool = BlockingPool(self.MAX_CONCURRENT_PHOTOS, "upload")
+        self._crop_slots = asyncio.Semaphore(self.MAX_CONCURRENT_CROPS)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
@@ -155,13 +158,14 @@ class UploadSubmitter:
 
         Raises the errors of `inspect_photo`.
         """
-        inspected = await self._pool.run(inspect_photo, photo, filename, self._limits)
-        if isinstance(inspected, UndecodedPhoto):
-            pixels, clean = inspected.pixels, inspected.clean
-        else:
-            pixels, clean = min(inspected.width * inspected.height, MAX_DECODED_PIXELS), lambda: inspected
-        async with self._pixel_budget.reserve(pixels):
-            return await self._pool.run(lambda: _find_crop(clean(), preview=preview))
+        async with self._crop_slots:
+            inspected = await self._pool.run(inspect_photo, photo, filename, self._limits)
+            if isinstance(inspected, UndecodedPhoto):
+                pixels, clean = inspected.pixels, inspected.clean
+            else:
+                pixels, clean = min(inspected.width * inspected.height, MAX_DECODED_PIXELS), lambda: inspected
+            async with self._pixel_budget.reserve(pixels):
+                return await self._pool.run(lambda: _find_crop(clean(), preview=preview))
 
     @_finish
     async def resubmit_once(self, job: ProfilePhotoJob, key: str) -> ProfilePhotoJob | KnownKey:
