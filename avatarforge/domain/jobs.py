@@ -45,6 +45,7 @@ class Stage(StrEnum):
 
 
 _MODEL_DEFAULT = "By default as `GET /models` says."
+_PROMPT_LIMIT = "With more than 600 tokens, some 450 words of English, the job fails."
 _MAX_TIMEOUT_SECONDS = 7 * 86_400
 _SIDE = {"minimum": 64, "maximum": 4096, "multipleOf": 8}
 
@@ -62,8 +63,8 @@ class RequestedParameters:
     The metadata are JSON schema: an upload's form is checked and documented by them.
     """
 
-    prompt: str = parameter("", "What the avatar should show.", maxLength=1000)
-    negative_prompt: str = parameter("", "What it should not show.", maxLength=1000)
+    prompt: str = parameter("", f"What the avatar should show. {_PROMPT_LIMIT}", maxLength=1000)
+    negative_prompt: str = parameter("", f"What it should not show. {_PROMPT_LIMIT}", maxLength=1000)
     style: str | None = parameter(None, "One of `GET /styles`.")
     strength: float | None = parameter(
         None,

@@ -1,6 +1,7 @@
 """The batching engine: who joins, who leaves, and what one request's fault means to the others."""
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from avatarforge.diffusion.engines.batch_limits import BatchLimits
 from avatarforge.diffusion.engines.batching import BatchingEngine
 from avatarforge.diffusion.engines.engine import EngineRequest, EngineResult, EngineStep, EngineUpdate
 from avatarforge.diffusion.models.catalogue import Catalogue
-from avatarforge.domain.errors import DeviceFailed, DeviceLost, ImageNotFinite, PipelineFailed
+from avatarforge.domain.errors import DeviceFailed, DeviceLost, ImageNotFinite, InvalidRequest, PipelineFailed
 from benchmarks.engine import reactions
 from tests.checkpoints import avatar_mini
 from tests.families import photo, tiny
@@ -334,7 +335,14 @@ async def test_a_text_that_is_too_long_is_refused_alone(engine: BatchingEngine) 
         *(picture_of(engine, request) for request in (SHORT, long, SHORT)), return_exceptions=True
     )
     assert answers[0] == answers[2]
-    assert str(answers[1]).endswith("but it must be at most 600 tokens long (it has 601).")
+    assert re.fullmatch(
+        r"prompt is 'neon .*, but it must be at most 600 tokens long \(it has 601\)\.", str(answers[1])
+    )
+
+
+async def test_the_negative_prompt_is_named_where_it_is_at_fault(engine: BatchingEngine) -> None:
+    with pytest.raises(InvalidRequest, match=r"^negativePrompt is 'grey .* at most 600 tokens long"):
+        await picture_of(engine, replace(SHORT, guidance=2.0, negative_prompt="grey " * 601))
 
 
 def test_embeddings_are_kept_up_to_so_many_bytes() -> None:

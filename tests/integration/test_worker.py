@@ -1,6 +1,7 @@
 """A replica's work without Ray: real storage, a tiny checkpoint."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from hashlib import sha256
@@ -105,6 +106,19 @@ async def test_an_avatar_has_the_size_that_was_asked_for(
     [*_, failed] = await all_of(worker, a_task(storage, width=64, height=512))
     assert isinstance(failed, GenerationFailed)
     assert "height is 512" in failed.error.message
+
+
+async def test_too_long_a_prompt_is_told_without_the_words_of_its_style(
+    worker: GenerationWorker, storage: Flickering
+) -> None:
+    [*_, failed] = await all_of(worker, a_task(storage, style="neon", prompt="肖" * 1000))
+    assert isinstance(failed, GenerationFailed)
+    assert failed.error.code == "invalid_request"
+    assert re.fullmatch(
+        r"prompt is '肖+…, but it must be at most 600 tokens long \(it has 3002\), the words of its style "
+        r"included\.",
+        failed.error.message,
+    )
 
 
 async def test_progress_rises_and_ends_with_the_last_step(

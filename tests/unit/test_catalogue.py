@@ -117,6 +117,14 @@ def test_a_name_cannot_leave_the_folder(tmp_path: Path) -> None:
         ({"size": 100}, "size: Input should be a multiple of 8"),
         ({"max_size": 264}, "max_size must be from the size, 128, to twice that"),
         ({"max_size": 64}, "max_size must be from the size, 128, to twice that"),
+        (
+            {"prompt_weights": "compel", "defaults": {"prompt": "(neon)11"}},
+            "The prompt is '(neon)11', but it must be without weights above 10",
+        ),
+        (
+            {"prompt_weights": "automatic1111", "styles": {"a": {"title": "A", "prompt": "(b:11) {prompt}"}}},
+            "The prompt is '(b:11) {prompt}', but it must be without weights above 10",
+        ),
         ({"source": {}}, "source: must hold exactly one of folder, file and hub"),
         ({"source": {"folder": "a", "file": "b"}}, "must hold exactly one"),
         ({"source": "checkpoint"}, "must hold exactly one"),

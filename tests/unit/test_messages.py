@@ -352,6 +352,26 @@ def test_a_wrong_field_is_named_with_its_value_and_what_is_right(
     assert (refusal.value.name, refusal.value.value, refusal.value.expected) == (field, value, expected)
 
 
+@pytest.mark.parametrize(
+    ("weighting", "value", "expected"),
+    [
+        ("automatic1111", "(a:11)", "without weights above 10 (one is 11)"),
+        ("compel", '("a", "b").and()', "without .and(): weights alone are supported"),
+        ("compel", "(a)0.5 b " * 17, "with at most 16 weights below 1 (it has 17)"),
+    ],
+)
+@pytest.mark.parametrize("field", ["prompt", "negativePrompt"])
+def test_weights_that_cannot_be_used_are_refused_as_they_were_written(
+    field: str, weighting: str, value: str, expected: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        read_submission({field: value, "style": "neon"}, a_manifest(prompt_weights=weighting))
+
+    assert (refusal.value.name, refusal.value.value, refusal.value.expected) == (field, value, expected)
+    # Where the manifest does not ask for weights, brackets are letters.
+    read_submission({field: value, "style": "neon"}, MANIFEST)
+
+
 def test_few_steps_with_little_strength_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="1/2 with 2 steps"):
         read_submission({"steps": "2", "strength": "0.4"}, MANIFEST)

@@ -152,7 +152,7 @@ class Architecture:
     def embed(self, texts: Sequence[str]) -> list[Embedding]:
         """Embed the texts together: a long one in pieces, whose tokens are joined.
 
-        Raises `InvalidRequest` for one that is too long, or whose weights cannot be used.
+        Raises `UnusablePrompt` for one that is too long, or whose weights cannot be used.
         """
         tokenizer = self._pipeline.tokenizer or self._pipeline.tokenizer_2
         pieces = [split_prompt(text, tokenizer, self._prompt_weights) for text in texts]

@@ -42,11 +42,11 @@ from avatarforge.diffusion.engines.engine import (
     check_step_count,
 )
 from avatarforge.diffusion.engines.previews import Previewer
-from avatarforge.diffusion.engines.prompts import PromptWeights
+from avatarforge.diffusion.engines.prompts import PromptWeights, UnusablePrompt
 from avatarforge.diffusion.engines.request import ActiveRequest, PendingTensor
 from avatarforge.diffusion.engines.samplers import Sampler, Trajectory
 from avatarforge.diffusion.engines.torch_errors import is_fatal, is_out_of_memory, translate_error
-from avatarforge.domain.errors import DeviceLost, ModelUnusable
+from avatarforge.domain.errors import DeviceLost, InvalidRequest, ModelUnusable
 
 _SLOW_STEP_SECONDS: Final = 5.0
 """No larger batch is tried after a step that takes longer: nobody would wait for it."""
@@ -360,7 +360,13 @@ class BatchingEngine(Engine):
         found = {text: self._embeddings.get(text) for text in texts}
         new = [text for text, embedding in found.items() if embedding is None]
         if new:
-            for text, embedding in zip(new, self._architecture.embed(new), strict=True):
+            try:
+                embedded = self._architecture.embed(new)
+            except UnusablePrompt as error:
+                # Told only by the request that fails alone: it is one of its own two.
+                name = "prompt" if error.text == requests[0].params.prompt else "negativePrompt"
+                raise InvalidRequest(name, error.text, error.expected) from error
+            for text, embedding in zip(new, embedded, strict=True):
                 self._embeddings.put(text, embedding)
                 found[text] = embedding
         known: dict[Text, Embedding] = {

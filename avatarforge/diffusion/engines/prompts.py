@@ -6,7 +6,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from avatarforge.domain.errors import InvalidRequest
+from avatarforge.domain.errors import truncate_repr
 
 PromptWeights = Literal["none", "automatic1111", "compel"]
 """How a prompt's words are weighted: not at all, or as one of these programs does."""
@@ -18,17 +18,28 @@ _COMMA_REACH: Final = 20
 _EMPHASIS: Final = 1.1
 """The weight of brackets without a number."""
 _MAX_WEIGHT: Final = 10.0
-_WEIGHT: Final = r":\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)"
+_WEIGHT: Final = r":\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\)"
 _MAX_WEAK: Final = 16
 """Fragments with a weight below 1 in compel's writing: each takes a pass through the text encoder."""
 _COMPEL_WEIGHT: Final = r"\++|-+|\d+(?:\.\d+)?|\.\d+"
 _COMPEL: Final = re.compile(
     rf"""\\[()"]|\(|\)(?P<by>{_COMPEL_WEIGHT})?|"(?P<quoted>[^"]*)"(?P<quoted_by>{_COMPEL_WEIGHT})"""
-    r"""|(?P<word>[^\s()"\\.,;:!?+]+?)(?P<sign>\++|-+)(?=[\s),.;:!?"]|$)|[^\s()"\\.,;:!?+]+|.""",
+    r"""|(?P<word>[^\s()"\\.,;:!?+]+?)(?P<sign>\+++|-++)(?=[\s),.;:!?"]|$)|[^\s()"\\.,;:!?+]+|.""",
     re.DOTALL,
 )
 _CALL: Final = re.compile(r"""[)"]\s*\.(and|blend|swap|withLora)\(""")
 _SYMBOL: Final = re.compile(rf"\\[\\()\[\]]|{_WEIGHT}|[()\[\]:\\]|[^()\[\]:\\]+")
+
+
+class UnusablePrompt(ValueError):
+    """The `text` of a prompt is not as it must be: `expected`."""
+
+    def __init__(self, text: str, expected: str) -> None:
+        super().__init__(text, expected)
+        self.text, self.expected = text, expected
+
+    def __str__(self) -> str:
+        return f"The prompt is {truncate_repr(self.text)}, but it must be {self.expected}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +56,18 @@ class Piece:
 def split_prompt(text: str, tokenizer: Any, weighting: PromptWeights = "none") -> list[Piece]:
     """Return the text in pieces that fit the tokenizer's window; the text itself where it fits.
 
-    Pieces end between words, at a comma where one is near. Raises `InvalidRequest` for too long a text, and
+    Pieces end between words, at a comma where one is near. Raises `UnusablePrompt` for too long a text, and
     for weights that cannot be used.
     """
     window = tokenizer.model_max_length - 2
     if not tokenizer.is_fast:
         return [Piece(text)]
-    fragments = {"automatic1111": read_weights, "compel": read_compel}.get(weighting, _read_plain)(text)
+    fragments = read_fragments(text, weighting)
+    written = text
     # The encoder sees fragments as words of their own.
     text = " ".join(fragment for fragment, _ in fragments)
     fragment_at = [number for number, (fragment, _) in enumerate(fragments) for _ in f"{fragment} "]
     weak = [number for number, (_, weight) in enumerate(fragments) if weight < 1]
-    if weighting == "compel" and len(weak) > _MAX_WEAK:
-        reason = f"with at most {_MAX_WEAK} weights below 1 (it has {len(weak)})"
-        raise InvalidRequest("The prompt", text, reason)
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     added = tokenizer.added_tokens_encoder
     tokens = zip(encoding.tokens(), encoding["offset_mapping"], encoding.word_ids(), strict=True)
@@ -69,7 +78,7 @@ def split_prompt(text: str, tokenizer: Any, weighting: PromptWeights = "none") -
         # A word of a textual inversion has no number.
         words += [-1 - number if word is None else word] * vectors
     if len(places) > (most := _MAX_WINDOWS * window):
-        raise InvalidRequest("The prompt", text, f"at most {most} tokens long (it has {len(places)})")
+        raise UnusablePrompt(written, f"at most {most} tokens long (it has {len(places)})")
     pieces: list[Piece] = []
     start = 0
     while start < len(places) or not pieces:
@@ -90,12 +99,22 @@ def split_prompt(text: str, tokenizer: Any, weighting: PromptWeights = "none") -
     return pieces
 
 
+def read_fragments(text: str, weighting: PromptWeights) -> list[tuple[str, float]]:
+    """Return the text's fragments with their weights. Needs no tokenizer.
+
+    Raises `UnusablePrompt` for weights that cannot be used.
+    """
+    if weighting == "none":
+        return [(text, 1.0)]
+    return read_weights(text) if weighting == "automatic1111" else read_compel(text)
+
+
 def read_weights(text: str) -> list[tuple[str, float]]:
     """Return the text's fragments with their weights, as AUTOMATIC1111 writes them.
 
     `(words)` count 1.1 times as much, `[words]` 1/1.1 times, and `(words:1.3)` as much as is said. Brackets
     within each other multiply, an open one lasts to the end, and a backslash makes one a letter.
-    Raises `InvalidRequest` for a weight that no image bears.
+    Raises `UnusablePrompt` for a weight that no image bears.
     """
     found: list[tuple[str, float]] = []
     opened: dict[str, list[int]] = {"(": [], "[": []}
@@ -124,11 +143,11 @@ def read_compel(text: str) -> list[tuple[str, float]]:
     """Return the text's fragments with their weights, as https://github.com/damian0815/compel writes them.
 
     `word+` and `(some words)+` count 1.1 times as much, `word--` 0.81 times, and `(some words)1.3` as much as
-    is said; parentheses within each other multiply. Raises `InvalidRequest` for `.and()` and the like, and
-    for a weight that no image bears.
+    is said; parentheses within each other multiply. Raises `UnusablePrompt` for `.and()` and the like, for a
+    weight that no image bears, and for more than 16 fragments below 1.
     """
     if (call := _CALL.search(text)) is not None:
-        raise InvalidRequest("The prompt", text, f"without .{call[1]}(): weights alone are supported")
+        raise UnusablePrompt(text, f"without .{call[1]}(): weights alone are supported")
     found: list[tuple[str, float]] = []
     opened: list[int] = []
     for match in _COMPEL.finditer(text):
@@ -146,7 +165,10 @@ def read_compel(text: str) -> list[tuple[str, float]]:
             found.append((match["quoted"], _read_factor(match["quoted_by"])))
         else:
             found.append((symbol[-1] if symbol[0] == "\\" else symbol, 1.0))
-    return _merge(text, found)
+    merged = _merge(text, found)
+    if (weak := sum(weight < 1 for _, weight in merged)) > _MAX_WEAK:
+        raise UnusablePrompt(text, f"with at most {_MAX_WEAK} weights below 1 (it has {weak})")
+    return merged
 
 
 def _read_factor(written: str | None) -> float:
@@ -156,18 +178,12 @@ def _read_factor(written: str | None) -> float:
     return signs[written[0]] ** len(written) if written[0] in signs else float(written)
 
 
-def _read_plain(text: str) -> list[tuple[str, float]]:
-    return [(text, 1.0)]
-
-
 def _merge(text: str, found: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
-    """Join neighbours of one weight. Raises `InvalidRequest` for a weight that no image bears."""
+    """Join neighbours of one weight. Raises `UnusablePrompt` for a weight that no image bears."""
     merged: list[tuple[str, float]] = []
     for fragment, weight in found:
         if not -_MAX_WEIGHT <= weight <= _MAX_WEIGHT:
-            raise InvalidRequest(
-                "The prompt", text, f"without weights above {_MAX_WEIGHT:g} (one is {weight:g})"
-            )
+            raise UnusablePrompt(text, f"without weights above {_MAX_WEIGHT:g} (one is {weight:g})")
         weight = round(weight, 9)
         # Space between words has no tokens, and no weight.
         if merged and (fragment.isspace() or weight == merged[-1][1]):

@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from avatarforge.diffusion.engines.prompts import PromptWeights
+from avatarforge.diffusion.engines.prompts import PromptWeights, UnusablePrompt, read_fragments
 from avatarforge.domain.errors import InvalidRequest, ModelUnusable
 from avatarforge.domain.jobs import RequestedParameters
 from avatarforge.package_data import package_data
@@ -298,6 +298,14 @@ class Manifest(_Part):
             raise ValueError(f"max_size must be from the size, {self.size}, to twice that")
         return self
 
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        """Refuse weights of the manifest's own that cannot be used: they would be refused as a client's."""
+        own = (self.defaults.prompt, self.defaults.negative_prompt)
+        for text in (*own, *(style.prompt for style in self.styles.values())):
+            read_fragments(text, self.prompt_weights)
+        return self
+
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read the manifest in the file `path`. Raises `ModelUnusable` with what is wrong in it."""
@@ -344,9 +352,23 @@ class Manifest(_Part):
         return tuple(dict.fromkeys((*own, *self.samplers)))
 
     def check_parameters(self, parameters: RequestedParameters) -> None:
-        """Raise `InvalidRequest` for a sampler or a size that requests to this model may not ask for."""
+        """Raise `InvalidRequest` for what requests to this model may not ask for: a style, a sampler, a size,
+        and weights of words. How many tokens a prompt has only a tokenizer knows."""
+        self._check_prompts(parameters)
         self._check_sampler(parameters.sampler)
         self._check_size(parameters.width, parameters.height)
+
+    def _check_prompts(self, parameters: RequestedParameters) -> None:
+        prompt, negative = parameters.prompt, parameters.negative_prompt
+        texts = (
+            ("prompt", prompt, self.build_prompt(parameters.style, prompt)),
+            ("negativePrompt", negative, negative),
+        )
+        for name, written, whole in texts:
+            try:
+                read_fragments(whole, self.prompt_weights)
+            except UnusablePrompt as error:
+                raise InvalidRequest(name, written, error.expected) from error
 
     def _check_sampler(self, name: str | None) -> None:
         if name is not None and name not in self.sampler_names:

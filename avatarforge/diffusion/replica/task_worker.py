@@ -25,6 +25,7 @@ from avatarforge.domain.errors import (
     AvatarForgeError,
     DamagedPhoto,
     DeviceFailed,
+    InvalidRequest,
     ModelMissing,
     ObjectNotFound,
     RemoteFailed,
@@ -318,10 +319,20 @@ class GenerationWorker(TaskWorker):
     async def _generate_image(self, generation: Generation, original: bytes) -> GeneratedImage:
         async with self._models() as model:
             request, crop = await self._build_request(generation, original, model.manifest)
-            result = await _run_engine(model, request, generation)
+            try:
+                result = await _run_engine(model, request, generation)
+            except InvalidRequest as error:
+                raise _name_client_text(error, generation.task.parameters) from error
         return GeneratedImage(
             image=result.image, crop=crop, model=model.manifest.name, timings=result.timings
         )
+
+
+def _name_client_text(error: InvalidRequest, parameters: GenerationParameters) -> InvalidRequest:
+    """Return an engine's refusal of a prompt with what the client wrote, which a style puts words around."""
+    if error.name != "prompt" or parameters.style is None:
+        return error
+    return InvalidRequest(error.name, parameters.prompt, f"{error.expected}, the words of its style included")
 
 
 async def _run_engine(model: LoadedModel, request: EngineRequest, generation: Generation) -> EngineResult:
