@@ -1,6 +1,7 @@
 """The typed client of the JobTracker actors."""
 
 import asyncio
+import contextvars
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -227,7 +228,9 @@ class RequestBatcher:
         future: asyncio.Future[ProfilePhotoJob] = asyncio.get_running_loop().create_future()
         self._waiting.append((new, future))
         if len(self._senders) < self.MAX_CALLS:
-            sender = asyncio.create_task(self._send(), name="submit")
+            # In nobody's context: its lines of the log speak for every submission, not for the first one's.
+            nobody = contextvars.Context()
+            sender = asyncio.create_task(self._send(), name="submit", context=nobody)
             self._senders.add(sender)
             sender.add_done_callback(self._senders.discard)
         return await future

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError
+from structlog.contextvars import bound_contextvars, get_contextvars
 
 from avatarforge.domain.changes import NewJob
 from avatarforge.domain.customers import shard_of
 from avatarforge.domain.errors import TrackerUnavailable
+from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.tracker.actor import JobTrackerActor
 from avatarforge.tracker.client import TrackerClient
 from tests.factories import a_job
@@ -55,6 +57,18 @@ async def test_a_submission_whose_answer_never_comes_is_read_back() -> None:
     actor = Actor(find=lambda *_: job)
     assert await TrackerClient([actor], retry_timeout=10).submit(NewJob(job=job)) == job
     assert actor.asked == ["submit", "find"]
+
+
+async def test_a_call_for_many_submissions_is_not_in_the_context_of_the_first() -> None:
+    job, contexts = a_job(), []
+
+    def submit(_: object) -> list[ProfilePhotoJob]:
+        contexts.append(get_contextvars())
+        return [job]
+
+    with bound_contextvars(job_id=job.job_id):
+        await TrackerClient([Actor(submit=submit)], retry_timeout=10).submit(NewJob(job=job))
+    assert contexts == [{}]
 
 
 async def test_a_tracker_that_never_answers_refuses_the_submission_and_those_behind_it() -> None:
