@@ -141,10 +141,13 @@ DATABASE_TIMEOUT_SECONDS = 5.0
 async def limit_wait(answer: Awaitable[T]) -> T:
     """Return the database's answer. Raises `DatabaseUnavailable` if it does not come in time; a thread that
     waits for it goes on waiting."""
+    limit = asyncio.timeout(DATABASE_TIMEOUT_SECONDS)
     try:
-        async with asyncio.timeout(DATABASE_TIMEOUT_SECONDS):
+        async with limit:
             return await answer
     except TimeoutError as error:
+        if not limit.expired():
+            raise
         reason = f"no answer within {DATABASE_TIMEOUT_SECONDS:g} seconds"
         raise DatabaseUnavailable(reason) from error
 

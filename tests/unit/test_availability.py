@@ -6,6 +6,7 @@ import time
 import pytest
 
 from avatarforge.domain.errors import DatabaseUnavailable, TrackerUnavailable
+from avatarforge.persistence.database import limit_wait
 from avatarforge.tracker.availability import DatabaseOutage, StartupGate
 
 
@@ -49,3 +50,15 @@ async def test_a_tracker_that_is_ready_as_patience_ends_is_ready() -> None:
     # Busy until both are due.
     loop.call_soon(time.sleep, 0.05)
     await waiting
+
+
+async def test_only_a_wait_that_was_too_long_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail() -> None:
+        raise TimeoutError("of another kind")
+
+    with pytest.raises(TimeoutError, match="of another kind"):
+        await limit_wait(fail())
+    monkeypatch.setattr("avatarforge.persistence.database.DATABASE_TIMEOUT_SECONDS", 0.01)
+    with pytest.raises(DatabaseUnavailable) as silence:
+        await limit_wait(asyncio.Event().wait())
+    assert silence.value.reason == "no answer within 0.01 seconds"
