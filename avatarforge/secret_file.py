@@ -11,7 +11,10 @@ log = structlog.get_logger(__name__)
 
 
 class SecretFile:
-    """The lines of a file, without those that are empty. Any thread may read them.
+    """The lines of a file in UTF-8, without those that are blank. Any thread may read them.
+
+    A line is a secret as it stands, with blanks at its ends; it ends with a line feed, or with a carriage
+    return before it. A byte order mark at the beginning is passed over.
 
     A file that cannot be read any more, or is empty, leaves the lines as they were: it may be about to be
     replaced.
@@ -42,8 +45,9 @@ class SecretFile:
     def _load(self) -> tuple[tuple[int, ...], tuple[str, ...]]:
         # In this order: a file that is replaced in between is read once more.
         version = self._find_version()
-        lines = self._path.read_text(encoding="utf-8").splitlines()
-        return version, tuple(line.strip() for line in lines if line.strip())
+        # Not `splitlines`, nor text mode: either ends a line at characters that a password may have.
+        lines = self._path.read_bytes().decode("utf-8-sig").split("\n")
+        return version, tuple(line.removesuffix("\r") for line in lines if line.strip())
 
     def _find_version(self) -> tuple[int, ...]:
         found = self._path.stat()

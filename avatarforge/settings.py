@@ -142,7 +142,7 @@ class DatabaseSettings(Group):
     url: SecretStr | None = None
     """SQLAlchemy URL (`mysql+pymysql://user:password@host/name`); by default SQLite in the data folder. With
     `mysql+pymysql://user@host/name?password_file=/a/file` the password is read from the file, again for each
-    new connection: of several lines the first one that the server takes."""
+    new connection: of several lines the first one that the server takes, as it stands, blanks included."""
     echo: bool = False
     """Log every SQL statement."""
     connect_timeout: float = Field(5, gt=0)
@@ -165,8 +165,8 @@ class StorageSettings(Group):
     secret_access_key: SecretStr | None = None
     """The access key's secret."""
     credentials_file: Path | None = None
-    """File with the access key in its first line and its secret in the second, in place of both settings. It
-    is read again when it changes."""
+    """File with the access key in its first line and its secret in the second, as they stand, in place of
+    both settings. It is read again when it changes."""
     public_endpoint_url: str | None = Field(None, pattern=ADDRESS)
     """URL under which clients reach the S3 server, for signed URLs; by default `endpoint_url`."""
     signed_urls: bool = True

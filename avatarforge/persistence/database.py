@@ -313,6 +313,8 @@ def parse_url(url: str) -> URL:
     except (ArgumentError, ValueError) as error:
         raise SettingsError(f"{_SETTING} cannot be read. It is such as {_EXAMPLE}.") from error
     if is_sqlite(parsed):
+        if _PASSWORD_FILE in parsed.query:
+            raise SettingsError(f"{_SETTING} has a {_PASSWORD_FILE}, but SQLite knows no passwords.")
         return parsed
     if parsed.drivername not in ("mysql+pymysql", "mariadb+pymysql"):
         raise SettingsError(

@@ -20,6 +20,7 @@ from avatarforge.domain.errors import DatabaseUnavailable
 from avatarforge.persistence import JobRepository, open_engine
 from avatarforge.persistence.database import begin_read, translate_errors
 from avatarforge.persistence.upgrade import current, latest, upgrade
+from avatarforge.secret_file import SecretFile
 from avatarforge.settings import DatabaseSettings, SettingsError
 from tests.jobs import a_detailed_job, a_job, start, submission
 from tests.servers.mariadb import OUTAGE_ERRORS, PASSWORD, USER, MariaDbServer, free_port
@@ -143,6 +144,26 @@ def test_a_file_of_passwords_that_cannot_be_used_is_told_with_the_setting(tmp_pa
     ):
         with pytest.raises(SettingsError, match=told):
             open_engine(DatabaseSettings(), f"mysql+pymysql://{user}@db/name?password_file={path}")
+
+
+def test_sqlite_takes_no_file_of_passwords(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="has a password_file, but SQLite knows no passwords"):
+        open_engine(DatabaseSettings(), f"sqlite:///{tmp_path}/a.db?password_file={tmp_path}/passwords")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b" first \n\nsec\xc2\x85ond\n   \n", (" first ", "sec\x85ond")),
+        (b"\xef\xbb\xbffirst\r\nsec\xe2\x80\xa8ond\x0b\r\n", ("first", "sec\u2028ond\x0b")),
+    ],
+)
+def test_each_line_of_a_file_of_secrets_is_one_as_it_stands(
+    content: bytes, expected: tuple[str, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "passwords"
+    path.write_bytes(content)
+    assert SecretFile(path, "a.setting").read() == expected
 
 
 def test_a_killed_server_is_unavailable_and_serves_again_when_it_is_back(
