@@ -314,11 +314,13 @@ def test_unfinished_jobs_are_read_page_by_page(
     assert [job.job_id for job in records.list_unfinished(0)] == [job.job_id for job in jobs]
 
 
-def test_a_job_of_another_customer_is_not_found(records: JobRepository) -> None:
+def test_a_job_of_another_customer_is_found_by_its_id_alone(records: JobRepository) -> None:
     [job] = submitted(records, a_job("ana"))
 
     assert records.find_job("ana", job.job_id) == job
     assert records.find_job("ben", job.job_id) is None
+    assert records.find_job_by_id(job.job_id) == job
+    assert records.find_job_by_id(a_job("ana").job_id) is None
 
 
 def test_a_customers_jobs_are_paged_newest_first(records: JobRepository) -> None:
