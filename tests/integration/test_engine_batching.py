@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avatarforge.diffusion.engines.architectures import SDXLArchitecture, find_architecture
+from avatarforge.diffusion.engines.architectures import Architecture, SDXLArchitecture, find_architecture
 from avatarforge.diffusion.engines.batching import BatchingEngine
 from avatarforge.diffusion.engines.engine import EngineRequest, EngineResult, EngineStep
 from avatarforge.diffusion.engines.prompts import split_prompt
@@ -182,7 +182,7 @@ async def test_images_of_several_sizes_are_made_side_by_side(family: str) -> Non
 
 # --- long prompts ---------------------------------------------------------------------------------------
 
-LONG = ", ".join(f"{colour} portrait of a person" for colour in ("red", "neon", "grey") * 4)
+LONG = ", ".join(f"{colour} portrait of a person" for colour in ("red", "neon", "grey") * 10)
 """Of three pieces: only words of the tiny tokenizer's vocabulary are few tokens."""
 
 
@@ -232,7 +232,7 @@ async def test_all_of_a_long_prompt_counts_alone_and_among_short_ones() -> None:
     long = [
         replace(REQUESTS[0], prompt=LONG),
         replace(REQUESTS[0], negative_prompt=LONG),
-        replace(REQUESTS[0], prompt=LONG, negative_prompt=LONG[::-1]),
+        replace(REQUESTS[0], prompt=LONG, negative_prompt=LONG[: len(LONG) // 2]),
     ]
     expected = [by_diffusers_in_pieces(pipeline, request) for request in long]
     made = await together(pipeline, [*long, *REQUESTS])
@@ -341,6 +341,24 @@ async def test_prompts_that_compel_weighs_share_a_batch_too() -> None:
     assert furthest(made, expected) < ALIKE
     plain = [replace(strong, prompt="neon red hair, grey person", negative_prompt="neon portrait")]
     assert furthest(made[1:2], [by_diffusers(pipeline, *plain)]) > 5 * ALIKE
+
+
+def test_a_weak_fragment_costs_a_row_in_the_piece_that_has_it_alone() -> None:
+    pipeline = tiny("sd-epsilon")
+    architecture = Architecture(pipeline, "compel")
+    rows: list[int] = []
+
+    def note(module: Any, args: Any, output: Any) -> None:
+        rows.append(len(output[0]))
+
+    hook = pipeline.text_encoder.register_forward_hook(note)
+    try:
+        for text in (LONG + ", (neon)0.5", "(red)0.5, " + LONG + ", (neon)0.5"):
+            architecture.embed([text])
+    finally:
+        hook.remove()
+    # All pieces in one pass, the empty text at the first alone, and each fragment.
+    assert rows == [3, 1, 1, 3, 1, 1]
 
 
 def test_compel_weighs_for_both_text_encoders_of_sdxl() -> None:

@@ -7,6 +7,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Final, Literal
 
 import torch
@@ -190,16 +191,23 @@ class Architecture:
 
         A fragment with a weight below 1 is besides hidden from the others: half of it for a weight of 0.5.
         """
-        empty = self._embed_pieces([""])[0].hidden.float()
+        empty = self._empty_text
         total, shares = empty + (hidden - empty) * weights, 1.0
-        hiding = hidden.new_ones((len(piece.weak), hidden.shape[1]))
-        for row, (_, tokens) in zip(hiding, piece.weak, strict=True):
+        here = [tokens for _, tokens in piece.weak if tokens]
+        hiding = hidden.new_ones((len(here), hidden.shape[1]))
+        for row, tokens in zip(hiding, here, strict=True):
             row[[token + 1 for token in tokens]] = 0
-        hidden_without = self._embed_masked(piece.text, hiding) if piece.weak else []
-        for (weight, _), without in zip(piece.weak, hidden_without, strict=True):
+        hidden_without = iter(self._embed_masked(piece.text, hiding) if here else ())
+        for weight, tokens in piece.weak:
+            # Without what is in other pieces, this one is as it was.
+            without = next(hidden_without) if tokens else hidden
             share = math.tan((1 - max(weight, 1e-5)) * math.pi / 2)
             total, shares = total + share * (empty + (without - empty) * weights), shares + share
         return total / shares
+
+    @cached_property
+    def _empty_text(self) -> Tensor:
+        return self._embed_pieces([""])[0].hidden.float()
 
     @property
     def _text_encoders(self) -> list[Any]:
