@@ -116,6 +116,11 @@ def test_a_name_cannot_leave_the_folder(tmp_path: Path) -> None:
         ({"colour": "red"}, "colour: Extra inputs are not permitted"),
         ({"size": 100}, "size: Input should be a multiple of 8"),
         ({"max_size": 264}, "max_size must be from the size, 128, to twice that"),
+        ({"size": 4096, "max_size": 4104}, "max_size: Input should be less than or equal to 4096"),
+        (
+            {"source": {"file": "a.safetensors", "config": "config", "prediction_type": "epsilon"}},
+            "source.file: Value error, prediction_type must be left out beside a config",
+        ),
         ({"max_size": 64}, "max_size must be from the size, 128, to twice that"),
         (
             {"prompt_weights": "compel", "defaults": {"prompt": "(neon)11"}},

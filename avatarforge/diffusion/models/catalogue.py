@@ -69,6 +69,12 @@ class FileSource(_Part):
     pipeline: str | None = None
     """The pipeline's class, where the one that diffusers picks for image to image is not wanted."""
 
+    @model_validator(mode="after")
+    def _check_prediction_type(self) -> Self:
+        if self.config is not None and self.prediction_type is not None:
+            raise ValueError("prediction_type must be left out beside a config, whose scheduler says it")
+        return self
+
 
 class HubAddress(_Part):
     repository: str
@@ -235,7 +241,7 @@ class Manifest(_Part):
     source: Source
     size: int = Field(ge=64, le=4096, multiple_of=8)
     """Side in pixels of the squares that the model makes where a request names no size."""
-    max_size: int | None = Field(None, ge=64, multiple_of=8)
+    max_size: int | None = Field(None, ge=64, le=4096, multiple_of=8)
     """The longest side that a request may ask for; by default `size`."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Number format on a GPU, where the automatic choice does not suit the model."""
