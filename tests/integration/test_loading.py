@@ -205,3 +205,13 @@ def test_weighted_prompts_need_an_engine_that_reads_them(tmp_path: Path) -> None
         ModelUnusable, match="has prompt_weights, which a model has not that makes images singly"
     ):
         _create_engine(other, manifest, DiffusionSettings(), "cpu")
+
+
+def test_weighted_prompts_need_a_tokenizer_that_tells_the_places_of_tokens(tmp_path: Path) -> None:
+    from transformers import CanineTokenizer
+
+    parts = img2img().components | {"tokenizer": CanineTokenizer(model_max_length=77)}
+    slow = type(img2img())(**parts, requires_safety_checker=False)
+    manifest = manifest_of(tmp_path, prompt_weights="compel")
+    with pytest.raises(ModelUnusable, match="has prompt_weights, which need a tokenizer that tells where"):
+        _create_engine(slow, manifest, DiffusionSettings(), "cpu")

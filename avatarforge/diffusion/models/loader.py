@@ -167,6 +167,12 @@ def _create_engine(pipeline: Any, manifest: Manifest, settings: DiffusionSetting
             schedulers=schedulers,
             guidance_rescale=manifest.guidance_rescale,
         )
+    if manifest.prompt_weights != "none" and not (pipeline.tokenizer or pipeline.tokenizer_2).is_fast:
+        raise ModelUnusable(
+            manifest.name,
+            "its manifest has prompt_weights, which need a tokenizer that tells where its tokens are in the "
+            "text; the checkpoint's does not",
+        )
     return BatchingEngine(
         pipeline,
         manifest.name,
