@@ -20,7 +20,7 @@ _EMPHASIS: Final = 1.1
 _MAX_WEIGHT: Final = 10.0
 _WEIGHT: Final = r":\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\)"
 _MAX_WEAK: Final = 16
-"""Fragments with a weight below 1 in compel's writing: each takes a pass through the text encoder."""
+"""Fragments with a weight below 1 in compel's writing: each takes a row more through the text encoder."""
 _COMPEL_WEIGHT: Final = r"\++|-+|\d+(?:\.\d+)?|\.\d+"
 _COMPEL: Final = re.compile(
     rf"""\\[()"]|\(|\)(?P<by>{_COMPEL_WEIGHT})?|"(?P<quoted>[^"]*)"(?P<quoted_by>{_COMPEL_WEIGHT})"""
