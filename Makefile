@@ -118,6 +118,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 	  echo "'$(PYTHON) -m venv' failed. On Debian: apt-get install python3-venv" >&2; \
 	  rm -rf $(VENV); exit 1; }
+	@echo "Installing PyTorch, Ray and the rest into $(VENV): some minutes, 6 GB …"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -140,6 +140,32 @@ async def test_what_has_the_focus_is_never_beneath_a_bar(
     assert hidden == []
 
 
+HIT = """() => {
+  const { left, top, width, height } = document.querySelector("#forge").getBoundingClientRect();
+  const shares = [0.1, 0.5, 0.9];
+  const points = shares.flatMap((x) => shares.map((y) => [left + x * width, top + y * height]));
+  const bar = document.querySelector(".tabs").getBoundingClientRect();
+  const isSeen = ([x, y]) => y > 0 && y < innerHeight && !(y > bar.top && y < bar.bottom);
+  return points.filter(isSeen).map(([x, y]) => document.elementFromPoint(x, y).closest("#forge") !== null);
+}"""
+
+
+async def test_a_tap_on_the_button_meets_nothing_else_wherever_the_page_is(
+    service: Service, browser: Browser
+) -> None:
+    hits: list[bool] = []
+    size = ViewportSize(width=390, height=844)
+    async with opened(browser, service.url, viewport=size) as page:
+        await page.set_input_files("#photo", PORTRAIT)
+        await expect(page.locator("#crop-place")).not_to_be_empty()
+        height = await page.evaluate("document.documentElement.scrollHeight - innerHeight")
+        for top in range(0, height + 40, 40):
+            await page.evaluate(f"scrollTo(0, {top})")
+            hits += await page.evaluate(HIT)
+    assert len(hits) > 20
+    assert all(hits), f"{hits.count(False)} of {len(hits)} points"
+
+
 async def test_at_320_pixels_nothing_is_cut_off_and_forced_colours_show_what_is_chosen(
     service: Service, browser: Browser
 ) -> None:

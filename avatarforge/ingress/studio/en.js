@@ -65,7 +65,7 @@ export default {
   lastPrompts: "Last descriptions",
   sameSeed: "Use the same seed, {seed}",
   prompt: "Describe it",
-  promptExample: "red hair, a blue shirt, smiling",
+  promptExample: "teal background, warm light",
   strength: "Strength",
   closer: "Closer to the photo",
   freer: "Freer",

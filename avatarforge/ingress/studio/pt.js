@@ -65,7 +65,7 @@ export default {
   lastPrompts: "Últimas descrições",
   sameSeed: "Usar a mesma semente, {seed}",
   prompt: "Descreva",
-  promptExample: "cabelo ruivo, camisa azul, sorrindo",
+  promptExample: "teal background, warm light",
   strength: "Força",
   closer: "Mais perto da foto",
   freer: "Mais livre",
