@@ -82,6 +82,30 @@ async def _told(shown: Any) -> str:
     return job_id if len(job_id) == 36 else ""
 
 
+_KEPT_ENTRIES = """() => new Promise((done) => {
+  const opening = indexedDB.open("avatarforge");
+  opening.onsuccess = () => {
+    const asked = opening.result.transaction("photos").objectStore("photos").getAll();
+    asked.onsuccess = () => {
+      opening.result.close();
+      done(asked.result.map(({ file, square }) => (file ? "file" : square ? "square" : "none")));
+    };
+  };
+})"""
+
+
+async def kept_photos(page: Page) -> list[str]:
+    """What the browser's database keeps of photos, in order: "file"s and "square"s."""
+    return [kind for kind in await page.evaluate(_KEPT_ENTRIES) if kind != "none"]
+
+
+async def become(page: Page, customer: str) -> None:
+    await page.click("#customer-button")
+    await page.fill("#ask-input", customer)
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#customer-name")).to_have_text(customer)
+
+
 async def tab_to(page: Page, selector: str, most: int = 60) -> None:
     """Press Tab until the focus is on the element."""
     for _ in range(most):

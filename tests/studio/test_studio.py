@@ -3,9 +3,11 @@
 import asyncio
 import io
 import re
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -18,7 +20,17 @@ from avatarforge.imaging.crop import find_square
 from tests import pictures
 from tests.factories import NOON, a_manifest, a_model, a_report, write_model
 from tests.integration.service import Service, a_preview, running_service
-from tests.studio.browser import PORTRAIT, grave_findings, is_painted, job_shown, opened, send, tab_to
+from tests.studio.browser import (
+    PORTRAIT,
+    become,
+    grave_findings,
+    is_painted,
+    job_shown,
+    kept_photos,
+    opened,
+    send,
+    tab_to,
+)
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
@@ -164,6 +176,8 @@ async def test_the_square_is_shown_before_sending_and_is_what_is_made(
         await moved()
     await expect(caption).to_have_text("As you framed it")
     await expect(page.locator("#said")).to_contain_text("per cent from the left")
+    await page.keyboard.press("Control+ArrowLeft")
+    assert await framed(page) == before, "with Control, keys are the browser's"
     await page.mouse.click(*at_left)
     assert (await moved())[0] < 200
     await page.mouse.move(*at_left)
@@ -224,17 +238,26 @@ async def test_where_no_face_is_found_or_none_can_be_looked_for_the_page_says_so
 async def test_a_photo_can_be_dropped(page: Page) -> None:
     await page.evaluate(
         """async () => {
+          window.addresses = new Set();
+          const { createObjectURL, revokeObjectURL } = URL;
+          URL.createObjectURL = (file) => {
+            const address = createObjectURL.call(URL, file);
+            addresses.add(address);
+            return address;
+          };
+          URL.revokeObjectURL = (address) => addresses.delete(address) && revokeObjectURL.call(URL, address);
           const canvas = new OffscreenCanvas(64, 64);
           canvas.getContext("2d").fillRect(0, 0, 64, 64);
           const data = new DataTransfer();
           data.items.add(new File([await canvas.convertToBlob()], "dropped.png", { type: "image/png" }));
           const at = (name) => document.body.dispatchEvent(
             new DragEvent(name, { dataTransfer: data, bubbles: true, cancelable: true }));
-          at("dragover"); at("drop");
+          at("dragover"); at("drop"); at("drop");
         }"""
     )
     await expect(page.locator(".whole img")).to_be_visible()
     await expect(page.locator("#dropping")).to_be_hidden()
+    assert await page.evaluate("addresses.size") == 1, "the first photo is let go"
 
 
 async def test_several_files_become_several_jobs_a_text_stays_a_text_and_the_gallery_keeps_its_place(
@@ -306,16 +329,29 @@ async def test_an_upload_tells_its_progress_can_be_cancelled_and_goes_on_in_the_
     await expect(page.locator("#said")).to_have_text("Sending me.jpg")
     await expect(row.locator("span").first).to_have_text(share)
     await expect(page.locator("#forge")).to_contain_text("Sending … ")
+    await expect(page.locator("#forge")).to_have_attribute("aria-disabled", "true")
     await expect(page.locator("#forge")).to_be_focused()
     await page.keyboard.press("Enter")
     await expect(row).to_have_count(1)
     assert await grave_findings(page) == []
-    await row.get_by_role("button", name="Cancel sending me.jpg").click()
+    cancelling = row.get_by_role("button", name="Cancel sending me.jpg")
+    # A press takes its time, in which the upload makes progress.
+    await cancelling.hover()
+    await page.mouse.down()
+    said = await row.locator("span").first.inner_text()
+    await expect(row.locator("span").first).not_to_have_text(said)
+    await page.mouse.up()
     await expect(row).to_have_count(0)
     await expect(page.locator(".toast")).to_have_text("Not sent.")
 
     # Whoever looks at something else meanwhile is not called away.
     await page.press("#prompt", "Control+Enter")
+    await expect(row.locator("span").first).to_have_text(share)
+    await page.fill("#prompt", "red hair")
+    await page.press("#prompt", "Control+Enter")
+    await expect(row.nth(1)).to_contain_text("Waits for the one before")
+    await cancelling.nth(1).click()
+    await expect(row).to_have_count(1)
     await expect(row.locator("span").first).to_have_text(share)
     await page.click(".tabs [data-view=gallery]")
     await page.context.set_offline(True)
@@ -326,6 +362,39 @@ async def test_an_upload_tells_its_progress_can_be_cancelled_and_goes_on_in_the_
     await expect(page.locator("#gallery-heading")).to_be_visible()
     [job] = service.records.list_jobs("ana", None, 10)
     assert job.original.width == 1200
+
+
+async def test_what_is_cancelled_after_it_was_received_is_no_job_and_can_be_sent_again(
+    service: Service, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, put = threading.Event(), service.storage.put
+
+    def put_late(*image: Any) -> None:
+        gate.wait(60)
+        put(*image)
+
+    monkeypatch.setattr(service.storage, "put", put_late)
+    row = page.locator("#sending li")
+    await page.set_input_files("#photo", PORTRAIT)
+    await expect(page.locator("#crop-place")).to_contain_text("Around the face")
+    await page.click("#forge")
+    await expect(row).to_contain_text("Received")
+    await page.context.set_offline(True)
+    await expect(row).to_contain_text("You are offline.")
+    await row.get_by_role("button").click()
+    await expect(row).to_contain_text("Cancelling")
+    puppet = service.puppet()
+    gate.set()
+    await page.context.set_offline(False)
+    await expect(page.locator(".toast")).to_have_text("Not sent.")
+    [job] = service.records.list_jobs("ana", None, 10)
+    assert job.status == ProcessingStatus.CANCELLED
+    puppet.finish()
+
+    await page.click("#forge")
+    again = await job_shown(page)
+    assert again != job.job_id
+    await expect(page.locator(".compare")).to_be_visible()
 
 
 async def test_what_could_not_be_had_is_asked_for_again_and_nothing_counts_down_meanwhile(
@@ -382,6 +451,33 @@ async def test_a_text_is_refused_at_the_photo_in_the_servers_words(
     assert await page.get_attribute("#photo-error", "role") == "alert"
     await page.click("#forge")
     await expect(error).to_contain_text("letter.txt")
+
+    # Whoever has gone on to a job is told there.
+    answered, gate = asyncio.Event(), asyncio.Event()
+
+    async def answer_late(route: Route) -> None:
+        answered.set()
+        await gate.wait()
+        await route.continue_()
+
+    await page.route("**/customers/ana", answer_late)
+    await page.click("#forge")
+    await answered.wait()
+    await page.evaluate("location.hash = '#/photo/ana/no-such-job'")
+    await expect(page.locator("#stage")).to_contain_text("This avatar cannot be shown")
+    gate.set()
+    await expect(page.locator(".toast.error")).to_contain_text("letter.txt")
+
+
+async def test_a_file_that_has_changed_since_is_not_sent_for_ever(page: Page, tmp_path: Path) -> None:
+    path = tmp_path / "me.png"
+    path.write_bytes(PORTRAIT.read_bytes())
+    await page.set_input_files("#photo", path)
+    await expect(page.locator("#crop-place")).to_contain_text("Around the face")
+    path.write_bytes(b"other")
+    await page.click("#forge")
+    await expect(page.locator("#photo-error")).to_contain_text("The file has changed since it was chosen.")
+    await expect(page.locator("#sending")).to_be_hidden()
 
 
 async def test_a_wrong_value_is_told_at_its_field(page: Page) -> None:
@@ -467,33 +563,24 @@ async def test_the_keyboard_is_enough(service: Service, page: Page) -> None:
         assert text in announced
 
 
-KEPT_SQUARE = """() => new Promise((done) => {
-  const opening = indexedDB.open("avatarforge");
-  opening.onsuccess = () => {
-    const asked = opening.result.transaction("photos").objectStore("photos").getAll();
-    asked.onsuccess = () => {
-      opening.result.close();
-      done(asked.result[0]?.square?.side ?? 0);
-    };
-  };
-})"""
-"""The side of the square that is kept with the photo."""
-
-
 async def test_an_avatar_is_remixed_made_in_another_style_and_the_draft_survives_a_reload(
     service: Service, page: Page
 ) -> None:
-    wishes = {"style": "neon", "prompt": "red hair", "negativePrompt": "hat", "steps": "30", "format": "webp"}
-    job_id = await service.submitted(photo=PORTRAIT.read_bytes(), seed="7", **wishes)
+    wishes = {"style": "neon", "prompt": "png", "negativePrompt": "hat", "steps": "30", "format": "webp"}
+    unseen = {"allowRemote": "false", "width": "256", "height": "192", "timeoutSeconds": "600"}
+    # More digits than a number can hold in a browser.
+    seed = 2**53 + 1
+    job_id = await service.submitted(photo=PORTRAIT.read_bytes(), seed=str(seed), **wishes, **unseen)
     await service.ended(job_id)
     await page.goto(f"{service.url}/#/photo/ana/{job_id}")
-    await page.get_by_role("button", name="The same in Watercolour").click()
+    await page.get_by_role("button", name="The same in Watercolour").dblclick()
     await expect(page.locator("#job-heading")).to_contain_text("Watercolour of")
     restyled, before = service.recorded(await job_shown(page)), service.recorded(job_id)
     told = (await service.get(restyled.job_id)).json()
     same = (await service.get(job_id)).json()
     assert (told["seed"], told["parameters"]) == (7, {**same["parameters"], "style": "watercolor"})
     assert restyled.original.sha256 == before.original.sha256
+    assert len(service.records.list_jobs("ana", None, 10)) == 2, "a second press makes no second job"
 
     await page.goto(f"{service.url}/#/photo/ana/{job_id}")
     await page.get_by_role("button", name="Remix").click()
@@ -501,7 +588,7 @@ async def test_an_avatar_is_remixed_made_in_another_style_and_the_draft_survives
 
     async def is_filled() -> None:
         await expect(page.locator("[name=style]:checked")).to_have_value("neon")
-        for field, text in {"prompt": "red hair", "negativePrompt": "hat", "steps": "30"}.items():
+        for field, text in {"prompt": "png", "negativePrompt": "hat", "steps": "30"}.items():
             await expect(page.locator(f"[name={field}]")).to_have_value(text)
         await expect(page.locator("#format")).to_have_value("webp")
         await expect(page.locator("#seed")).to_have_value("")
@@ -513,20 +600,40 @@ async def test_an_avatar_is_remixed_made_in_another_style_and_the_draft_survives
     await page.keyboard.press("ArrowLeft")
     moved = await framed(page)
     await expect(page.locator("#crop-place")).to_have_text("As you framed it")
+
     # It is written down a moment after the last move.
-    await wait_until(lambda: page.evaluate(KEPT_SQUARE))
+    async def is_kept() -> bool:
+        return await kept_photos(page) == ["file", "square"]
+
+    await wait_until(is_kept)
     await page.reload()
     await expect(page.locator("#crop-place")).to_have_text("As you framed it")
+    assert await page.evaluate("document.activeElement === document.body"), "a reload begins at the top"
     assert await framed(page) == moved
     await is_filled()
     await expect(page.locator("#dial")).to_have_value(turned)
+    await page.click("#language-button")
+    await expect(page.locator("#same-seed")).to_have_text(f"Usar a mesma semente, {seed}")
+    await page.click("#language-button")
     await page.click("#same-seed")
-    await expect(page.locator("#seed")).to_have_value("7")
+    await expect(page.locator("#seed")).to_have_value(str(seed))
 
     await page.fill("#prompt", "")
-    await page.click("#prompts >> text=red hair")
-    await expect(page.locator("#prompt")).to_have_value("red hair")
+    await page.click("#prompts >> text=png")
+    await expect(page.locator("#prompt")).to_have_value("png")
     await expect(page.locator("#prompt")).to_be_focused()
+    await page.click("#forge")
+    remixed = service.recorded(await job_shown(page)).parameters
+    framed_by_hand = {
+        "crop_to_face": False,
+        "image_guidance": remixed.image_guidance,
+        "guidance": remixed.guidance,
+    }
+    assert replace(remixed, request_id=None) == replace(before.parameters, request_id=None, **framed_by_hand)
+
+    await page.click(".thumb.add")
+    await page.click("text=Leave it out")
+    await expect(page.locator("#carried")).to_be_hidden()
     await page.click("text=Another photo")
     await page.reload()
     await expect(page.locator("#photo")).to_be_attached()
@@ -607,18 +714,69 @@ async def test_another_customer_sees_none_of_it(service: Service, page: Page) ->
     await page.fill("#ask-input", "bea")
     await page.keyboard.press("Enter")
     await expect(page.locator(".card")).to_have_count(0)
+
+    # Nor what is being prepared, sent or fetched.
+    await page.click(".tabs [data-view=studio]")
+    await page.set_input_files("#photo", PORTRAIT)
+    await page.fill("#prompt", "red hair")
+    await expect(page.locator("#crop-place")).to_contain_text("Around the face")
+    await throttle(await page.context.new_cdp_session(page), 2000)
+    await page.click("#forge")
+    await expect(page.locator("#sending")).to_contain_text("portrait.png")
+    await become(page, "ana")
+    await expect(page.locator("#sending")).to_be_hidden()
+    await expect(page.locator("#photo")).to_be_attached()
+    await expect(page.locator("#prompt")).to_have_value("")
+    assert await kept_photos(page) == []
+    assert service.records.list_jobs("bea", None, 10) == []
+    asked, gate = asyncio.Event(), asyncio.Event()
+
+    async def answer_late(route: Route) -> None:
+        asked.set()
+        await gate.wait()
+        await route.continue_()
+
+    await page.route("**/original?redirect=false", answer_late)
+    await page.click(".tabs [data-view=gallery]")
+    await page.click(".card >> text=Remix")
+    await asked.wait()
+    await become(page, "bea")
+    async with page.expect_response("**/original?redirect=false"):
+        gate.set()
+    await page.click(".tabs [data-view=studio]")
+    await expect(page.locator("#photo")).to_be_attached()
+    assert await kept_photos(page) == []
     await page.reload()
     await expect(page.locator("#customer-name")).to_have_text("bea")
 
 
+async def kept_photos_are(page: Page, count: int) -> bool:
+    return (await kept_photos(page)).count("file") == count
+
+
 async def test_a_tab_keeps_its_customer_whatever_another_tab_chooses(service: Service, page: Page) -> None:
     await page.set_input_files("#photo", PORTRAIT)
+    await expect(page.locator("#crop-place")).to_contain_text("Around the face")
+    # A tab that is duplicated has its storage, too.
+    copied = await page.evaluate("JSON.stringify(sessionStorage)")
+    twin = await page.context.new_page()
+    await twin.add_init_script(f"sessionStorage.length || Object.assign(sessionStorage, {copied})")
+    await twin.goto(service.url)
+    await expect(twin.locator("#crop-place")).to_contain_text("Around the face")
+    await wait_until(lambda: kept_photos_are(page, 2))
+    await twin.click("text=Another photo")
+    await wait_until(lambda: kept_photos_are(page, 1))
+    await twin.set_input_files("#photo", PORTRAIT)
+    await wait_until(lambda: kept_photos_are(page, 2))
+    await twin.close()
     other = await page.context.new_page()
     await other.goto(service.url)
     await other.click("#customer-button")
     await other.fill("dialog input", "ben")
     await other.click("dialog button.primary")
     await expect(other.locator("#customer-name")).to_have_text("ben")
+    # What a closed tab has left is removed.
+    await wait_until(lambda: kept_photos_are(page, 1))
     # A new tab begins with the last choice.
     third = await page.context.new_page()
     await third.goto(service.url)

@@ -73,7 +73,10 @@ async function readProblem(response) {
   return new Problem(document, Number(response.headers.get("Retry-After")) || 0);
 }
 
-const json = async (path, options) => (await call(path, options)).json();
+// A seed may have more digits than a number can hold here: a long one stays the text that it is.
+export const parse = (text) => JSON.parse(text.replace(/"seed":\s*(\d{16,})/g, '"seed":"$1"'));
+
+const json = async (path, options) => parse(await (await call(path, options)).text());
 const of = (customer) => `/customers/${encodeURIComponent(customer)}`;
 const photo = (job) => `${of(job.customerId)}/photos/${job.jobId}`;
 

@@ -4,7 +4,7 @@ import { onKeyWanted, ownKey } from "./api.js";
 import { ask, askText, inputField } from "./dialogs.js";
 import { $, h } from "./dom.js";
 import { t } from "./i18n.js";
-import { GRAMMAR, become, session, useKey } from "./session.js";
+import { GRAMMAR, become, onSession, session, useKey } from "./session.js";
 
 let asking = false;
 let wanted = false; // the server asks for keys
@@ -19,13 +19,13 @@ export function showCustomer() {
 export function startCustomer() {
   $("#customer-button").addEventListener("click", () => askCustomer());
   onKeyWanted(askKey);
+  onSession(() => (scope = null));
   showCustomer();
 }
 
 // Learns what the key is for. A key for one customer opens that customer; one for others asks for which. True where
 // that has changed the session.
 export async function identify() {
-  scope = null;
   if (!session.key) return false;
   const { key, customer } = session;
   const told = await ownKey();

@@ -12,9 +12,12 @@ import { attempt, note } from "./say.js";
 import { badge, nameOf } from "./states.js";
 import { remix } from "./parameters.js";
 import { send } from "./sending.js";
+import { session } from "./session.js";
 import { allStyles, drawing, titleOf } from "./styles.js";
 
 const STAGES = ["queued", "fetch", "encode", "steps", "decode", "upload"];
+const restyling = new Set(); // what is on its way: a second press makes no second job
+let remixes = 0; // counted: of several pressed in a row the last one counts
 
 export function drawFacts(job) {
   const wanted = job ? `${job.jobId} ${job.seq} ${allStyles()} ${document.documentElement.lang}` : "";
@@ -83,14 +86,27 @@ async function original(job) {
 
 // Everything as it was asked for, to be changed.
 async function remixed(job) {
-  // What was sent uncropped is the square.
-  await choose(await original(job), job.parameters.cropToFace ? null : "whole");
+  const { number } = session;
+  const turn = ++remixes;
+  const isWanted = () => turn === remixes && number === session.number;
+  const file = await original(job);
+  if (!isWanted()) return;
+  // What was taken as it is, is the square.
+  const isWhole = job.parameters?.cropToFace === false && job.crop === "centre";
+  if (!(await choose(file, isWhole ? "whole" : null)) || !isWanted()) return;
   remix(job);
   location.hash = "#/";
 }
 
 // The same photo, wishes and seed in another style.
 async function restyle(job, style) {
+  const name = `${job.jobId} ${style}`;
+  if (restyling.has(name)) return;
+  restyling.add(name);
+  await sendRestyled(job, style).finally(() => restyling.delete(name));
+}
+
+async function sendRestyled(job, style) {
   const form = new FormData();
   for (const [name, value] of Object.entries({ ...job.parameters, seed: job.seed, style }))
     if (value !== null && value !== "") form.append(name, value);
@@ -104,13 +120,13 @@ async function restyle(job, style) {
       return form;
     },
   });
-  if (!made) return;
+  if (made?.customerId !== session.customer) return;
   jobs.learn(made);
   if (location.hash === api.pageOf(job)) location.hash = api.pageOf(made);
 }
 
 function otherStyles(job) {
-  const others = allStyles().filter((style) => style !== job.parameters.style);
+  const others = allStyles().filter((style) => style !== job.parameters?.style);
   if (job.status !== "DONE" || !others.length) return null;
   const chip = (style) =>
     h(

@@ -131,6 +131,7 @@ function inPhoto({ clientX, clientY }) {
 function movedByKeys(element) {
   let saying;
   element.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return; // the browser's own
     const { crop } = photo;
     const direction = KEYS[event.key];
     if (direction) crop.move(direction[0] * STEP * crop.side, direction[1] * STEP * crop.side);

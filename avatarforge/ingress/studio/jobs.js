@@ -45,10 +45,10 @@ export function follow() {
 
 // The newest page, or the next older one. A customer without jobs is not known to the server yet.
 export async function load(path) {
-  const customer = session.customer;
+  const { customer, number } = session;
   try {
     const page = await api.photos(customer, path);
-    if (customer !== session.customer) return;
+    if (number !== session.number) return;
     page.photos.forEach(merge);
     if (path || following === null) following = page.next;
   } catch (error) {

@@ -11,7 +11,7 @@ import { onLanguage, otherLanguage, setLanguage, t, translatePage } from "./i18n
 import { loadAbout, startInput } from "./input.js";
 import * as jobs from "./jobs.js";
 import { refreshModels } from "./models.js";
-import { look, onPhoto, photo, restorePhoto } from "./photo.js";
+import { clear, look, onPhoto, photo, restorePhoto } from "./photo.js";
 import { forgetImages } from "./images.js";
 import { drawQueue, drawQueueCount, refreshQueue } from "./queue.js";
 import { nameOf } from "./states.js";
@@ -20,7 +20,16 @@ import { drawSending, onSending } from "./sending.js";
 import { GRAMMAR, onSession, session } from "./session.js";
 import { drawStage } from "./stage.js";
 import { showTheme, startTheme } from "./theme.js";
-import { drawForge, drawPrompts, loadStyles, sendFiles, showDial, startForm } from "./parameters.js";
+import {
+  drawForge,
+  drawPrompts,
+  drawRemixed,
+  emptyForm,
+  loadStyles,
+  sendFiles,
+  showDial,
+  startForm,
+} from "./parameters.js";
 
 const VIEWS = ["studio", "gallery", "queue", "models"];
 const QUEUE_SECONDS = 3;
@@ -58,7 +67,8 @@ function route() {
 // Until it is known, or one is elsewhere.
 async function askJob(arrival) {
   try {
-    jobs.learn(await api.status(session.customer, jobId));
+    const job = await api.status(session.customer, jobId);
+    if (arrival === arrivals) jobs.learn(job);
   } catch (error) {
     if (arrival !== arrivals || error.status === 401) return;
     absent = { problem: error.message };
@@ -112,6 +122,7 @@ function drawAll() {
   showDial();
   drawSending();
   drawForge();
+  drawRemixed();
   if (!jobId) drawStage(null);
   draw();
 }
@@ -154,7 +165,9 @@ function onPhotoChange(what) {
   if (location.hash.startsWith("#/photo/")) return;
   if (["face", "centre", "unknown"].includes(photo.place) && what !== "crop") say(t(`place_${photo.place}`));
   if (what === "crop") return showFrame();
-  const lost = document.activeElement === document.body || $("#stage").contains(document.activeElement);
+  // A page that has just been loaded, or a face that was found, takes the focus from nobody.
+  const isNew = what === "photo" && document.activeElement === document.body;
+  const lost = isNew || $("#stage").contains(document.activeElement);
   drawStage(null);
   if (!lost || what !== "photo") return;
   $("#stage :is(.frame, [data-key=other-photo], #photo)")?.focus({ preventScroll: true });
@@ -185,8 +198,8 @@ async function begin() {
   showCustomer();
   // Where the key opens another customer, that one begins.
   if (session.key && (await identify().catch(() => false))) return;
-  const { customer } = session;
-  const isWanted = () => customer === session.customer;
+  const { number } = session;
+  const isWanted = () => number === session.number;
   jobs.follow();
   persist(() => jobs.load(), isWanted);
   persist(loadStyles, isWanted);
@@ -218,7 +231,14 @@ onSending(() => {
 jobs.onJobs(onJob);
 jobs.onConnection(onConnection);
 onPhoto(onPhotoChange);
-onSession(begin);
+onSession((before) => {
+  // What was prepared is not the next one's to see, whoever has another key or is another customer.
+  if (before.customer !== session.customer || (before.key && before.key !== session.key)) {
+    clear();
+    emptyForm();
+  }
+  begin();
+});
 onLanguage(() => {
   drawAll();
   attempt(loadStyles);

@@ -22,6 +22,7 @@ const PROMPTS = 4;
 let restored = null; // of the draft: what waits for the styles to be known
 let defaults = {};
 let dialTurned = false; // until then it is left to the model
+let carried = {}; // what a remixed job was asked for that has no field here
 let key = api.newKey();
 
 export function startForm(onAccepted) {
@@ -44,6 +45,12 @@ export function startForm(onAccepted) {
     dialTurned = true;
     showDial();
   });
+  $("#leave-out").addEventListener("click", () => {
+    carried = {};
+    drawRemixed();
+    changed();
+    $(".more summary").focus();
+  });
   $("#roll").addEventListener("click", () => {
     $("#seed").value = crypto.getRandomValues(new Uint32Array(1))[0];
     changed();
@@ -52,29 +59,49 @@ export function startForm(onAccepted) {
 }
 
 // Everything that the job was asked for, without its seed, which is offered.
-export function remix({ parameters, seed }) {
+export function remix({ parameters = {}, seed }) {
   form.reset();
-  for (const name of ["prompt", "negativePrompt", "steps", "guidance", "format"])
-    form.elements[name].value = parameters[name] === "png" ? "" : (parameters[name] ?? "");
+  for (const name of ["prompt", "negativePrompt", "steps", "guidance"])
+    form.elements[name].value = parameters[name] ?? "";
+  const { format } = parameters;
+  form.elements.format.value = format === "png" ? "" : (format ?? "");
   for (const radio of $$("[name=style]", form)) radio.checked = radio.value === (parameters.style ?? "");
   dialTurned = false;
   setDial($("#dial").name, parameters[$("#dial").name]);
-  offerSeed(seed);
-  $(".more").open ||= ["negativePrompt", "steps", "guidance"].some((name) => parameters[name]);
+  $("#same-seed").dataset.seed = seed ?? "";
+  carried = Object.fromEntries(Object.entries(parameters).filter(isCarried));
+  drawRemixed();
+  const { negativePrompt, steps, guidance } = parameters;
+  $(".more").open ||= Boolean(negativePrompt || steps || guidance || Object.keys(carried).length);
   changed();
 }
 
-function offerSeed(seed) {
-  $("#same-seed").hidden = seed === undefined;
-  $("#same-seed").dataset.seed = seed;
+// The frame says how the photo is cropped; a dial that the model lacks would be refused.
+function isCarried([name, value]) {
+  if (value === null || name in DIALS || name === "cropToFace" || form.elements[name]) return false;
+  return name !== "allowRemote" || !value;
+}
+
+// For somebody else.
+export function emptyForm() {
+  restored = null;
+  remix({});
+}
+
+export function drawRemixed() {
+  const { seed } = $("#same-seed").dataset;
+  $("#same-seed").hidden = !seed;
   $("#same-seed").textContent = t("sameSeed", { seed });
+  const list = Object.entries(carried).map(([name, value]) => `${name} ${value}`);
+  $("#carried").hidden = !list.length;
+  $("#carried span").textContent = t("carried", { list: list.join(", ") });
 }
 
 // Fields that take their values again after a reload.
 function keep() {
   const fields = Object.fromEntries(new FormData(form));
-  const { seed } = $("#same-seed").hidden ? {} : $("#same-seed").dataset;
-  keepFields({ fields, dial: dialTurned ? $("#dial").value : null, seed });
+  const { seed } = $("#same-seed").dataset;
+  keepFields({ fields, dial: dialTurned ? $("#dial").value : null, seed, carried });
 }
 
 function restore() {
@@ -83,9 +110,11 @@ function restore() {
   for (const [name, value] of Object.entries(kept.fields))
     if (form.elements[name] && !(name in DIALS) && name !== "style") form.elements[name].value = value;
   restored = kept;
-  if (kept.seed !== undefined) offerSeed(kept.seed);
+  $("#same-seed").dataset.seed = kept.seed ?? "";
+  carried = kept.carried ?? {};
+  drawRemixed();
   const { seed, steps, guidance, negativePrompt } = kept.fields;
-  $(".more").open ||= kept.seed !== undefined || Boolean(seed || steps || guidance || negativePrompt);
+  $(".more").open ||= Boolean(kept.seed || seed || steps || guidance || negativePrompt || Object.keys(carried).length);
 }
 
 // The last prompts, to be taken again.
@@ -179,21 +208,21 @@ async function send(onAccepted) {
   forgive();
   if (!photo.file) return complain(t("needPhoto"), null);
   const sent = key;
+  const { customer } = session;
   try {
     const job = await sendUpload({
-      customer: session.customer,
+      customer,
       key,
       name: photo.file.name || t("yourPhoto"),
       prepare: async () => filledIn(new FormData(form), await upload()),
     });
-    if (!job) return;
     const unchanged = sent === key;
     if (unchanged) key = api.newKey();
-    onAccepted(jobs.learn(job), unchanged);
+    if (job?.customerId === session.customer) onAccepted(jobs.learn(job), unchanged);
   } catch (error) {
-    if (error.status === 401) return;
-    if (sent === key) complain(error.message, error);
+    if (error.status === 401 || customer !== session.customer) return;
     if (sent !== key || !form.checkVisibility()) note(error.message, "error");
+    if (sent === key) complain(error.message, error);
   }
 }
 
@@ -207,7 +236,8 @@ export async function sendFiles(files) {
       const job = await sendUpload({ customer, key: api.newKey(), name: file.name, prepare });
       if (job) jobs.learn(job);
     } catch (error) {
-      if (error.status !== 401) note(`${file.name}: ${error.message}`, "error");
+      if (error.status === 401 || customer !== session.customer) return;
+      note(`${file.name}: ${error.message}`, "error");
     }
   };
   location.hash = "#/queue";
@@ -222,6 +252,7 @@ function filledIn(fields, { file, name, cropToFace }) {
       data.append(field, field === "guidance" ? value.replace(",", ".") : value);
   if (data.has("imageGuidance") && !data.has("guidance") && defaults.guidance <= 1)
     data.append("guidance", GUIDED);
+  for (const [name, value] of Object.entries(carried)) data.append(name, value);
   if (!cropToFace) data.append("cropToFace", "false");
   data.append("photo", file, name);
   return data;
@@ -230,7 +261,7 @@ function filledIn(fields, { file, name, cropToFace }) {
 // The button keeps the focus while what it stands for is on its way.
 export function drawForge() {
   const busy = isSending(key);
-  $("#forge").toggleAttribute("aria-disabled", busy);
+  $("#forge").setAttribute("aria-disabled", busy);
   $("#forge span").textContent = busy
     ? t("sending", { n: Math.floor(shareSent(key) * 100) })
     : t("forge");
@@ -240,7 +271,8 @@ export function drawForge() {
 function complain(text, error) {
   const field = error?.field && $(`[data-field="${CSS.escape(error.field)}"]`, form);
   if (field) return complainAt(field, text);
-  const place = error?.code?.startsWith("photo") ? $("#photo-error") : $("#parameters-error");
+  // The photo's own place is on the stage, where a job may be shown meanwhile.
+  const place = (error?.code?.startsWith("photo") && $("#photo-error")) || $("#parameters-error");
   place.textContent = text;
   place.hidden = false;
   if (!photo.file) $("#photo")?.focus();

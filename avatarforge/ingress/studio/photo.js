@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { Crop, copyOf } from "./crop.js";
-import { dropPhoto, keepPhoto, keptPhoto } from "./draft.js";
+import { dropPhoto, keepFile, keepSquare, keptPhoto, removeAbandoned } from "./draft.js";
 
 const SMALL = 400_000; // bytes: a larger photo is looked at as a copy
 const COPY_SIDE = 1024; // pixels, as many as the server's detector looks at
@@ -14,15 +14,25 @@ const listeners = new Set();
 // where the server could not be asked, which `problem` explains.
 const NONE = { file: null, image: null, crop: null, place: null, problem: null, preview: null };
 export const photo = { ...NONE };
+let choices = 0; // counted: a photo that is decoded late may be chosen no more
 
 export const onPhoto = (listener) => listeners.add(listener);
 
-// `square`, as { left, top, side, turns }, was framed before; "whole" is the photo as it is, cut already.
+// `square`, as { left, top, side, turns }, was framed before; "whole" is the photo as it is, cut already. Resolves
+// with false where something else was chosen meanwhile.
 export async function choose(file, square = null) {
   clear();
+  return take(file, square, "photo");
+}
+
+async function take(file, square, what) {
+  const choice = choices;
   photo.file = file;
   const image = await decoded(file);
-  if (photo.file !== file) return;
+  if (choice !== choices) {
+    if (image) URL.revokeObjectURL(image.src);
+    return false;
+  }
   photo.image = image;
   photo.crop = image && new Crop(image.naturalWidth, image.naturalHeight);
   photo.place = square && image ? "hand" : "looking";
@@ -30,12 +40,15 @@ export async function choose(file, square = null) {
     photo.crop.put(square.left, square.top, square.side);
     photo.crop.turns = square.turns;
   }
+  keepFile(file);
   keep();
-  tell();
+  tell(what);
   if (photo.place === "looking") look(file);
+  return true;
 }
 
 export function clear() {
+  choices += 1;
   if (photo.image) URL.revokeObjectURL(photo.image.src);
   Object.assign(photo, NONE);
   dropPhoto();
@@ -45,14 +58,15 @@ export function clear() {
 // After a reload.
 export async function restorePhoto() {
   const kept = await keptPhoto();
-  if (kept && !photo.file) await choose(kept.file, kept.square);
+  if (kept && !choices) await take(kept.file, kept.square, "restored");
+  await removeAbandoned();
 }
 
 function keep() {
-  const { file, crop, place } = photo;
+  const { crop, place } = photo;
   const square =
     place === "hand" ? { left: crop.left, top: crop.top, side: crop.side, turns: crop.turns } : null;
-  keepPhoto({ file, square });
+  keepSquare(square);
 }
 
 let keeping; // once for many moves
@@ -104,7 +118,8 @@ export async function upload() {
   return { file: await photo.crop.cut(photo.image), name: "square.jpg", cropToFace: false };
 }
 
-// Listeners hear "photo", "crop" where only the square has changed that is sent, "place" where nothing has that is.
+// Listeners hear "photo", or "restored" after a reload, "crop" where only the square has changed that is sent, "place"
+// where nothing has that is.
 function tell(what = "photo") {
   for (const listener of listeners) listener(what);
 }

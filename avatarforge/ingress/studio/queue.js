@@ -14,16 +14,26 @@ let others = null; // null where the server does not tell
 let refreshing = null; // one is enough at a time
 let mayAsk = true; // until the server has refused this key
 
-onSession(() => (mayAsk = true));
+// What one key has shown is not the next one's to see.
+onSession(() => {
+  others = null;
+  refreshing = null;
+  mayAsk = true;
+});
 
 // Positions change without an event of the job's own, so they are asked for while one looks.
-export const refreshQueue = () => (refreshing ??= refresh().finally(() => (refreshing = null)));
+export function refreshQueue() {
+  const { number } = session;
+  refreshing ??= refresh(number).finally(() => number === session.number && (refreshing = null));
+  return refreshing;
+}
 
-async function refresh() {
+async function refresh(number) {
   await jobs.load();
-  if (!mayAsk) return;
+  if (!mayAsk || number !== session.number) return;
   try {
     const { customers } = await api.customers();
+    if (number !== session.number) return;
     others = customers
       .filter(
         ({ customerId, latestPhoto }) =>
@@ -31,6 +41,7 @@ async function refresh() {
       )
       .map(({ latestPhoto }) => latestPhoto);
   } catch (error) {
+    if (number !== session.number) return;
     if (![401, 403].includes(error.status)) throw error;
     others = null;
     mayAsk = false;
@@ -54,7 +65,9 @@ export function drawQueue() {
       figure(waiting.length, t("waitingCount")),
       others && figure(others.length, t("othersCount")),
     ),
-    mine.length ? [lane(t("running"), running, line), lane(t("waitingCount"), waiting, line)] : nothing(),
+    mine.length
+      ? [lane(t("running"), running, line), lane(t("waitingCount"), waiting, line)]
+      : !others?.length && nothing(),
     others?.length ? lane(t("others"), others, otherLine) : null,
   );
 }

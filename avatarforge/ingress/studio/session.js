@@ -5,6 +5,7 @@ const CUSTOMER = "avatarforge.customer";
 const KEY = "avatarforge.key";
 export const GRAMMAR = /^[A-Za-z0-9][A-Za-z0-9._~-]{0,63}$/; // of a customer's id
 const listeners = new Set();
+let number = 0; // counts sessions: an answer that comes in a later one is not for it
 
 let customer = sessionStorage.getItem(CUSTOMER) ?? localStorage.getItem(CUSTOMER) ?? firstCustomer();
 sessionStorage.setItem(CUSTOMER, customer);
@@ -15,6 +16,9 @@ export const session = {
   },
   get key() {
     return sessionStorage.getItem(KEY) ?? "";
+  },
+  get number() {
+    return number;
   },
 };
 
@@ -27,20 +31,37 @@ function firstCustomer() {
 }
 
 export function become(other) {
+  const before = { customer, key: session.key };
   customer = other;
   sessionStorage.setItem(CUSTOMER, customer);
   localStorage.setItem(CUSTOMER, customer);
-  changed();
+  changed(before);
 }
 
 export function useKey(key) {
+  const before = { customer, key: session.key };
   if (key) sessionStorage.setItem(KEY, key);
   else sessionStorage.removeItem(KEY);
-  changed();
+  changed(before);
 }
 
+// Listeners hear { customer, key } of the session before.
 export const onSession = (listener) => listeners.add(listener);
 
-function changed() {
-  for (const listener of listeners) listener();
+// Resolves when the session changes, or the signal comes.
+export function nextSession(signal) {
+  return new Promise((done) => {
+    const end = () => {
+      listeners.delete(end);
+      signal.removeEventListener("abort", end);
+      done();
+    };
+    listeners.add(end);
+    signal.addEventListener("abort", end);
+  });
+}
+
+function changed(before) {
+  number += 1;
+  for (const listener of [...listeners]) listener(before);
 }

@@ -1,6 +1,6 @@
 // Server-sent events by fetch: unlike EventSource it sends a key, and tells why the server refuses.
 
-import { Problem, call, pause } from "./api.js";
+import { Problem, call, parse, pause } from "./api.js";
 
 const SILENCE = 45_000; // the server sends a comment every 15 seconds
 const SHORTEST_PAUSE = 0.25; // after a stream that ended well, too: something between may end each at once
@@ -79,7 +79,7 @@ export class JobStream {
 
   #tell(event) {
     if (event.id !== null) this.#lastId = event.id;
-    this.onEvent(event.kind, JSON.parse(event.data));
+    this.onEvent(event.kind, parse(event.data));
   }
 }
 
