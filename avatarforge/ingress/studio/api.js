@@ -21,7 +21,7 @@ export class Problem extends Error {
 
   // Whether the same call may go well later.
   get passes() {
-    return this.status === 0 || this.status === 503 || this.status === 429;
+    return [0, 429, 503].includes(this.status) || this.code === "idempotency_key_in_flight";
   }
 }
 
