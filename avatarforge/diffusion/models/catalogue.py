@@ -366,13 +366,12 @@ class Manifest(_Part):
 
     def _check_prompts(self, parameters: RequestedParameters) -> None:
         prompt, negative = parameters.prompt, parameters.negative_prompt
-        texts = (
-            ("prompt", prompt, self.build_prompt(parameters.style, prompt)),
-            ("negativePrompt", negative, negative),
-        )
-        for name, written, whole in texts:
+        whole = self.build_prompt(parameters.style, prompt)
+        if self.prompt_weights == "none":
+            return
+        for name, written, text in (("prompt", prompt, whole), ("negativePrompt", negative, negative)):
             try:
-                read_fragments(whole, self.prompt_weights)
+                read_fragments(text, self.prompt_weights)
             except UnusablePrompt as error:
                 raise InvalidRequest(name, written, error.expected) from error
 
