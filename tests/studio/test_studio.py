@@ -513,6 +513,8 @@ async def test_the_keyboard_is_enough(service: Service, page: Page) -> None:
         await page.keyboard.press("Enter")
     await (await chooser.value).set_files(PORTRAIT)
     await expect(page.locator(".frame")).to_be_focused()
+    # Whoever is quicker than the server hears nothing of the face any more.
+    await expect(page.locator("#crop-place")).to_have_text("Around the face: move it as you like")
     await tab_to(page, "[name=style]:checked")
     await page.keyboard.press("ArrowRight")
     await tab_to(page, "#prompt")
@@ -548,10 +550,14 @@ async def test_the_keyboard_is_enough(service: Service, page: Page) -> None:
     await wait_until(lambda: service.records.find_job("ana", job_id) is None)
     await expect(page.locator("#gallery-heading")).to_be_focused()
 
-    # In the gallery the focus goes on to the next card, and at last to the heading.
-    for _ in range(2):
-        await service.ended(await service.submitted(style="neon"))
+    # In the gallery the focus stays while cards come, goes on to the next where its own goes, and at last to
+    # the heading.
+    await service.ended(await service.submitted(style="neon"))
+    await expect(page.locator(".card[data-state=DONE]")).to_have_count(1)
+    await tab_to(page, ".card a")
+    await service.ended(await service.submitted(style="neon"))
     await expect(page.locator(".card[data-state=DONE]")).to_have_count(2)
+    await expect(page.locator(".card a").last).to_be_focused()
     await expect(page.locator(".card a").first).to_have_accessible_name(re.compile(r"^Neon of .*, Done$"))
     for left in (1, 0):
         await tab_to(page, ".card [data-key^=Erase]")

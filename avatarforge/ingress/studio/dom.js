@@ -40,13 +40,15 @@ export function button(look, symbol, text, onclick, attributes = {}) {
 }
 
 // Puts new children in place of the old ones. What had the focus keeps it where its data-key comes again; else what
-// stands in its place gets it, or the heading of the view, so that it never falls to the page as a whole.
+// stands in its place gets it, or the heading of the view, so that it never falls to the page as a whole. A child that
+// holds elements of before is given as a function: to build it takes them, and the focus, from where they are.
 export function replace(element, ...children) {
   const active = document.activeElement;
   const held = element.contains(active);
   const place = held ? keyed(element).indexOf(active.closest("[data-key]")) : -1;
   const { key } = active.dataset;
-  element.replaceChildren(...children.flat(2).filter(Boolean));
+  const built = children.map((child) => (typeof child === "function" ? child() : child));
+  element.replaceChildren(...built.flat(2).filter(Boolean));
   if (!held || element.contains(document.activeElement)) return;
   const others = keyed(element);
   const next = others.find((other) => other.dataset.key === key) ?? others[Math.min(place, others.length - 1)];

@@ -19,7 +19,7 @@ export function drawGallery() {
     button("secondary", "plus", t("older"), () => attempt(jobs.loadOlder), { "data-key": "older" });
   replace(
     $("#gallery"),
-    all.length ? h("ul.cards", {}, all.map(card)) : nothing(),
+    () => (all.length ? h("ul.cards", {}, all.map(card)) : nothing()),
     older && h("p.older", {}, older),
   );
   for (const id of cards.keys()) if (!jobs.get(id)) cards.delete(id);
