@@ -448,6 +448,8 @@ async def test_a_text_is_refused_at_the_photo_in_the_servers_words(
     error = page.locator("#photo-error")
     await expect(error).to_be_visible()
     assert "letter.txt" in await error.inner_text()
+    await expect(page.locator("#stage")).not_to_contain_text("all the same")
+    await expect(page.locator("#crop-place")).to_be_hidden()
     assert (await error.inner_text()).split("letter.txt")[1] == told["detail"].split("portrait.jpg")[1]
     assert await page.get_attribute("#photo-error", "role") == "alert"
     await page.click("#forge")

@@ -27,6 +27,9 @@ export function framing() {
   return stage;
 }
 
+// The server will not take the file, whatever is done with it here.
+const isRefused = () => Boolean(photo.problem && !photo.problem.passes && photo.problem.status !== 401);
+
 const told = (problem) => (problem.passes ? t("lookAgain", { reason: problem.message }) : problem.message);
 
 function preview() {
@@ -49,7 +52,7 @@ function unseen() {
     {},
     icon("photo"),
     h("strong", { dir: "auto" }, photo.file.name),
-    h("p", {}, t("cannotShow")),
+    !isRefused() && h("p", {}, t("cannotShow")),
   );
 }
 
@@ -75,6 +78,7 @@ function sizeField() {
 export function showFrame() {
   const { place, crop } = photo;
   parts.again.hidden = place !== "hand";
+  parts.place.hidden = isRefused();
   const words = photo.image ? place : photo.preview ? "server" : "unknown";
   parts.place.replaceChildren(icon(place === "hand" ? "crop" : "face"), h("span", {}, t(`place_${words}`)));
   if (!parts.frame) return;
