@@ -56,6 +56,9 @@ def test_a_job_is_kept_with_the_id_of_the_clients_request(
     job = installation.records.find_job("grace", accepted.job_id)
     assert job is not None
     assert job.parameters.request_id == dict(call.trailing_metadata())["request_id"]
+    # Its events would come between those of others.
+    named = {"customer_id": "grace", "job_id": accepted.job_id}
+    assert jobs.GetStatus(pb.JobStatusRequest(**named, wait_seconds=60), timeout=90).is_terminal
 
 
 def test_a_photo_is_followed_to_its_avatar(
