@@ -266,6 +266,9 @@ class MemoryDatabase:
         job = self.jobs.get(job_id)
         return job if job is not None and job.customer_id == customer_id else None
 
+    def find_job_by_id(self, job_id: str) -> ProfilePhotoJob | None:
+        return self.jobs.get(job_id)
+
     def list_jobs(self, customer_id: str, before: str | None, limit: int) -> list[ProfilePhotoJob]:
         mine = (job for job in self.jobs.values() if job.customer_id == customer_id)
         older = [job for job in mine if before is None or job.job_id < before]
