@@ -53,12 +53,12 @@ class BatchLimits:
             shape = shape or self._measured
             if shape is None:
                 return min(self._limits.values(), default=self._max_batch)
-            return self._limits.get(shape) or self._estimate(shape)
+            return self._find(shape)
 
-    def _estimate(self, shape: Shape) -> int:
-        """Return the measured limit, or less in proportion where the shape is larger."""
-        if self._measured is None:
-            return self._max_batch
+    def _find(self, shape: Shape) -> int:
+        """Return the shape's own limit, else the measured one, or less in proportion where it is larger."""
+        if shape in self._limits or self._measured is None:
+            return self._limits.get(shape, self._max_batch)
         known = self._limits.get(self._measured, self._max_batch)
         return max(1, min(known, known * prod(self._measured) // prod(shape)))
 
@@ -98,7 +98,7 @@ class BatchLimits:
     def lower(self, shape: Shape, failed: int) -> None:
         """Lower the limit to half the bucket of `failed` images, which ran out of memory."""
         with self._lock:
-            limit = self._limits.get(shape) or self._estimate(shape)
+            limit = self._find(shape)
             lowered = self._lowered.setdefault(
                 shape, _LoweredLimit(original=limit, steps_needed=self.QUIET_STEPS // 2)
             )
@@ -110,7 +110,7 @@ class BatchLimits:
         """Record a pass of so many images that had enough memory. After enough of them at a lowered limit it
         is raised: what took the memory may be gone."""
         with self._lock:
-            lowered, limit = self._lowered.get(shape), self._limits.get(shape) or self._estimate(shape)
+            lowered, limit = self._lowered.get(shape), self._find(shape)
             if lowered is None or limit >= lowered.original or images < limit:
                 return
             lowered.quiet_steps += 1
