@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from avatarforge.actors import USER_CONFIGS, describe_unknown, describe_unknown_keys
 from avatarforge.cluster import ClusterError
 from avatarforge.settings import ScalingSettings, Settings
+from avatarforge.user_config import USER_CONFIGS, describe_unknown, parse_user_config
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
@@ -97,25 +97,5 @@ def _check_deployments(deployments: Collection[Mapping[str, Any]], scaling: Scal
         name = deployment["name"]
         if name not in USER_CONFIGS:
             raise ClusterError(describe_unknown(f"deployments.{name}", name, USER_CONFIGS))
-        user_config = deployment.get("user_config") or {}
-        path = f"deployments.{name}.user_config"
-        for unknown in describe_unknown_keys(name, user_config):
-            raise ClusterError(unknown)
-        if (targets := user_config.get("scaling")) is not None:
-            _check_targets(targets, scaling, f"{path}.scaling")
-
-
-def _check_targets(targets: object, scaling: ScalingSettings, path: str) -> None:
-    if not isinstance(targets, dict):
-        raise ClusterError(f"{path} is {targets!r}, but it holds settings of the group `scaling`, by names.")
-    for name in targets:
-        if name not in ScalingSettings.model_fields:
-            raise ClusterError(describe_unknown(f"{path}.{name}", name, ScalingSettings.model_fields))
-    try:
-        ScalingSettings.model_validate({**scaling.model_dump(), **targets})
-    except ValidationError as error:
-        faults = "; ".join(
-            f"{path}.{'.'.join(map(str, fault['loc']))} is {fault['input']!r}: {fault['msg']}"
-            for fault in error.errors()
-        )
-        raise ClusterError(f"The Serve config file is wrong: {faults}.") from error
+        if faults := parse_user_config(name, deployment.get("user_config") or {}, scaling).faults:
+            raise ClusterError(f"The Serve config file is wrong: {' '.join(faults)}")

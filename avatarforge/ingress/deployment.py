@@ -24,10 +24,11 @@ from avatarforge.persistence.deliveries import DeliveryRepository
 from avatarforge.persistence.jobs import JobRepository
 from avatarforge.storage import open_storage
 from avatarforge.storage.metered import MeteredStorage
-from avatarforge.telemetry.logs import set_up_process, warn_of_unknown_keys
+from avatarforge.telemetry.logs import set_up_process
 from avatarforge.telemetry.registry import MetricsRegistry
 from avatarforge.tracker.actor_handle import find_tracker, get_or_start_tracker
 from avatarforge.tracker.client import TrackerClient
+from avatarforge.user_config import UserConfigReader
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +50,8 @@ class Ingress(JobMethods, HealthMethods):
         trackers = TrackerClient(actors, retry_timeout=READ_BACK_SECONDS, find_successor=find_tracker)
         self._trackers = trackers
         self._live = JobCache(trackers, settings.ingress)
-        self._scaling_targets = ScalingTargets(settings.scaling, trackers.set_scaling)
+        self._scaling_targets = ScalingTargets(trackers.set_scaling)
+        self._user_config = UserConfigReader(INGRESS_DEPLOYMENT, settings.scaling)
         registry = MetricsRegistry()
         meter_engine(engine, registry, "ingress")
         photos = ProfilePhotoService(
@@ -67,14 +69,14 @@ class Ingress(JobMethods, HealthMethods):
         # its last message, but keeps that of an error.
         super().__init__(photos, authorizer, reraise=not RAY_SERVE_ENABLE_HA_PROXY)
 
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Which model's styles and defaults count: the one that the replicas are told to serve; and what
-        autoscaling aims at."""
-        warn_of_unknown_keys(INGRESS_DEPLOYMENT, user_config)
-        if (model := user_config.get("model")) is not None:
-            self._photos.model.set_desired(str(model))
-        if (targets := user_config.get("scaling")) is not None:
-            self._scaling_targets.update(targets)
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Set whose styles and defaults count, those of the model that the replicas are told to serve, and
+        what autoscaling aims at. Raises `UserConfigError`."""
+        config = await self._user_config.read(user_config)
+        if config.model is not None:
+            self._photos.model.set_desired(config.model)
+        if config.scaling is not None:
+            self._scaling_targets.update(config.scaling)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_api(

@@ -1,6 +1,6 @@
 """Sends the trackers the autoscaling targets that the running configuration names."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -19,25 +19,17 @@ class ScalingTargets:
     RESEND_INTERVAL_SECONDS = 10.0
     """Without a change."""
 
-    def __init__(self, settings: ScalingSettings, send: Callable[[ScalingSettings], Awaitable[None]]) -> None:
-        """`settings` hold where the configuration names nothing else. `send` sends to all trackers and may
-        raise `TrackerUnavailable`."""
-        self._settings = settings
+    def __init__(self, send: Callable[[ScalingSettings], Awaitable[None]]) -> None:
+        """`send` sends to all trackers and may raise `TrackerUnavailable`."""
         self._send = send
         self._targets: ScalingSettings | None = None
         self._sent: ScalingSettings | None = None
         self._sent_at = 0.0
         self._task = PeriodicTask("scaling targets", self._send_if_due, self.POLL_INTERVAL_SECONDS)
 
-    def update(self, changes: object) -> None:
-        """Take `changes`, settings by their names, as targets from now on; from any thread. Impossible ones
-        are logged and change nothing: Serve stops a replica whose `reconfigure` raises."""
-        try:
-            if not isinstance(changes, Mapping):
-                raise ValueError("targets are settings of the group `scaling` by their names")
-            self._targets = ScalingSettings.model_validate({**self._settings.model_dump(), **changes})
-        except ValueError as error:
-            log.error("targets refused", targets=changes, reason=str(error))
+    def update(self, targets: ScalingSettings) -> None:
+        """Send these from now on; from any thread."""
+        self._targets = targets
 
     def start(self) -> None:
         self._task.start()

@@ -15,7 +15,6 @@ import structlog
 from structlog.contextvars import bound_contextvars, get_contextvars
 from structlog.typing import Processor
 
-from avatarforge.actors import describe_unknown_keys
 from avatarforge.settings import LogSettings, Settings, list_differing, load_settings
 from avatarforge.telemetry import traces
 from avatarforge.telemetry.redaction import redact, secrets_of
@@ -133,12 +132,6 @@ class RepeatedWarnings(logging.Filter):
         elif left_out:
             record.msg = f"{message} (repeated {left_out} times)"
         return True
-
-
-def warn_of_unknown_keys(deployment: str, user_config: Mapping[str, object]) -> None:
-    """Log what the deployment's `user_config` has and nothing reads."""
-    for sentence in describe_unknown_keys(deployment, user_config):
-        log.error("user_config has an unknown key", deployment=deployment, reason=sentence)
 
 
 def bind_request(request_id: str | None) -> AbstractContextManager[None]:

@@ -170,7 +170,8 @@ REPLICAS = Gauge(
 )
 MODEL_LOAD_FAILURES = Gauge(
     "avatarforge_model_load_failures",
-    "Replicas that could not load the model that they should serve: an older one serves, or none.",
+    "Replicas that could not load the model that they should serve, so that an older one serves or none, or "
+    "whose `user_config` has what nothing reads.",
 )
 COMPILE_FAILURES = Gauge(
     "avatarforge_model_compile_failures",

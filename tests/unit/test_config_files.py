@@ -1,15 +1,11 @@
 """`serve_config.yaml` and `cluster.yaml`: Ray takes them, and they say what our code understands."""
 
-import asyncio
-import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import structlog
 import yaml
 from ray.autoscaler._private.util import prepare_config
 from ray.autoscaler._private.util import validate_config as validate_cluster
@@ -19,9 +15,6 @@ import avatarforge
 from avatarforge import app
 from avatarforge.cluster import ClusterError
 from avatarforge.diffusion.models.catalogue import Catalogue
-from avatarforge.diffusion.remote.deployment import RemoteStableDiffusion
-from avatarforge.diffusion.replica.deployment import StableDiffusion
-from avatarforge.ingress.deployment import Ingress
 from avatarforge.serve_config import BUILDER, arguments_of, read_config, validate_config
 from avatarforge.settings import SettingsError, load_settings
 
@@ -131,17 +124,3 @@ def test_the_head_runs_no_generation_and_the_workers_have_gpus() -> None:
     types = yaml.safe_load((TREE / "cluster.yaml").read_text(encoding="utf-8"))["available_node_types"]
     assert types["head"]["resources"]["GPU"] == 0
     assert types["gpu"]["resources"]["GPU"] >= 1
-
-
-@pytest.mark.parametrize("deployment", [Ingress, StableDiffusion, RemoteStableDiffusion])
-def test_a_running_deployment_logs_what_it_does_not_read(deployment: Any) -> None:
-    """`serve deploy` sends it as it is."""
-    with structlog.testing.capture_logs() as lines:
-        answer = deployment.reconfigure(SimpleNamespace(), {"modle": "avatar-mini", "revision": 2})
-        if inspect.isawaitable(answer):
-            asyncio.run(answer)
-    [line] = lines
-    assert line["log_level"] == "error"
-    assert line["reason"] == (
-        f"Nothing reads 'deployments.{deployment.__name__}.user_config.modle'. Did you mean 'model'?"
-    )

@@ -20,7 +20,8 @@ from avatarforge.domain.generations import GenerationFinished, GenerationTask, G
 from avatarforge.domain.replicas import ReplicaReport, ReplicaState
 from avatarforge.imaging.provenance import open_content_credentials
 from avatarforge.storage import open_storage
-from avatarforge.telemetry.logs import set_up_process, warn_of_unknown_keys
+from avatarforge.telemetry.logs import set_up_process
+from avatarforge.user_config import UserConfigReader
 
 log = structlog.get_logger(__name__)
 
@@ -63,6 +64,7 @@ class RemoteStableDiffusion:
         )
         self._limit, self._active, self._images_generated = remote.concurrency, 0, 0
         self._replica_id = get_replica_id()
+        self._user_config = UserConfigReader(REMOTE_DEPLOYMENT, settings.scaling)
         self._reporter = Reporter(connect_trackers(settings.tracker.shards), self._build_report)
         self._drain_monitor = DrainMonitor(ServeInternals(), time.monotonic)
         # Serve calls constructors in its event loop.
@@ -70,10 +72,10 @@ class RemoteStableDiffusion:
         self._reporter.start()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Set the model whose styles and defaults apply."""
-        warn_of_unknown_keys(REMOTE_DEPLOYMENT, user_config)
-        if (model := user_config.get("model")) is not None:
-            self._manifest.name = str(model)
+        """Set the model whose styles and defaults apply. Raises `UserConfigError`."""
+        config = await self._user_config.read(user_config)
+        if config.model is not None:
+            self._manifest.name = config.model
 
     async def generate(self, task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
         """Run `RemoteWorker.generate`; give the task back if this replica is about to be stopped."""
@@ -93,6 +95,7 @@ class RemoteStableDiffusion:
             reported_at=datetime.now(UTC),
             state=ReplicaState.SERVING,
             desired_model=self._manifest.name,
+            failure=self._user_config.find_failure(self._manifest.name),
             limit=self._limit,
             active=self._active,
             images_generated=self._images_generated,

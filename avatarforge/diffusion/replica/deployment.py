@@ -15,7 +15,8 @@ from avatarforge.diffusion.replica.task_worker import GenerationWorker
 from avatarforge.domain.generations import GenerationTask, GenerationUpdate
 from avatarforge.imaging.provenance import open_content_credentials
 from avatarforge.storage import open_storage
-from avatarforge.telemetry.logs import set_up_process, warn_of_unknown_keys
+from avatarforge.telemetry.logs import set_up_process
+from avatarforge.user_config import UserConfigReader
 
 
 class StableDiffusion:
@@ -34,10 +35,11 @@ class StableDiffusion:
             settings.diffusion.storage_retry_seconds,
             open_content_credentials(settings.provenance),
         )
+        self._user_config = UserConfigReader(DEPLOYMENT, settings.scaling)
         self._drain_monitor = DrainMonitor(ServeInternals(), time.monotonic)
         self._reporter = Reporter(
             connect_trackers(settings.tracker.shards),
-            partial(build_report, get_replica_id(), self._models),
+            partial(build_report, get_replica_id(), self._models, self._user_config),
             self._models.changed,
         )
         # Serve calls constructors in its event loop.
@@ -49,11 +51,11 @@ class StableDiffusion:
         """Record the desired model and return. A change of any other key has its manifest read anew.
 
         Serve stops a replica whose `reconfigure` raises, so a name that makes no sense is recorded as a model
-        that cannot be loaded.
+        that cannot be loaded. Raises `UserConfigError`.
         """
-        warn_of_unknown_keys(DEPLOYMENT, user_config)
-        if (model := user_config.get("model")) is not None:
-            self._models.set_desired(str(model))
+        config = await self._user_config.read(user_config)
+        if config.model is not None:
+            self._models.set_desired(config.model)
 
     async def generate(self, task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
         """Run `GenerationWorker.generate`; give the task back if this replica is about to be stopped."""

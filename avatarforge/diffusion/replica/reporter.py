@@ -18,6 +18,7 @@ from avatarforge.diffusion.engines.engine import EngineReport
 from avatarforge.diffusion.models.loader import LoadedModel
 from avatarforge.diffusion.models.manager import ModelManager
 from avatarforge.domain.replicas import ReplicaReport, ServedModel
+from avatarforge.user_config import UserConfigReader
 
 log = structlog.get_logger(__name__)
 
@@ -85,19 +86,17 @@ class Reporter:
             self._answered.set()
 
 
-def build_report(
-    replica_id: str, models: ModelManager, now: Callable[[], datetime] = lambda: datetime.now(UTC)
-) -> ReplicaReport:
+def build_report(replica_id: str, models: ModelManager, user_config: UserConfigReader) -> ReplicaReport:
     model, since = models.serving_model, models.since
     engine = EngineReport(limit=1, active=0, waiting=0) if model is None else model.engine.report()
     return ReplicaReport(
         replica_id=replica_id,
         backend="local",
-        reported_at=now(),
+        reported_at=datetime.now(UTC),
         state=models.state,
         desired_model=models.desired_model,
         model=None if model is None or since is None else _describe_model(model, since),
-        failure=models.failure,
+        failure=models.failure or user_config.find_failure(models.desired_model),
         device=None if model is None else model.engine.device,
         **asdict(engine),
     )
