@@ -41,14 +41,21 @@ async def running_browser() -> AsyncIterator[Browser]:
 
 @asynccontextmanager
 async def opened(
-    browser: Browser, url: str, path: str = "/", *, loads: bool = True, **context: Any
+    browser: Browser,
+    url: str,
+    path: str = "/",
+    *,
+    loads: bool = True,
+    is_stranger: bool = False,
+    **context: Any,
 ) -> AsyncIterator[Page]:
-    """The studio as the customer ana sees it, ready where it `loads`.
+    """The studio as the customer ana sees it, or a stranger, ready where it `loads`.
 
     A script that breaks or breaks the page's policy fails the test, and so does a request to another host.
     """
     own = await browser.new_context(**{"reduced_motion": "reduce", **context})
-    await own.add_init_script(_AS_ANA)
+    if not is_stranger:
+        await own.add_init_script(_AS_ANA)
     page, faults = await own.new_page(), list[str]()
     page.set_default_timeout(20_000)
     page.on("pageerror", lambda error: faults.append(str(error)))
@@ -81,6 +88,8 @@ async def _told(shown: Any) -> str:
     job_id: str = await shown()
     return job_id if len(job_id) == 36 else ""
 
+
+PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
 _KEPT_ENTRIES = """() => new Promise((done) => {
   const opening = indexedDB.open("avatarforge");

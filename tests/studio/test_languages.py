@@ -67,6 +67,13 @@ async def test_a_portuguese_browser_gets_portuguese(
         await expect(page.locator("#said")).to_have_text("O avatar está pronto.")
 
 
+async def test_the_clock_is_that_of_the_browsers_country(service: Service, browser: Browser) -> None:
+    await service.ended(await service.submitted())
+    for locale, time in {"en-GB": r"\d\d:\d\d", "en-US": r"\d+:\d\d.[AP]M", "de-DE": r"\d\d:\d\d"}.items():
+        async with opened(browser, service.url, "/#/gallery", locale=locale) as page:
+            await expect(page.locator(".card time")).to_have_text(re.compile(f"^{time}$"))
+
+
 async def test_the_language_can_be_changed_and_stays(page: Page) -> None:
     await page.click("#language-button")
     await expect(page.locator("#forge")).to_have_text("Criar o avatar")

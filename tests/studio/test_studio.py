@@ -22,6 +22,7 @@ from tests import pictures
 from tests.factories import NOON, a_manifest, a_model, a_report, write_model
 from tests.integration.service import Service, a_preview, running_service
 from tests.studio.browser import (
+    PHONE,
     PORTRAIT,
     become,
     grave_findings,
@@ -98,13 +99,19 @@ async def test_the_strength_is_the_models_until_it_is_chosen(tmp_path: Path, bro
     assert (asked.strength, asked.image_guidance, asked.guidance) == (0.4, None, None)
 
 
-@pytest.mark.parametrize(("default", "sent"), [(1, 1.5), (7.5, None)])
-async def test_the_slider_turns_the_image_guidance_of_a_model_that_edits(
-    tmp_path: Path, browser: Browser, default: float, sent: float | None
+@pytest.mark.parametrize("default", [1, 7.5])
+async def test_the_slider_turns_the_image_guidance_of_a_model_that_edits_where_it_acts(
+    tmp_path: Path, browser: Browser, default: float
 ) -> None:
-    """It needs a guidance above 1, and sends one where the model's own is not."""
+    """It needs a guidance above 1, as what is to be avoided does."""
     manifest = a_manifest(family="instruct-pix2pix", defaults={"guidance": default})
     async with studio_of(manifest, tmp_path, browser) as (service, page):
+        await page.click("summary")
+        if default == 1:
+            for field in ("#dial", "#negative-prompt"):
+                await expect(page.locator(field)).to_be_hidden()
+            await page.fill("#guidance", "1,5")
+        await expect(page.locator("#negative-prompt")).to_be_visible()
         await expect(page.locator("#dial-label")).to_have_text("Image guidance")
         await expect(page.locator("#dial-value")).to_have_text("1.5")
         await page.set_input_files("#photo", PORTRAIT)
@@ -113,7 +120,16 @@ async def test_the_slider_turns_the_image_guidance_of_a_model_that_edits(
         await page.fill("#dial", "1.6")
         await page.click("#forge")
         asked = service.recorded(await job_shown(page)).parameters
-    assert (asked.strength, asked.image_guidance, asked.guidance) == (None, 1.6, sent)
+        guidance = 1.5 if default == 1 else None
+        assert (asked.strength, asked.image_guidance, asked.guidance) == (None, 1.6, guidance)
+
+        # What would change nothing is not sent.
+        await page.click(".thumb.add")
+        await page.fill("#guidance", "0.5")
+        await expect(page.locator("#dial")).to_be_hidden()
+        await page.click("#forge")
+        asked = service.recorded(await job_shown(page)).parameters
+    assert (asked.image_guidance, asked.guidance) == (None, 0.5)
 
 
 async def test_a_model_without_a_dial_has_no_slider(tmp_path: Path, browser: Browser) -> None:
@@ -234,6 +250,64 @@ async def test_where_no_face_is_found_or_none_can_be_looked_for_the_page_says_so
     await expect(caption).to_have_text("Around the face: move it as you like")
     await expect(page.locator("#photo-error")).to_be_hidden()
     assert service.objects() == []
+
+
+async def test_on_a_phone_a_stranger_meets_no_error_no_word_of_dropping_and_always_the_button(
+    service: Service, browser: Browser, tmp_path: Path
+) -> None:
+    Image.new("RGB", (600, 1600), (120, 110, 100)).save(tmp_path / "tall.png")
+    errors: list[str] = []
+    async with opened(browser, service.url, is_stranger=True, **PHONE) as page:
+        page.on("console", lambda line: line.type == "error" and errors.append(line.text))
+        await page.evaluate("localStorage.clear(); sessionStorage.clear()")
+        await page.reload()
+        await expect(page.locator(".invitation h2")).to_have_text("Choose a portrait")
+        await expect(page.locator("#photo-hint")).not_to_contain_text("paste")
+        await expect(page.locator("#plain-why")).to_contain_text("portrait of a person")
+        await page.click(".tabs [data-view=gallery]")
+        await expect(page.locator("#gallery")).to_contain_text("Nothing here yet")
+        assert errors == []
+
+        await page.click(".tabs [data-view=studio]")
+        puppet = service.puppet()
+        await page.set_input_files("#photo", tmp_path / "tall.png")
+        await expect(page.locator("#crop-place")).to_contain_text("No face found")
+        await expect(page.locator("#forge")).to_be_in_viewport(ratio=1)
+        await page.tap("#forge")
+        await job_shown(page)
+        puppet.step(0, 1)
+        await expect(page.locator("#situation")).to_have_text("Being made …")
+        puppet.finish()
+        await expect(page.locator(".compare")).to_be_visible()
+        # From now on there are jobs to be asked for.
+        await page.reload()
+        await page.click(".tabs [data-view=gallery]")
+        await expect(page.locator(".card")).to_contain_text("No style")
+
+
+async def test_a_photo_that_is_kept_for_a_reload_can_be_read_by_its_tab_alone(page: Page) -> None:
+    await page.set_input_files("#photo", PORTRAIT)
+    await wait_until(lambda: kept_photos_are(page, 1))
+    begins = await page.evaluate(
+        """() => new Promise((done) => {
+          const opening = indexedDB.open("avatarforge");
+          opening.onsuccess = () => {
+            const asked = opening.result.transaction("photos").objectStore("photos").getAll();
+            asked.onsuccess = () => {
+              const { file } = asked.result.find((entry) => entry.file);
+              done([...new Uint8Array(file, 0, 8)]);
+            };
+          };
+        })"""
+    )
+    assert bytes(begins) != PORTRAIT.read_bytes()[:8]
+    await page.reload()
+    await expect(page.locator("#crop-place")).to_contain_text("Around the face")
+    # Its storage goes with the tab.
+    await wait_until(lambda: kept_photos_are(page, 1))
+    await page.evaluate("delete sessionStorage['avatarforge.seal']")
+    await page.reload()
+    await expect(page.locator("#photo")).to_be_attached()
 
 
 async def test_a_photo_can_be_dropped(page: Page) -> None:
@@ -521,6 +595,10 @@ async def test_the_keyboard_is_enough(service: Service, page: Page) -> None:
     await page.keyboard.press("ArrowRight")
     await tab_to(page, "#prompt")
     await page.keyboard.type("smiling")
+    await tab_to(page, "summary")
+    await page.keyboard.press("Enter")
+    await tab_to(page, "#guidance")
+    await page.keyboard.type("2")
     await tab_to(page, "#dial")
     await page.keyboard.press("ArrowRight")
     await tab_to(page, "#forge")
@@ -531,7 +609,7 @@ async def test_the_keyboard_is_enough(service: Service, page: Page) -> None:
     asked = service.recorded(job_id).parameters
     assert (asked.style, asked.prompt) == ("flat-illustration", "smiling")
     # One step to the right: freer.
-    assert (asked.strength, asked.image_guidance) in ((0.7, None), (None, 1.4))
+    assert (asked.guidance, asked.image_guidance) == (2, 1.4)
     await expect(page.locator(".compare")).to_be_visible()
     await tab_to(page, ".divider")
     await page.keyboard.press("Home")
@@ -561,6 +639,7 @@ async def test_the_keyboard_is_enough(service: Service, page: Page) -> None:
     await expect(page.locator(".card[data-state=DONE]")).to_have_count(2)
     await expect(page.locator(".card a").last).to_be_focused()
     await expect(page.locator(".card a").first).to_have_accessible_name(re.compile(r"^Neon of .*, Done$"))
+    await expect(page.locator(".card strong").first).to_have_text("Neon")
     for left in (1, 0):
         await tab_to(page, ".card [data-key^=Erase]")
         await page.keyboard.press("Enter")
@@ -578,6 +657,7 @@ async def test_an_avatar_is_remixed_made_in_another_style_and_the_draft_survives
     service: Service, page: Page
 ) -> None:
     wishes = {"style": "neon", "prompt": "png", "negativePrompt": "hat", "steps": "30", "format": "webp"}
+    wishes |= {"guidance": "3"}
     unseen = {"allowRemote": "false", "width": "256", "height": "192", "timeoutSeconds": "600"}
     # More digits than a number can hold in a browser.
     seed = 2**53 + 1
@@ -635,8 +715,7 @@ async def test_an_avatar_is_remixed_made_in_another_style_and_the_draft_survives
     await expect(page.locator("#prompt")).to_be_focused()
     await page.click("#forge")
     told = (await service.get(await job_shown(page))).json()
-    framed_by_hand = {name: told["parameters"][name] for name in ("imageGuidance", "guidance")}
-    expected = {**same["parameters"], "cropToFace": False, **framed_by_hand}
+    expected = {**same["parameters"], "cropToFace": False, "imageGuidance": float(turned)}
     assert (told["seed"], told["parameters"]) == (seed, expected)
 
     await page.click(".thumb.add")

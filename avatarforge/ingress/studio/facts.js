@@ -9,7 +9,7 @@ import * as jobs from "./jobs.js";
 import { choose } from "./photo.js";
 import { download, file } from "./images.js";
 import { attempt, note } from "./say.js";
-import { badge, nameOf } from "./states.js";
+import { badge, hasSteps, nameOf } from "./states.js";
 import { remix } from "./parameters.js";
 import { send } from "./sending.js";
 import { session } from "./session.js";
@@ -20,7 +20,7 @@ const restyling = new Set(); // what is on its way: a second press makes no seco
 let remixes = 0; // counted: of several pressed in a row the last one counts
 
 export function drawFacts(job) {
-  const wanted = job ? `${job.jobId} ${job.seq} ${allStyles()} ${document.documentElement.lang}` : "";
+  const wanted = job ? `${job.jobId} ${job.seq} ${hasSteps(job)} ${allStyles()} ${document.documentElement.lang}` : "";
   if ($("#facts").dataset.for === wanted) return;
   $("#facts").dataset.for = wanted;
   if (!job) return replace($("#facts"));
@@ -38,7 +38,7 @@ export function drawFacts(job) {
     ),
     job.error && h("p.error", {}, job.error.message),
     h("div.actions", {}, actions(job, true)),
-    !job.isTerminal && h("p.hint", {}, t("stepsWhy")),
+    !job.isTerminal && hasSteps(job) && h("p.hint", {}, t("stepsWhy")),
     otherStyles(job),
     h("dl", {}, rows(job)),
     timings(job),

@@ -7,7 +7,8 @@ import { moment, t } from "./i18n.js";
 import * as jobs from "./jobs.js";
 import { show } from "./images.js";
 import { attempt } from "./say.js";
-import { badge, bar, nameOf, remaining, situation } from "./states.js";
+import { badge, bar, nameOf, remaining, shortNameOf, situation } from "./states.js";
+import { allStyles } from "./styles.js";
 
 const IN_STRIP = 10;
 const cards = new Map(); // built once for each state of a job, so that images stay
@@ -26,7 +27,7 @@ export function drawGallery() {
 }
 
 function card(job) {
-  const wanted = `${job.seq} ${document.documentElement.lang}`;
+  const wanted = `${job.seq} ${allStyles()} ${document.documentElement.lang}`;
   const kept = cards.get(job.jobId);
   if (kept?.dataset.for !== wanted) cards.set(job.jobId, built(job, wanted));
   else if (!job.isTerminal) {
@@ -50,7 +51,13 @@ function built(job, wanted) {
     "li.card",
     { "data-for": wanted, "data-state": job.status },
     image,
-    h("div.card-text", {}, h("time", { datetime: job.createdAt }, moment(job.createdAt)), badge(job)),
+    h(
+      "div.card-text",
+      {},
+      h("strong", { dir: "auto" }, shortNameOf(job)),
+      badge(job),
+      h("time", { datetime: job.createdAt }, moment(job.createdAt)),
+    ),
     job.status === "DONE" ? null : h("p.line-of", {}, situation(job)),
     job.status === "PROCESSING" && bar(job),
     h("div.card-actions", {}, actions(job)),

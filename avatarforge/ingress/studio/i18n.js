@@ -49,11 +49,12 @@ export function duration(seconds, digits = 1) {
   return t("minutes", { n: number(seconds / 60) });
 }
 
+// In the page's language as the browser's own country writes it: a British browser has no "PM".
 export function moment(text) {
   const time = new Date(text);
   const today = time.toDateString() === new Date().toDateString();
-  return new Intl.DateTimeFormat(
-    language,
-    today ? { timeStyle: "short" } : { dateStyle: "medium", timeStyle: "short" },
-  ).format(time);
+  const { hourCycle } = new Intl.DateTimeFormat(navigator.language, { hour: "numeric" }).resolvedOptions();
+  const locale = navigator.languages.find((tag) => tag.startsWith(language)) ?? language;
+  const dateStyle = today ? undefined : "medium";
+  return new Intl.DateTimeFormat(locale, { dateStyle, timeStyle: "short", hourCycle }).format(time);
 }

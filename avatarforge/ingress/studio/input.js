@@ -12,6 +12,8 @@ const FAN = ["pencil-sketch", "watercolor", "neon"];
 // Not `image/*`, which has drawings and RAW pictures too; some systems know HEIC by its ending alone.
 const TAKEN =
   "image/jpeg,image/png,image/webp,image/gif,image/heic,image/heif,image/avif,image/tiff,image/bmp,.heic,.heif";
+// Nothing is dropped or pasted with a finger.
+const isTouched = () => matchMedia("(hover: none)").matches;
 const hasCamera = () => Boolean(navigator.mediaDevices?.getUserMedia);
 
 let about = null; // what the server says of photos
@@ -48,8 +50,8 @@ export function invitation() {
       { "aria-hidden": "true" },
       FAN.map((style) => h("img", { src: drawing(style), alt: "" })),
     ),
-    h("h2", {}, t("dropPhoto")),
-    h("p", { id: "photo-hint" }, t("dropHint")),
+    h("h2", {}, isTouched() ? t("choosePortrait") : t("dropPhoto")),
+    h("p", { id: "photo-hint" }, isTouched() ? t("chooseHint") : t("dropHint")),
     h(
       "div.ways",
       {},

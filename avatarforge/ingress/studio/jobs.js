@@ -1,7 +1,7 @@
 // What is known of the customer's jobs: lists and the stream are merged here, and views listen.
 
 import * as api from "./api.js";
-import { session } from "./session.js";
+import { markUsed, session } from "./session.js";
 import { JobStream } from "./stream.js";
 
 const listeners = new Set();
@@ -46,6 +46,7 @@ export function follow() {
 // The newest page, or the next older one. A customer without jobs is not known to the server yet.
 export async function load(path) {
   const { customer, number } = session;
+  if (session.isUnused) return tell();
   try {
     const page = await api.photos(customer, path);
     if (number !== session.number) return;
@@ -85,6 +86,7 @@ function heard(kind, data) {
 function merge(job) {
   // The answer to a call that was made for the customer before.
   if (job.customerId !== session.customer) return;
+  markUsed();
   const before = known.get(job.jobId);
   if (before && before.seq > job.seq) return;
   if (job.isTerminal) previews.delete(job.jobId);

@@ -28,6 +28,7 @@ import {
   loadStyles,
   sendFiles,
   showDial,
+  showWhatActs,
   startForm,
 } from "./parameters.js";
 
@@ -120,6 +121,7 @@ function drawAll() {
   showTheme();
   showCustomer();
   showDial();
+  showWhatActs();
   drawSending();
   drawForge();
   drawRemixed();

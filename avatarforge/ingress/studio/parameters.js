@@ -13,7 +13,6 @@ import { drawing, learnTitles, titleOf } from "./styles.js";
 
 const form = $("#parameters");
 const FREEST = 0.05; // of the strengths; 0 would give the photo back
-const GUIDED = 1.5; // image guidance counts only with a guidance above 1
 const DIALS = {
   strength: { min: FREEST, max: 1, step: 0.05, dir: "ltr", digits: 2 },
   imageGuidance: { min: 1, max: 3, step: 0.1, dir: "rtl", digits: 1 }, // more is closer to the photo
@@ -21,6 +20,7 @@ const DIALS = {
 const PROMPTS = 4;
 let restored = null; // of the draft: what waits for the styles to be known
 let defaults = {};
+let dial = null; // the name of the dial that the model has, if any
 let dialTurned = false; // until then it is left to the model
 let carried = {}; // what a remixed job was asked for that has no field here
 let key = api.newKey();
@@ -67,7 +67,7 @@ export function remix({ parameters = {}, seed }) {
   form.elements.format.value = format === "png" ? "" : (format ?? "");
   for (const radio of $$("[name=style]", form)) radio.checked = radio.value === (parameters.style ?? "");
   dialTurned = false;
-  setDial($("#dial").name, parameters[$("#dial").name]);
+  setDial(parameters[dial]);
   $("#same-seed").dataset.seed = seed ?? "";
   carried = Object.fromEntries(Object.entries(parameters).filter(isCarried));
   drawRemixed();
@@ -139,7 +139,7 @@ function promptChip(prompt) {
 // The styles and defaults of the model that serves.
 export async function loadStyles() {
   const [{ styles }, { models }] = await Promise.all([api.styles(), api.models()]);
-  const [dial] = models[0].dials;
+  [dial = null] = models[0].dials;
   defaults = models[0].defaults;
   const chosen = form.elements.style?.value ?? restored?.fields.style ?? "";
   learnTitles(styles);
@@ -148,21 +148,34 @@ export async function loadStyles() {
     styleCard("", t("ownWords"), chosen),
     styles.map(({ name }) => styleCard(name, titleOf(name), chosen)),
   );
-  setDial(dial, restored?.dial);
+  setDial(restored?.dial);
   restored = null;
   $("#steps").placeholder = defaults.steps;
   $("#guidance").placeholder = number(defaults.guidance, 1);
+  showWhatActs();
+}
+
+// Without guidance what is to be avoided and the image guidance change nothing, and are not offered.
+const isGuided = () => (asNumber($("#guidance").value) || defaults.guidance) > 1;
+const asNumber = (text) => Number(text.replace(",", "."));
+
+export function showWhatActs() {
+  const guided = isGuided();
+  $("#dial").closest(".field").hidden = !dial || (dial === "imageGuidance" && !guided);
+  $("#negative-prompt").closest(".field").hidden = !guided && !$("#negative-prompt").value;
+  $("#guidance-why").hidden = guided;
+  const isPlain = !form.elements.style?.value && !$("#prompt").value.trim();
+  $("#plain-why").hidden = !isPlain || !defaults.prompt;
+  $("#plain-why q").textContent = defaults.prompt;
 }
 
 // The one slider turns the dial that the model has.
-function setDial(dial, value = null) {
+function setDial(value = null) {
   const input = $("#dial");
-  const field = input.closest(".field");
-  field.hidden = !dial;
   if (dialTurned && dial === input.name) return;
   dialTurned = false;
   if (!dial) return;
-  field.dataset.field = input.name = dial;
+  input.closest(".field").dataset.field = input.name = dial;
   const { min, max, step, dir } = DIALS[dial];
   Object.assign(input, { min, max: Math.max(max, defaults[dial]), step, dir });
   dialTurned = value !== null;
@@ -199,6 +212,7 @@ function changed() {
   key = api.newKey();
   forgive();
   keep();
+  showWhatActs();
   drawForge();
   drawPrompts();
 }
@@ -247,11 +261,9 @@ export async function sendFiles(files) {
 // Fields come before the photo, and empty ones stay away.
 function filledIn(fields, { file, name, cropToFace }) {
   const data = new FormData();
+  const isMeant = (field) => !(field in DIALS) || (dialTurned && (field !== "imageGuidance" || isGuided()));
   for (const [field, value] of fields)
-    if (value !== "" && (!(field in DIALS) || dialTurned))
-      data.append(field, field === "guidance" ? value.replace(",", ".") : value);
-  if (data.has("imageGuidance") && !data.has("guidance") && defaults.guidance <= 1)
-    data.append("guidance", GUIDED);
+    if (value !== "" && isMeant(field)) data.append(field, field === "guidance" ? value.replace(",", ".") : value);
   for (const [name, value] of Object.entries(carried)) data.append(name, value);
   if (!cropToFace) data.append("cropToFace", "false");
   data.append("photo", file, name);

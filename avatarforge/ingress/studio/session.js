@@ -3,6 +3,7 @@
 
 const CUSTOMER = "avatarforge.customer";
 const KEY = "avatarforge.key";
+const UNUSED = "avatarforge.unused"; // the name that was made up here, until it has a job
 export const GRAMMAR = /^[A-Za-z0-9][A-Za-z0-9._~-]{0,63}$/; // of a customer's id
 const listeners = new Set();
 let number = 0; // counts sessions: an answer that comes in a later one is not for it
@@ -20,13 +21,20 @@ export const session = {
   get number() {
     return number;
   },
+  // The server does not know the customer yet.
+  get isUnused() {
+    return localStorage.getItem(UNUSED) === customer;
+  },
 };
+
+export const markUsed = () => session.isUnused && localStorage.removeItem(UNUSED);
 
 // A name of its own for each browser, so that visitors do not find each other's photos.
 function firstCustomer() {
   const bytes = crypto.getRandomValues(new Uint8Array(4));
   const name = `guest-${[...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("")}`;
   localStorage.setItem(CUSTOMER, name);
+  localStorage.setItem(UNUSED, name);
   return name;
 }
 

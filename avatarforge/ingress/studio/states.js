@@ -14,12 +14,20 @@ export function nameOf(job) {
   return style ? t("styledAvatarOf", { style: titleOf(style), time }) : t("avatarOf", { time });
 }
 
+// Its style, or its words where it has none.
+export function shortNameOf({ parameters }) {
+  return parameters?.style ? titleOf(parameters.style) : parameters?.prompt || t("ownWords");
+}
+
+// Whether there are steps to be counted: of a single one there is nothing to tell.
+export const hasSteps = ({ progress }) => progress?.totalSteps > 1;
+
 // "Step 12 of 25", "3rd in line", "The image was withheld."
 export function situation(job) {
   if (job.status === "PROCESSING") {
-    return job.progress
-      ? t("step", { step: job.progress.step, total: job.progress.totalSteps })
-      : t("starting");
+    if (!job.progress) return t("starting");
+    const { step, totalSteps } = job.progress;
+    return hasSteps(job) && step ? t("step", { step, total: totalSteps }) : t("making");
   }
   if (job.status === "PENDING")
     return job.queuePosition ? t("position", { n: job.queuePosition }) : t("waiting");
