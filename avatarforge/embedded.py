@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from avatarforge.cluster import ClusterError, LocalCluster, NotEnoughGpus
-from avatarforge.cluster.timings import Timings
+from avatarforge.cluster.timings import Timings, WaitingNotices
 from avatarforge.serve_config import Config, arguments_of, validate_config
 from avatarforge.settings import Settings, load_settings
 from avatarforge.webhooks.signing import new_secret
@@ -25,8 +25,6 @@ LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 """What programs on this machine call it."""
 MESSAGE_BYTES = 4 * 1024 * 1024
 """Largest gRPC message; photos may come in several. gRPC refuses a larger one before it fills the memory."""
-SILENT_SECONDS = 4.0
-"""How long the start waits before it says for what."""
 READY_SECONDS = 600.0
 """A large checkpoint from a slow disk takes its time."""
 
@@ -56,17 +54,31 @@ def run_locally(
     """Start AvatarForge, hand it out once `/readyz` says 200 and gRPC `SERVING`, and stop it at the end.
 
     The database is upgraded first. `config`, from `read_config`, is deployed instead of the settings alone.
-    `on_waiting` gets what keeps it from being ready, after some seconds and whenever that changes.
+    `on_waiting` gets a sentence about what keeps it from being ready, after some seconds and whenever that
+    changes, in another thread.
     Raises `ClusterError` and its like, `DataFolderInUse`, `DatabaseUnavailable`, `ShardCountChanged` where
     the database is of another number of shards, and `NoApiKeys` where keys are needed and there are none.
     """
     timings = timings or Timings()
+    with (
+        WaitingNotices(timings, on_waiting) as notices,
+        _start(settings, config, grpc, timings, notices) as instance,
+    ):
+        notices.stop()
+        yield instance
+
+
+@contextmanager
+def _start(
+    settings: Settings, config: Config | None, grpc: bool, timings: Timings, notices: WaitingNotices
+) -> Iterator[Instance]:
     if _needs_keys(settings):
         # Before anything starts: without a key it would be in vain.
-        _check_keys(settings)
+        with timings.phase("looking for an API key"):
+            _check_keys(settings)
 
     def prepare_database() -> None:
-        with timings.phase("upgrade the database"):
+        with timings.phase("upgrading the database"):
             from avatarforge.persistence.upgrade import upgrade
 
             upgrade(settings.database_url)
@@ -79,7 +91,7 @@ def run_locally(
     def meanwhile() -> None:
         if settings.database.url is None:
             prepare_database()
-        with timings.phase("import the application"):
+        with timings.phase("importing the application"):
             import avatarforge.app  # noqa: F401  # most of the time of building it
 
     cluster = LocalCluster(
@@ -102,10 +114,10 @@ def run_locally(
         schema = None if config is None else validate_config(config, settings)
         _check_gpus(cluster, settings, schema)
         cluster.wait_for_controller()
-        with timings.phase("deploy"):
+        with timings.phase("deploying"):
             _deploy(settings, schema)
-        with timings.phase("wait for /readyz"):
-            _wait_until_ready(cluster, settings, on_waiting)
+        with timings.phase("waiting for /readyz"):
+            _wait_until_ready(cluster, settings, notices)
         yield Instance(
             url=cluster.url,
             grpc_address=cluster.grpc_address,
@@ -237,9 +249,8 @@ def _apply(schema: "ServeDeploySchema") -> None:
     client.deploy_apps(schema)  # as `serve run` does it
 
 
-def _wait_until_ready(cluster: LocalCluster, settings: Settings, on_waiting: Callable[[str], None]) -> None:
-    deadline = time.monotonic() + READY_SECONDS
-    look_at, tell_at, told = 0.0, time.monotonic() + SILENT_SECONDS, ""
+def _wait_until_ready(cluster: LocalCluster, settings: Settings, notices: WaitingNotices) -> None:
+    deadline, look_at = time.monotonic() + READY_SECONDS, 0.0
     with httpx.Client(base_url=cluster.url, timeout=5, trust_env=False) as client:
         while time.monotonic() < deadline:
             if _answers(client) and _grpc_answers(cluster.grpc_address):
@@ -247,10 +258,8 @@ def _wait_until_ready(cluster: LocalCluster, settings: Settings, on_waiting: Cal
             if time.monotonic() >= look_at:
                 cluster.check_serve()
                 _check_applications()
+                notices.detail = describe_waiting(client, settings)
                 look_at = time.monotonic() + 1
-                if time.monotonic() >= tell_at and (waits_for := describe_waiting(client, settings)) != told:
-                    told = waits_for
-                    on_waiting(told)
             time.sleep(0.05)
     logs = settings.data_dir / "run" / "ray" / "session_latest" / "logs"
     raise ClusterError(f"AvatarForge was not ready within {READY_SECONDS:g} s. The logs are in {logs}.")

@@ -21,6 +21,7 @@ from avatarforge.serve_config import arguments_of, read_config
 from avatarforge.settings import SettingsError, load_settings
 
 CONFIG_POLL_SECONDS = 0.5
+STARTING = "Starting AvatarForge …"
 
 
 def up(*, config: Path | None, options: dict[str, str], timings: bool) -> None:
@@ -75,19 +76,17 @@ def start(config: Path | None, options: dict[str, str], *, grpc: bool = True) ->
         settings = load_settings(None if parsed is None else arguments_of(parsed))
         # Replicas find a certificate that cannot sign too, but this terminal would not show it.
         open_content_credentials(settings.provenance)
-        with (
-            err.status("Starting AvatarForge …") as line,
-            run_locally(
-                settings, config=parsed, grpc=grpc, timings=timings, on_waiting=_print_waiting
-            ) as instance,
-        ):
-            line.stop()
-            yield instance
+        with err.status(STARTING) as line:
 
+            def say(sentence: str) -> None:
+                if err.is_terminal:
+                    line.update(f"{STARTING} {escape(sentence)}")
+                else:
+                    err.print(escape(sentence), highlight=False)
 
-def _print_waiting(what: str) -> None:
-    what = what or "all parts are there, and not all of them answer"
-    err.print(f"Waiting: {escape(what)}", highlight=False)
+            with run_locally(settings, config=parsed, grpc=grpc, timings=timings, on_waiting=say) as instance:
+                line.stop()
+                yield instance
 
 
 @contextmanager

@@ -194,10 +194,10 @@ class LocalCluster:
         self._folder.close()
 
     def _start_ray(self) -> None:
-        with self._timings.phase("import Ray"):
+        with self._timings.phase("importing Ray"):
             import ray
         aside = _Background(self._meanwhile) if self._meanwhile is not None else None
-        with self._timings.phase("start Ray"), _only_what_is_needed():
+        with self._timings.phase("starting Ray"), _only_what_is_needed():
             terminate = signal.getsignal(signal.SIGTERM)
             try:
                 ray.init(
@@ -219,7 +219,7 @@ class LocalCluster:
             aside.result()
 
     def _start_serve(self) -> None:
-        with self._timings.phase("start Serve"):
+        with self._timings.phase("starting Serve"):
             from ray import serve
             from ray.serve.config import HTTPOptions, gRPCOptions
             from ray.serve.schema import LoggingConfig
