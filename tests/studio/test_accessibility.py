@@ -166,16 +166,20 @@ async def test_a_tap_on_the_button_meets_nothing_else_wherever_the_page_is(
     assert all(hits), f"{hits.count(False)} of {len(hits)} points"
 
 
-async def test_at_320_pixels_nothing_is_cut_off_and_forced_colours_show_what_is_chosen(
-    service: Service, browser: Browser
+@pytest.mark.parametrize(
+    "viewport", [(320, 640), (640, 360), (320, 256)], ids=["narrow", "200 percent", "400 percent"]
+)
+async def test_nothing_is_cut_off_however_small_and_forced_colours_show_what_is_chosen(
+    service: Service, browser: Browser, viewport: tuple[int, int]
 ) -> None:
+    """WCAG 1.4.10: a window of 1280 pixels that is zoomed is such a small one."""
     done = await service.submitted(
         style="neon", prompt="a-very-long-word-without-a-place-to-break-it-anywhere"
     )
     await service.ended(done)
-    narrow = ViewportSize(width=320, height=640)
+    size = ViewportSize(width=viewport[0], height=viewport[1])
     wide = {}
-    async with opened(browser, service.url, viewport=narrow, forced_colors="active", locale="pt-BR") as page:
+    async with opened(browser, service.url, viewport=size, forced_colors="active", locale="pt-BR") as page:
 
         async def overflow() -> int:
             return int(await page.evaluate("document.documentElement.scrollWidth - innerWidth"))

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, Page, expect
 
+from avatarforge.ingress.problems import PROBLEM_TYPES
 from avatarforge.ingress.studio import FOLDER
 from tests.integration.service import Service
-from tests.studio.browser import job_shown, opened, send
+from tests.studio.browser import PORTRAIT, job_shown, opened, send
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -65,6 +66,49 @@ async def test_a_portuguese_browser_gets_portuguese(
         await expect(page.locator("#job-heading")).to_contain_text("Aquarela de ")
         assert service.recorded(await job_shown(page)).parameters.guidance == 1.5
         await expect(page.locator("#said")).to_have_text("O avatar está pronto.")
+
+
+NEVER_HERE = {
+    *("unsupported_media_type", "unsupported_content_encoding", "invalid_upload", "unknown_field"),
+    *("delivery_not_found", "object_not_found", "overflow", "cancelled", "device_lost"),
+    *("shard_leased", "shard_count_changed", "database_in_use", "overtaken"),
+}
+"""Codes of calls that the studio does not make, and of the command line."""
+
+
+async def test_what_the_server_refuses_is_told_in_portuguese_with_its_values(
+    service: Service, browser: Browser, tmp_path: Path
+) -> None:
+    (tmp_path / "letter.txt").write_text("Dear reader, I am no picture.")
+    service.script(service.generations.failing)
+    failed = await service.submitted()
+    await service.ended(failed)
+    async with opened(browser, service.url, locale="pt-BR") as page:
+        await page.set_input_files("#photo", tmp_path / "letter.txt")
+        await expect(page.locator("#photo-error")).to_contain_text("letter.txt não é uma imagem. Envie uma")
+        await page.click("text=Outra foto")
+        await page.set_input_files("#photo", PORTRAIT)
+        await page.click("summary")
+        for field, text, expected in (
+            ("steps", "900", "Passos é “900”, mas deve ser um número inteiro de 1 a 150."),
+            ("guidance", "-1", "Orientação é “-1”, mas deve ser um número de 0 a 30."),
+        ):
+            await page.fill(f"#{field}", text)
+            await page.click("#forge")
+            await expect(page.locator(".field .error")).to_have_text(expected)
+            await page.fill(f"#{field}", "")
+        await page.goto(f"{service.url}/#/photo/ana/{failed}")
+        await expect(page.locator("#facts .error")).to_have_text(re.compile("^O filtro do modelo reteve"))
+        sentences = await page.evaluate(
+            """async (codes) => {
+              const base = document.querySelector("script[type=module]").src.replace("main.js", "");
+              const { sentenceOf } = await import(base + "problems.js");
+              const problem = { detail: "English.", expected: "one of a, b" };
+              return codes.filter((code) => sentenceOf({ code, ...problem }) === "English.");
+            }""",
+            sorted({kind.code for kind in PROBLEM_TYPES} | {"worker_lost", "lease_expired"}),
+        )
+    assert set(sentences) == NEVER_HERE
 
 
 async def test_the_clock_is_that_of_the_browsers_country(service: Service, browser: Browser) -> None:

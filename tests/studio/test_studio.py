@@ -572,6 +572,15 @@ async def test_a_wrong_value_is_told_at_its_field(page: Page) -> None:
     await expect(error).to_have_count(0)
 
 
+async def leave(page: Page) -> None:
+    """Look at something else."""
+    await page.evaluate(
+        """Object.defineProperty(document, 'hidden', { value: true, configurable: true });
+           document.dispatchEvent(new Event('visibilitychange'));
+           delete document.hidden;"""
+    )
+
+
 LISTEN = """() => {
   window.announced = [];
   const region = document.querySelector("#said");
@@ -617,18 +626,26 @@ async def test_the_keyboard_is_enough(service: Service, page: Page) -> None:
     buttons = page.locator("#facts .actions button")
     name = r"Flat illustration of \d+:\d+ .M"
     await expect(buttons.first).to_have_accessible_name(re.compile(f"^Download: {name}$"))
+    # What is erased can be had back for a while: by the key for that, or the button above the cards.
+    undo = page.get_by_role("status").get_by_role("button", name="Undo")
+    for by_button in (False, True):
+        await tab_to(page, "[data-key^=Erase]")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#gallery-heading")).to_be_focused()
+        await expect(page.locator("#gallery")).to_contain_text("Nothing here yet")
+        if by_button:
+            await page.keyboard.press("Shift+Tab")
+            await expect(undo).to_be_focused()
+        await page.keyboard.press("Enter" if by_button else "Control+z")
+        await expect(page.locator("#job-heading")).to_be_focused()
+        await expect(page.locator(".compare")).to_be_visible()
+        await expect(undo).to_have_count(0)
+    assert service.recorded(job_id).status == "DONE"
     await tab_to(page, "[data-key^=Erase]")
     await page.keyboard.press("Enter")
-    await expect(page.locator("dialog")).to_be_visible()
-    await page.keyboard.press("Escape")
-    await expect(page.locator("dialog")).to_have_count(0)
-    assert service.recorded(job_id).status == "DONE"
-    await expect(page.locator("[data-key^=Erase]")).to_be_focused()
-    await page.keyboard.press("Enter")
-    await page.keyboard.press("Tab")
-    await page.keyboard.press("Enter")
-    await wait_until(lambda: service.records.find_job("ana", job_id) is None)
     await expect(page.locator("#gallery-heading")).to_be_focused()
+    await leave(page)
+    await wait_until(lambda: service.records.find_job("ana", job_id) is None)
 
     # In the gallery the focus stays while cards come, goes on to the next where its own goes, and at last to
     # the heading.
@@ -642,8 +659,6 @@ async def test_the_keyboard_is_enough(service: Service, page: Page) -> None:
     await expect(page.locator(".card strong").first).to_have_text("Neon")
     for left in (1, 0):
         await tab_to(page, ".card [data-key^=Erase]")
-        await page.keyboard.press("Enter")
-        await page.keyboard.press("Tab")
         await page.keyboard.press("Enter")
         await expect(page.locator(".card")).to_have_count(left)
         target = ".card [data-key]" if left else "#gallery [data-key], #gallery-heading"
@@ -744,9 +759,54 @@ async def test_jobs_are_cancelled_repeated_and_erased_in_the_gallery(service: Se
         await page.click(f".card [data-key='Download {retried}']")
     assert re.fullmatch(r"ana-avatar-\d{4}\.\w+", (await download.value).suggested_filename)
     await page.click(f".card [data-key='Erase {job_id}']")
-    await page.click("dialog button.danger")
     await expect(card).to_have_count(1)
-    assert service.records.find_job("ana", job_id) is None
+    await page.reload()
+    await wait_until(lambda: service.records.find_job("ana", job_id) is None)
+    await expect(card).to_have_count(1)
+
+
+async def test_what_is_erased_can_be_had_back_for_ten_seconds(service: Service, browser: Browser) -> None:
+    kept, erased = await service.submitted(style="neon"), await service.submitted(style="watercolor")
+    await service.ended(erased)
+    async with opened(browser, service.url, **PHONE) as page:
+        await page.clock.install()
+        await page.goto(f"{service.url}/#/photo/ana/{erased}")
+        await page.tap("[data-key^=Erase]")
+        toast = page.locator(".toast")
+        undo = toast.get_by_role("button", name="Undo")
+        # Whoever is about to undo it has all the time they need.
+        await undo.focus()
+        await page.clock.run_for(20_000)
+        await expect(toast).to_contain_text("Photo and avatar will be erased in 10 seconds.")
+        await expect(page.locator(".card")).to_have_count(1)
+        assert await grave_findings(page) == []
+        await undo.tap()
+        await expect(page.locator("#job-heading")).to_contain_text("Watercolour")
+        await page.clock.run_for(20_000)
+        assert service.recorded(erased).status == ProcessingStatus.DONE
+
+        # On a page that is erased a link leads to the gallery.
+        await page.tap("[data-key^=Erase]")
+        await page.goto(f"{service.url}/#/photo/ana/{erased}")
+        await expect(page.locator("#stage")).to_contain_text("Erased.")
+        failures = 1
+
+        async def fail_once(route: Route) -> None:
+            nonlocal failures
+            failures -= 1
+            problem = {"code": "database_unavailable", "detail": "The database is away.", "status": 503}
+            if failures < 0:
+                await route.fallback()
+            else:
+                await route.fulfill(status=503, json=problem, content_type="application/problem+json")
+
+        await page.route(f"**/photos/{erased}", fail_once)
+        await page.clock.run_for(11_000)
+        await expect(toast).to_contain_text(["The database is away."])
+        await page.clock.run_for(3_000)
+        await wait_until(lambda: service.records.find_job("ana", erased) is None)
+        await expect(toast.last).to_have_text("Erased.")
+    assert service.recorded(kept).status == ProcessingStatus.DONE
 
 
 async def test_the_queue_shows_who_runs_and_who_waits(service: Service, page: Page) -> None:

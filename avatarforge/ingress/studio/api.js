@@ -1,6 +1,7 @@
 // The service's calls. Whatever goes wrong is thrown as a Problem with the server's own sentence.
 
 import { t } from "./i18n.js";
+import { sentenceOf } from "./problems.js";
 import { session } from "./session.js";
 
 // Below a path of a proxy's, perhaps; the server's own addresses begin with it already.
@@ -28,7 +29,7 @@ export class Problem extends Error {
 // The response of a call that went well.
 export async function call(path, options = {}) {
   const headers = new Headers(options.headers);
-  if (session.key) headers.set("Authorization", `Bearer ${session.key}`);
+  if (session.key && !headers.has("Authorization")) headers.set("Authorization", `Bearer ${session.key}`);
   const { onProgress, ...rest } = { ...options, headers };
   let response;
   try {
@@ -69,7 +70,7 @@ function upload(address, { method, headers, body, signal }, onProgress) {
 async function readProblem(response) {
   const told = await response.json().catch(() => ({}));
   const document = { code: "unknown", ...told, status: response.status };
-  document.detail = told.detail ?? t("statusOnly", { status: response.status });
+  document.detail = told.detail ? sentenceOf(told) : t("statusOnly", { status: response.status });
   return new Problem(document, Number(response.headers.get("Retry-After")) || 0);
 }
 
@@ -95,7 +96,7 @@ export const photos = (customer, path) => json(path ?? `${of(customer)}/photos?l
 export const status = (customer, jobId) => json(`${of(customer)}/photos/${encodeURIComponent(jobId)}/status`);
 export const cancel = (job) => json(`${photo(job)}/cancel`, { method: "POST" });
 export const retry = (job) => json(`${photo(job)}/retry`, { method: "POST" });
-export const erase = (job) => call(photo(job), { method: "DELETE" });
+export const erase = (job, options) => call(photo(job), { method: "DELETE", ...options });
 export const about = () => json("/about");
 export const ownKey = () => json("/keys/self");
 export const customers = () => json("/customers?limit=200");

@@ -6,7 +6,7 @@ import { t } from "./i18n.js";
 let number = 0;
 
 // Opens a dialog and resolves with the value that it was closed with ("" when it was left) and the text in its field.
-export function ask({ title, text, content = [], yes, kind = "primary", focus }) {
+export function ask({ title, text, content = [], yes, focus }) {
   const id = `dialog-${++number}`;
   const dialog = h(
     "dialog",
@@ -21,7 +21,7 @@ export function ask({ title, text, content = [], yes, kind = "primary", focus })
         "div.answers",
         {},
         h("button.plain", { value: "", formnovalidate: true }, t("no")),
-        h(`button.${kind}`, { value: "yes" }, yes),
+        h("button.primary", { value: "yes" }, yes),
       ),
     ),
   );

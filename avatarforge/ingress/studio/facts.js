@@ -2,14 +2,14 @@
 
 import * as api from "./api.js";
 import { notifyButton } from "./away.js";
-import { ask } from "./dialogs.js";
 import { $, button, h, replace } from "./dom.js";
+import { erase } from "./erasing.js";
 import { duration, number, t } from "./i18n.js";
 import * as jobs from "./jobs.js";
 import { choose } from "./photo.js";
 import { download, file } from "./images.js";
-import { attempt, note } from "./say.js";
-import { badge, hasSteps, nameOf } from "./states.js";
+import { attempt } from "./say.js";
+import { badge, hasSteps, nameOf, reasonOf } from "./states.js";
 import { remix } from "./parameters.js";
 import { send } from "./sending.js";
 import { session } from "./session.js";
@@ -36,7 +36,7 @@ export function drawFacts(job) {
       ),
       badge(job),
     ),
-    job.error && h("p.error", {}, job.error.message),
+    job.error && h("p.error", {}, reasonOf(job)),
     h("div.actions", {}, actions(job, true)),
     !job.isTerminal && hasSteps(job) && h("p.hint", {}, t("stepsWhy")),
     otherStyles(job),
@@ -58,7 +58,7 @@ export function actions(job, alone = false) {
     !job.isTerminal && act("secondary", "close", t("cancel"), cancel),
     !job.isTerminal && alone && notifyButton(),
     job.isTerminal && act("secondary", "again", t("remix"), remixed),
-    job.isTerminal && act("plain.danger", "erase", t("erase"), erase),
+    job.isTerminal && act("plain.danger", "erase", t("erase"), () => erase([job])),
   ].filter(Boolean);
 }
 
@@ -143,18 +143,10 @@ function otherStyles(job) {
   return h("section.restyle", {}, h("h3", {}, t("otherStyles")), h("div.styles", {}, others.map(chip)));
 }
 
-export async function erase(job) {
-  const answer = await ask({ title: t("eraseTitle"), text: t("eraseText"), yes: t("erase"), kind: "danger" });
-  if (answer.value !== "yes") return;
-  await api.erase(job);
-  jobs.forget(job.jobId);
-  note(t("erased"));
-}
-
 function rows(job) {
   const facts = {
     style: job.parameters?.style && titleOf(job.parameters.style), // a server of an older release does not tell them
-    asked: job.parameters?.prompt,
+    asked: job.parameters?.prompt && h("bdi", {}, job.parameters.prompt),
     model: job.model,
     seed: String(job.seed),
     cropped: job.crop && t(`crop_${job.crop}`),

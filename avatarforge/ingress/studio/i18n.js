@@ -8,37 +8,40 @@ const LANGUAGES = { en, pt };
 const KEY = "avatarforge.language";
 const listeners = new Set();
 
-let language = pick(localStorage.getItem(KEY), ...navigator.languages);
+let chosen = pick(localStorage.getItem(KEY), ...navigator.languages);
 
 function pick(...wanted) {
   return wanted.map((tag) => (tag ?? "").slice(0, 2).toLowerCase()).find((tag) => tag in LANGUAGES) ?? "en";
 }
 
-export const otherLanguage = () => (language === "en" ? "pt" : "en");
+export const language = () => chosen;
+export const otherLanguage = () => (chosen === "en" ? "pt" : "en");
 
 export function setLanguage(wanted) {
-  language = pick(wanted);
-  localStorage.setItem(KEY, language);
+  chosen = pick(wanted);
+  localStorage.setItem(KEY, chosen);
   translatePage();
   for (const listener of listeners) listener();
 }
 
 export const onLanguage = (listener) => listeners.add(listener);
 
+export const has = (key) => key in LANGUAGES[chosen];
+
 // t("step", {step: 3, total: 25}): the string with its {names} filled in.
 export function t(key, facts = {}) {
-  return LANGUAGES[language][key].replace(/\{(\w+)\}/g, (_, name) => facts[name] ?? "");
+  return LANGUAGES[chosen][key].replace(/\{(\w+)\}/g, (_, name) => facts[name] ?? "");
 }
 
 export function translatePage() {
-  document.documentElement.lang = language;
+  document.documentElement.lang = chosen;
   for (const element of $$("[data-t]")) element.textContent = t(element.dataset.t);
   for (const element of $$("[data-t-label]")) element.setAttribute("aria-label", t(element.dataset.tLabel));
   for (const element of $$("[data-t-placeholder]")) element.placeholder = t(element.dataset.tPlaceholder);
 }
 
 export const number = (value, digits = 0) =>
-  new Intl.NumberFormat(language, { minimumFractionDigits: digits, maximumFractionDigits: digits }).format(
+  new Intl.NumberFormat(chosen, { minimumFractionDigits: digits, maximumFractionDigits: digits }).format(
     value,
   );
 
@@ -54,7 +57,7 @@ export function moment(text) {
   const time = new Date(text);
   const today = time.toDateString() === new Date().toDateString();
   const { hourCycle } = new Intl.DateTimeFormat(navigator.language, { hour: "numeric" }).resolvedOptions();
-  const locale = navigator.languages.find((tag) => tag.startsWith(language)) ?? language;
+  const locale = navigator.languages.find((tag) => tag.startsWith(chosen)) ?? chosen;
   const dateStyle = today ? undefined : "medium";
   return new Intl.DateTimeFormat(locale, { dateStyle, timeStyle: "short", hourCycle }).format(time);
 }

@@ -7,6 +7,7 @@ import { JobStream } from "./stream.js";
 const listeners = new Set();
 const stateListeners = new Set();
 let known = new Map();
+let hidden = new Set(); // ids of jobs that are being erased
 let previews = new Map();
 let stream = null;
 let connected = true; // until the stream is lost: what is known may be old then
@@ -16,9 +17,11 @@ export const onJobs = (listener) => listeners.add(listener);
 export const onConnection = (listener) => stateListeners.add(listener);
 
 export const isConnected = () => connected;
-export const get = (jobId) => known.get(jobId);
+export const isHidden = (jobId) => hidden.has(jobId);
+export const get = (jobId) => (hidden.has(jobId) ? undefined : known.get(jobId));
 export const previewOf = (jobId) => previews.get(jobId);
-export const all = () => [...known.values()].sort((a, b) => (a.jobId < b.jobId ? 1 : -1));
+export const all = () =>
+  [...known.values()].filter(({ jobId }) => !hidden.has(jobId)).sort((a, b) => (a.jobId < b.jobId ? 1 : -1));
 export const unfinished = () => all().filter((job) => !job.isTerminal);
 export const hasOlder = () => following !== null;
 
@@ -26,6 +29,7 @@ export const hasOlder = () => following !== null;
 export function leave() {
   stream?.stop();
   known = new Map();
+  hidden = new Set();
   previews = new Map();
   following = null;
   tell();
@@ -69,8 +73,19 @@ export function learn(job) {
   return job;
 }
 
+export function hide(list) {
+  for (const { jobId } of list) hidden.add(jobId);
+  for (const { jobId } of list) tell({ erased: jobId });
+}
+
+export function unhide(list) {
+  for (const { jobId } of list) hidden.delete(jobId);
+  tell();
+}
+
 export function forget(jobId) {
   known.delete(jobId);
+  hidden.delete(jobId);
   previews.delete(jobId);
   tell({ erased: jobId });
 }

@@ -14,7 +14,7 @@ import { refreshModels } from "./models.js";
 import { clear, look, onPhoto, photo, restorePhoto } from "./photo.js";
 import { forgetImages } from "./images.js";
 import { drawQueue, drawQueueCount, refreshQueue } from "./queue.js";
-import { nameOf } from "./states.js";
+import { nameOf, reasonOf } from "./states.js";
 import { attempt, note, persist, say } from "./say.js";
 import { drawSending, onSending } from "./sending.js";
 import { GRAMMAR, onSession, session } from "./session.js";
@@ -53,6 +53,7 @@ function route() {
   absent = {};
   if (jobId && customer !== session.customer)
     absent = GRAMMAR.test(customer) ? { customer } : { problem: t("customerWrong") };
+  if (jobs.isHidden(jobId)) absent = { problem: t("erased") };
   for (const section of $$(".view")) section.hidden = section.id !== `view-${view}`;
   for (const link of $$(".tabs a")) {
     if (link.dataset.view === view) link.setAttribute("aria-current", "page");
@@ -62,7 +63,7 @@ function route() {
   if (view === "queue") attempt(askQueue);
   if (view === "models") attempt(refreshModels);
   arrivals += 1;
-  if (jobId && customer === session.customer && !jobs.get(jobId)) askJob(arrivals);
+  if (jobId && customer === session.customer && !jobs.get(jobId) && !absent.problem) askJob(arrivals);
 }
 
 // Until it is known, or one is elsewhere.
@@ -150,7 +151,7 @@ async function askQueue() {
 
 // --- what happens ---
 
-const endOf = (job) => t(`said_${job.status}`, { reason: job.error?.message ?? "" });
+const endOf = (job) => t(`said_${job.status}`, { reason: reasonOf(job) });
 
 function onJob({ job, before, erased }) {
   if (job && before && job.status !== before.status && job.status !== "PENDING") {

@@ -1,7 +1,7 @@
 // What the page tells by itself: to a screen reader, or in a note at its edge for all.
 
 import { pause } from "./api.js";
-import { $, $$, h, icon } from "./dom.js";
+import { $, $$, button, h, icon } from "./dom.js";
 
 const NOTE_SECONDS = 6;
 const LONGEST_PAUSE = 30;
@@ -16,6 +16,13 @@ export function note(text, kind = "info") {
   const element = h(`p.toast.${kind}`, {}, icon(kind === "error" ? "alert" : "spark"), h("span", {}, text));
   $("#toasts").append(element);
   setTimeout(() => element.remove(), NOTE_SECONDS * 1000);
+}
+
+// A note with something to press, for as long as the caller leaves it there.
+export function offer(text, label, onclick) {
+  const element = h("p.toast", {}, h("span", {}, text), button("plain", null, label, onclick));
+  $("#toasts").append(element);
+  return element;
 }
 
 // Runs it again until it goes well, as long as its problem may pass; the first one is told.

@@ -3,6 +3,7 @@
 import { h } from "./dom.js";
 import { duration, moment, t } from "./i18n.js";
 import { isConnected, secondsLeft } from "./jobs.js";
+import { sentenceOf } from "./problems.js";
 import { titleOf } from "./styles.js";
 
 export const badge = (job) => h(`span.badge.${job.status.toLowerCase()}`, {}, t(`state_${job.status}`));
@@ -22,6 +23,9 @@ export function shortNameOf({ parameters }) {
 // Whether there are steps to be counted: of a single one there is nothing to tell.
 export const hasSteps = ({ progress }) => progress?.totalSteps > 1;
 
+// Why it failed.
+export const reasonOf = ({ error }) => (error ? sentenceOf(error) : "");
+
 // "Step 12 of 25", "3rd in line", "The image was withheld."
 export function situation(job) {
   if (job.status === "PROCESSING") {
@@ -31,7 +35,7 @@ export function situation(job) {
   }
   if (job.status === "PENDING")
     return job.queuePosition ? t("position", { n: job.queuePosition }) : t("waiting");
-  if (job.status === "FAILED") return job.error?.message ?? t("state_FAILED");
+  if (job.status === "FAILED") return reasonOf(job) || t("state_FAILED");
   return t(`state_${job.status}`);
 }
 
