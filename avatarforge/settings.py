@@ -80,6 +80,9 @@ class HttpSettings(Group):
             return self.host == "localhost"
 
 
+MAX_LINK_SECONDS = 7 * 24 * 3600
+
+
 class AccessSettings(Group):
     required: Literal["auto", "always", "never"] = "auto"
     """Whether requests need an API key. `auto`: always, unless `avatarforge up` listens on a loopback address
@@ -93,8 +96,8 @@ class AccessSettings(Group):
     link_secrets: SecretStr | None = None
     """Secrets that sign links to images, of 32 characters or more, several separated by commas while they are
     rotated: the first one signs, all are accepted. Without one there are no links."""
-    link_seconds: int = Field(300, ge=1, le=604800)
-    """How long a link to an image works."""
+    link_seconds: int = Field(300, ge=1, le=MAX_LINK_SECONDS)
+    """How long a link to an image works, unless whoever asks for it says."""
     cors_origins: str = ""
     """Web sites whose pages may call this service from browsers, such as `https://shop.example`, separated by
     commas; by default none."""

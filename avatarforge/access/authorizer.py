@@ -119,9 +119,9 @@ class Authorizer:
         )
         return Ticket(text=text, expires_at=expires_at)
 
-    def link_expiry(self) -> datetime:
-        """Return when a link that is signed now expires."""
-        return self._now().replace(microsecond=0) + timedelta(seconds=self._settings.link_seconds)
+    def link_expiry(self, seconds: int | None = None) -> datetime:
+        """Return when a link that is signed now expires: in so many seconds, or as the settings say."""
+        return self._now().replace(microsecond=0) + timedelta(seconds=seconds or self._settings.link_seconds)
 
     def sign_link(self, path: str, end: datetime) -> str:
         """Return the path with our signature. Raises `LinksUnavailable`."""

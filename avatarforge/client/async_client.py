@@ -293,9 +293,13 @@ class AsyncClient:
         media_type = response.headers.get("content-type", "").partition(";")[0].strip()
         return ImageFile(content=response.content, media_type=media_type)
 
-    async def get_links(self, job: Job) -> ImageLinks:
-        """Return URLs of the job's images that need no key for some minutes, such as for an `<img>`."""
-        return parse_response(ImageLinks, await self._request("GET", job_path(job, "links")))
+    async def get_links(self, job: Job, *, expires_seconds: int | None = None) -> ImageLinks:
+        """Return URLs of the job's images that need no key for a while, such as for an `<img>`.
+
+        They work for `expires_seconds`, a week at most; by default as long as the server is set to.
+        """
+        query = {} if expires_seconds is None else {"expiresSeconds": expires_seconds}
+        return parse_response(ImageLinks, await self._request("GET", job_path(job, "links"), params=query))
 
     async def list_deliveries(self, job: Job) -> tuple[DeliveryMessage, ...]:
         """Return the job's webhooks with every attempt and its response."""

@@ -389,6 +389,19 @@ async def test_a_link_shows_its_image_without_a_key_until_it_expires(guarded: Gu
     assert (expired.status_code, problem(expired)["code"]) == (403, "link_invalid")
 
 
+async def test_a_link_works_as_long_as_one_asks_for_a_week_at_most(guarded: Guarded) -> None:
+    path = f"/customers/ben/photos/{guarded.job_id}/links"
+    answer = await guarded.ask("GET", f"{path}?expiresSeconds=86400", guarded.key)
+    url = answer.json()["generatedUrl"]
+    for hours, status in ((23, 200), (25, 403)):
+        guarded.service.clock.ahead = timedelta(hours=hours)
+        assert (await guarded.ask("GET", url)).status_code == status
+    for seconds, expected in (("0", "1 or more"), ("604801", "604800 or less"), ("soon", "a whole number")):
+        refused = await guarded.ask("GET", f"{path}?expiresSeconds={seconds}", guarded.key)
+        assert (refused.status_code, problem(refused)["code"]) == (422, "invalid_request")
+        assert problem(refused)["detail"] == f"expiresSeconds is '{seconds}', but it must be {expected}."
+
+
 async def test_a_link_is_good_for_its_own_image_only(guarded: Guarded) -> None:
     query = (await links_of(guarded))["originalUrl"].partition("?")[2]
     for method, template, rule in CLOSED:

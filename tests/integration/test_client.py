@@ -231,6 +231,8 @@ async def test_links_to_images_need_no_key(tmp_path: Any) -> None:
         links = await client.get_links(done)
         assert links.generated_url is not None
         assert (await stranger.get(links.generated_url)).content == (await client.download(done)).content
+        longer = await client.get_links(done, expires_seconds=86_400)
+        assert (longer.expires_at - links.expires_at).total_seconds() == pytest.approx(86_100, abs=10)
 
 
 async def test_a_refusal_says_what_would_be_right(client: AsyncClient) -> None:

@@ -115,6 +115,15 @@ async def become(page: Page, customer: str) -> None:
     await expect(page.locator("#customer-name")).to_have_text(customer)
 
 
+async def leave(page: Page) -> None:
+    """Look at something else."""
+    await page.evaluate(
+        """Object.defineProperty(document, 'hidden', { value: true, configurable: true });
+           document.dispatchEvent(new Event('visibilitychange'));
+           delete document.hidden;"""
+    )
+
+
 async def tab_to(page: Page, selector: str, most: int = 60) -> None:
     """Press Tab until the focus is on the element."""
     for _ in range(most):

@@ -29,6 +29,7 @@ from tests.studio.browser import (
     is_painted,
     job_shown,
     kept_photos,
+    leave,
     opened,
     send,
     tab_to,
@@ -570,15 +571,6 @@ async def test_a_wrong_value_is_told_at_its_field(page: Page) -> None:
     assert await page.get_attribute("#steps", "aria-describedby") == await error.get_attribute("id")
     await page.fill("#steps", "20")
     await expect(error).to_have_count(0)
-
-
-async def leave(page: Page) -> None:
-    """Look at something else."""
-    await page.evaluate(
-        """Object.defineProperty(document, 'hidden', { value: true, configurable: true });
-           document.dispatchEvent(new Event('visibilitychange'));
-           delete document.hidden;"""
-    )
 
 
 LISTEN = """() => {

@@ -1,6 +1,8 @@
 """The calls about access: a key's own scope, and tickets and links for browsers, which cannot send a key."""
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from avatarforge.access.authorizer import Authorizer
@@ -11,6 +13,7 @@ from avatarforge.ingress.rest.openapi import error_responses
 from avatarforge.ingress.rest.photos import CustomerId, JobId
 from avatarforge.ingress.rest.responses import get_service, json_response
 from avatarforge.rest_messages import ImageLinks, KeyMessage, TicketMessage
+from avatarforge.settings import MAX_LINK_SECONDS
 
 router = APIRouter()
 
@@ -49,14 +52,28 @@ async def get_own_key(request: Request) -> Response:
 @router.get(
     "/customers/{customerId}/photos/{jobId}/links",
     response_model=ImageLinks,
-    responses=error_responses(errors.JobNotFound, errors.LinksUnavailable),
+    responses=error_responses(errors.JobNotFound, errors.InvalidRequest, errors.LinksUnavailable),
     tags=["images"],
 )
-async def get_links(request: Request, customer_id: CustomerId, job_id: JobId) -> Response:
-    """Sign URLs of the job's images: for some minutes they need no key, so that an `<img>` can show
-    them."""
+async def get_links(
+    request: Request,
+    customer_id: CustomerId,
+    job_id: JobId,
+    expires_seconds: Annotated[
+        int | None,
+        Query(
+            alias="expiresSeconds",
+            ge=1,
+            le=MAX_LINK_SECONDS,
+            description="How long the URLs work, a week at most; by default five minutes, or what the server "
+            "is set to.",
+        ),
+    ] = None,
+) -> Response:
+    """Sign URLs of the job's images: for a while they need no key, so that an `<img>` can show them, or
+    somebody else can see them."""
     authorizer = _get_authorizer(request)
-    end = authorizer.link_expiry()
+    end = authorizer.link_expiry(expires_seconds)
     status = (await get_service(request).status(customer_id, job_id)).to_message()
     return json_response(
         ImageLinks(

@@ -97,6 +97,7 @@ export const status = (customer, jobId) => json(`${of(customer)}/photos/${encode
 export const cancel = (job) => json(`${photo(job)}/cancel`, { method: "POST" });
 export const retry = (job) => json(`${photo(job)}/retry`, { method: "POST" });
 export const erase = (job, options) => call(photo(job), { method: "DELETE", ...options });
+export const links = (job, seconds) => json(`${photo(job)}/links?expiresSeconds=${seconds}`);
 export const about = () => json("/about");
 export const ownKey = () => json("/keys/self");
 export const customers = () => json("/customers?limit=200");

@@ -55,4 +55,4 @@ export function replace(element, ...children) {
   (next ?? element.closest(".view")?.querySelector("h1[tabindex]") ?? $("#main")).focus({ preventScroll: true });
 }
 
-const keyed = (element) => $$("[data-key]", element);
+const keyed = (element) => $$("[data-key]", element).filter((one) => one.checkVisibility());

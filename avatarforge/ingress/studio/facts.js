@@ -4,15 +4,17 @@ import * as api from "./api.js";
 import { notifyButton } from "./away.js";
 import { $, button, h, replace } from "./dom.js";
 import { erase } from "./erasing.js";
+import { exporting } from "./exporting.js";
 import { duration, number, t } from "./i18n.js";
 import * as jobs from "./jobs.js";
 import { choose } from "./photo.js";
-import { download, file } from "./images.js";
+import { endingOf, file, saveAs } from "./images.js";
 import { attempt } from "./say.js";
-import { badge, hasSteps, nameOf, reasonOf } from "./states.js";
+import { badge, fileNameOf, hasSteps, nameOf, reasonOf } from "./states.js";
 import { remix } from "./parameters.js";
 import { send } from "./sending.js";
 import { session } from "./session.js";
+import { canCopyImages, canCopyLinks, copyImage, copyLink } from "./sharing.js";
 import { allStyles, drawing, titleOf } from "./styles.js";
 
 const STAGES = ["queued", "fetch", "encode", "steps", "decode", "upload"];
@@ -40,6 +42,7 @@ export function drawFacts(job) {
     h("div.actions", {}, actions(job, true)),
     !job.isTerminal && hasSteps(job) && h("p.hint", {}, t("stepsWhy")),
     otherStyles(job),
+    job.status === "DONE" && exporting(job),
     h("dl", {}, rows(job)),
     timings(job),
   );
@@ -55,6 +58,8 @@ export function actions(job, alone = false) {
   return [
     job.status === "DONE" && act("primary", "download", t("download"), save),
     job.isTerminal && job.status !== "DONE" && act("primary", "retry", t("retry"), again),
+    job.status === "DONE" && alone && canCopyImages() && act("secondary", "copy", t("copyImage"), copyImage),
+    job.status === "DONE" && alone && canCopyLinks() && act("secondary", "link", t("copyLink"), copyLink),
     !job.isTerminal && act("secondary", "close", t("cancel"), cancel),
     !job.isTerminal && alone && notifyButton(),
     job.isTerminal && act("secondary", "again", t("remix"), remixed),
@@ -62,12 +67,10 @@ export function actions(job, alone = false) {
   ].filter(Boolean);
 }
 
-// ana-watercolour-1842
-function save(job) {
-  const style = job.parameters?.style ? titleOf(job.parameters.style) : "avatar";
+async function save(job) {
+  const blob = await file(api.avatarOf(job));
   const time = new Date(job.createdAt).toTimeString().slice(0, 5).replace(":", "");
-  const name = `${job.customerId}-${style}-${time}`.toLowerCase().replace(/[^\p{L}\p{N}._~-]+/gu, "-");
-  return download(api.avatarOf(job), name);
+  saveAs(blob, `${fileNameOf(job, time)}.${endingOf(blob)}`);
 }
 
 export async function cancel(job) {
@@ -81,7 +84,7 @@ export async function again(job) {
 
 async function original(job) {
   const blob = await file(api.originalOf(job));
-  return new File([blob], `photo.${blob.type.split("/")[1]}`, { type: blob.type });
+  return new File([blob], `photo.${endingOf(blob)}`, { type: blob.type });
 }
 
 // Everything as it was asked for, to be changed.

@@ -7,6 +7,7 @@ import { moment, t } from "./i18n.js";
 import * as jobs from "./jobs.js";
 import { show } from "./images.js";
 import { attempt } from "./say.js";
+import { choice, drawTools, isSearching, searched } from "./selection.js";
 import { badge, bar, nameOf, remaining, shortNameOf, situation } from "./states.js";
 import { allStyles } from "./styles.js";
 
@@ -14,13 +15,14 @@ const IN_STRIP = 10;
 const cards = new Map(); // built once for each state of a job, so that images stay
 
 export function drawGallery() {
-  const all = jobs.all();
+  const all = searched(jobs.all());
+  drawTools();
   const older =
     jobs.hasOlder() &&
     button("secondary", "plus", t("older"), () => attempt(jobs.loadOlder), { "data-key": "older" });
   replace(
     $("#gallery"),
-    () => (all.length ? h("ul.cards", {}, all.map(card)) : nothing()),
+    () => (all.length ? h("ul.cards", {}, all.map(card)) : !isSearching() && nothing()),
     older && h("p.older", {}, older),
   );
   for (const id of cards.keys()) if (!jobs.get(id)) cards.delete(id);
@@ -50,7 +52,7 @@ function built(job, wanted) {
   return h(
     "li.card",
     { "data-for": wanted, "data-state": job.status },
-    image,
+    h("div.tile", {}, image, choice(job)),
     h(
       "div.card-text",
       {},

@@ -49,13 +49,23 @@ export function forgetImages() {
   while (kept.size) dropOldest();
 }
 
-// The image as a file of the browser's.
-export async function download(path, name) {
-  const blob = await file(path);
+// The same as a PNG.
+export async function asPng(blob) {
+  if (blob.type === "image/png") return blob;
+  const image = await createImageBitmap(blob);
+  const canvas = Object.assign(document.createElement("canvas"), { width: image.width, height: image.height });
+  canvas.getContext("2d").drawImage(image, 0, 0);
+  return new Promise((done) => canvas.toBlob(done));
+}
+
+export const endingOf = (blob) => blob.type.split("/")[1];
+
+// As a file of the browser's.
+export function saveAs(blob, name) {
   const url = URL.createObjectURL(blob);
   const link = document.createElement("a");
   link.href = url;
-  link.download = `${name}.${blob.type.split("/")[1]}`;
+  link.download = name;
   link.click();
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }

@@ -16,6 +16,7 @@ import { forgetImages } from "./images.js";
 import { drawQueue, drawQueueCount, refreshQueue } from "./queue.js";
 import { nameOf, reasonOf } from "./states.js";
 import { attempt, note, persist, say } from "./say.js";
+import { startSelection } from "./selection.js";
 import { drawSending, onSending } from "./sending.js";
 import { GRAMMAR, onSession, session } from "./session.js";
 import { drawStage } from "./stage.js";
@@ -217,6 +218,7 @@ function every(seconds, name, work) {
 
 startTheme();
 startCustomer();
+startSelection(drawGallery);
 history.scrollRestoration = "manual";
 startInput(() => (location.hash = "#/"), sendFiles);
 startForm((job, unchanged) => {

@@ -20,6 +20,12 @@ export function shortNameOf({ parameters }) {
   return parameters?.style ? titleOf(parameters.style) : parameters?.prompt || t("ownWords");
 }
 
+// ana-watercolour-github-500
+export function fileNameOf({ customerId, parameters }, ...parts) {
+  const style = parameters?.style ? titleOf(parameters.style) : "avatar";
+  return [customerId, style, ...parts].join("-").toLowerCase().replace(/[^\p{L}\p{N}._~-]+/gu, "-");
+}
+
 // Whether there are steps to be counted: of a single one there is nothing to tell.
 export const hasSteps = ({ progress }) => progress?.totalSteps > 1;
 

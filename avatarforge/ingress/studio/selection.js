@@ -1,0 +1,111 @@
+// The gallery's tools: which jobs are shown, and which are chosen, to be erased or taken along as an archive.
+
+import { avatarOf } from "./api.js";
+import { $, h } from "./dom.js";
+import { erase } from "./erasing.js";
+import { endingOf, file, saveAs } from "./images.js";
+import { number, t } from "./i18n.js";
+import * as jobs from "./jobs.js";
+import { attempt, note } from "./say.js";
+import { onSession, session } from "./session.js";
+import { fileNameOf, nameOf } from "./states.js";
+import { titleOf } from "./styles.js";
+import { zip } from "./zip.js";
+
+const chosen = new Set(); // ids
+
+const wordsOf = (text) => text.toLocaleLowerCase().split(/\s+/).filter(Boolean);
+
+// Of all jobs that are known those with each word in their style or prompt.
+export function searched(all) {
+  const words = wordsOf($("#search").value);
+  return all.filter(({ parameters: { style, prompt = "" } = {} }) => {
+    const text = `${style ? titleOf(style) : ""} ${style ?? ""} ${prompt}`.toLocaleLowerCase();
+    return words.every((word) => text.includes(word));
+  });
+}
+
+export const isSearching = () => Boolean($("#search").value.trim());
+
+// A box over the card's image.
+export function choice(job) {
+  const box = h("input", {
+    type: "checkbox",
+    checked: chosen.has(job.jobId),
+    "aria-label": t("choose", { name: nameOf(job) }),
+    "data-key": `choose ${job.jobId}`,
+  });
+  box.addEventListener("change", () => {
+    if (box.checked) chosen.add(job.jobId);
+    else chosen.delete(job.jobId);
+    drawTools();
+  });
+  return h("label.choice", {}, box);
+}
+
+export function drawTools() {
+  const all = jobs.all();
+  $("#gallery-tools").hidden = !all.length;
+  for (const id of chosen) if (!jobs.get(id)) chosen.delete(id);
+  const choosing = $("#choosing").getAttribute("aria-pressed") === "true";
+  $("#gallery").classList.toggle("choosing", choosing);
+  $("#chosen").hidden = !choosing;
+  $("#chosen-count").textContent = t("chosenCount", { n: number(chosen.size) });
+  for (const name of ["#zip", "#erase-chosen"]) $(name).disabled = !chosen.size;
+  $("#found").hidden = !isSearching();
+  $("#found").textContent = t("found", { n: number(searched(all).length), all: number(all.length) });
+}
+
+function choose(ids) {
+  chosen.clear();
+  for (const id of ids) chosen.add(id);
+  for (const box of document.querySelectorAll("#gallery .choice input"))
+    box.checked = chosen.has(box.dataset.key.split(" ")[1]);
+  drawTools();
+}
+
+const chosenJobs = () => jobs.all().filter(({ jobId }) => chosen.has(jobId));
+
+// 2026-11-30-1842, by the clock here.
+function stampOf({ createdAt }) {
+  const time = new Date(createdAt);
+  const local = new Date(time - time.getTimezoneOffset() * 60_000).toISOString();
+  return local.slice(0, 16).replace(":", "").replace("T", "-");
+}
+
+async function saveZip() {
+  const done = chosenJobs().filter((job) => job.status === "DONE");
+  if (!done.length) return note(t("nothingToSave"));
+  const names = new Map();
+  const files = [];
+  for (const job of done) {
+    const blob = await file(avatarOf(job));
+    const name = fileNameOf(job, stampOf(job));
+    names.set(name, (names.get(name) ?? 0) + 1);
+    const counted = names.get(name) > 1 ? `${name}-${names.get(name)}` : name;
+    files.push({ name: `${counted}.${endingOf(blob)}`, blob });
+  }
+  return saveAs(await zip(files), `${session.customer}-avatars.zip`);
+}
+
+function eraseChosen() {
+  const list = chosenJobs();
+  choose([]);
+  erase(list);
+  $("#choosing").focus();
+}
+
+export function startSelection(draw) {
+  $("#search").addEventListener("input", draw);
+  $("#choosing").addEventListener("click", ({ currentTarget }) => {
+    currentTarget.setAttribute("aria-pressed", currentTarget.getAttribute("aria-pressed") !== "true");
+    choose([]);
+  });
+  $("#choose-all").addEventListener("click", () => choose(searched(jobs.all()).map(({ jobId }) => jobId)));
+  $("#zip").addEventListener("click", () => attempt(saveZip));
+  $("#erase-chosen").addEventListener("click", eraseChosen);
+  onSession(() => {
+    $("#search").value = "";
+    choose([]);
+  });
+}

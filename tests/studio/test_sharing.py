@@ -1,0 +1,127 @@
+"""An avatar as it will look elsewhere, and how to take it there: files, the clipboard, links, archives."""
+
+import re
+import zipfile
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+from playwright.async_api import Browser, Page, expect
+
+from avatarforge.imaging.provenance import SOURCE_TYPE
+from tests.integration.rest import a_jpeg
+from tests.integration.service import Service, running_service
+from tests.keys import kept_key
+from tests.studio.browser import PORTRAIT, grave_findings, is_painted, leave, opened
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.asyncio(loop_scope="package")
+
+
+async def test_it_is_shown_round_and_small_and_saved_in_the_sizes_that_sites_ask_for(
+    service: Service, page: Page
+) -> None:
+    job_id = await service.submitted(style="watercolor")
+    await service.ended(job_id)
+    await page.goto(f"{service.url}/#/photo/ana/{job_id}")
+    await wait_until(lambda: is_painted(page, ".look.dark img:last-child"))
+    for ground in ("light", "dark"):
+        looks = page.locator(f".look.{ground} img")
+        assert [(await look.bounding_box() or {}).get("width") for look in await looks.all()] == [128, 64, 32]
+        assert await looks.first.evaluate("image => getComputedStyle(image).borderRadius") == "50%"
+    await expect(page.locator(".exporting .hint")).to_contain_text(
+        "has 128 pixels: a larger file is enlarged"
+    )
+    assert await grave_findings(page) == []
+
+    async def saved(place: str) -> tuple[str, Image.Image]:
+        async with page.expect_download() as download:
+            await page.click(f"[data-key='export {place}']")
+        file = await download.value
+        return file.suggested_filename, Image.open(await file.path())
+
+    for place, side in {"Slack": 512, "GitHub": 500, "LinkedIn": 400, "Gravatar": 512}.items():
+        name, image = await saved(place)
+        assert name == f"ana-watercolour-{place.lower()}-{side}.png"
+        assert (image.format, image.size) == ("PNG", (side, side))
+        image.load()
+        assert SOURCE_TYPE in image.info["XML:com.adobe.xmp"], "the mark goes with it"
+        assert image.convert("RGBA").getpixel((0, 0))[3] == 255
+    await page.get_by_label("Round").check()
+    _, image = await saved("GitHub")
+    rim, middle = image.getpixel((3, 3)), image.getpixel((250, 250))
+    assert (rim[3], middle[3]) == (0, 255)
+
+
+async def test_the_image_and_a_link_that_expires_are_copied(tmp_path: Path, browser: Browser) -> None:
+    access = {"required": "always", "requests_per_second": 0, "link_secrets": "s" * 32}
+    permissions = ["clipboard-read", "clipboard-write"]
+    async with running_service(tmp_path, access=access) as service:
+        service.generations.avatar = lambda task: a_jpeg(128, 128)
+        _, key = kept_key(service.settings, "ana")
+        service.client.headers["Authorization"] = f"Bearer {key}"
+        job_id = await service.submitted()
+        await service.ended(job_id)
+        async with opened(browser, service.url, loads=False, permissions=permissions) as page:
+            await page.evaluate("key => sessionStorage.setItem('avatarforge.key', key)", key)
+            await page.reload()
+            await page.goto(f"{service.url}/#/photo/ana/{job_id}")
+            await page.get_by_role("button", name="Copy image").click()
+            await expect(page.locator(".toast")).to_have_text("The image is copied.")
+            types = await page.evaluate("async () => (await navigator.clipboard.read())[0].types")
+            assert types == ["image/png"]
+
+            await page.get_by_role("button", name="Copy link").click()
+            await page.select_option("#ask-input", label="a day")
+            assert await grave_findings(page) == []
+            await page.click("dialog button.primary")
+            await expect(page.locator(".toast").last).to_have_text("The link is copied.")
+            link = str(await page.evaluate("navigator.clipboard.readText()"))
+        assert link.startswith(f"{service.url}/customers/ana/photos/{job_id}/generated?")
+        async with httpx.AsyncClient() as stranger:
+            assert (await stranger.get(link)).content == a_jpeg(128, 128)
+
+
+async def test_in_the_gallery_one_searches_chooses_several_and_saves_or_erases_them(
+    service: Service, page: Page
+) -> None:
+    wishes = ({"style": "neon"}, {"style": "watercolor", "prompt": "Red Hair"}, {"prompt": "red hat"})
+    jobs = [await service.submitted(photo=PORTRAIT.read_bytes(), **wish) for wish in wishes]
+    for job_id in jobs:
+        await service.ended(job_id)
+    card = page.locator(".card")
+    await page.click(".tabs [data-view=gallery]")
+    await expect(card).to_have_count(3)
+    for text, count in {"red": 2, "red WATERCOLOUR": 1, "blue": 0}.items():
+        await page.fill("#search", text)
+        await expect(card).to_have_count(count)
+        await expect(page.locator("#found")).to_have_text(f"{count} of 3")
+
+    await page.fill("#search", "red")
+    await page.click("#choosing")
+    await expect(page.locator("#zip")).to_be_disabled()
+    await page.click("#choose-all")
+    await expect(page.locator("#chosen-count")).to_have_text("2 selected")
+    await page.fill("#search", "")
+    await page.get_by_role("checkbox", name=re.compile("^Select Neon of ")).check()
+    await page.get_by_role("checkbox", name=re.compile("^Select Watercolour of ")).uncheck()
+    assert await grave_findings(page) == []
+    async with page.expect_download() as download:
+        await page.click("#zip")
+    file = await download.value
+    assert file.suggested_filename == "ana-avatars.zip"
+    with zipfile.ZipFile(await file.path()) as archive:
+        assert archive.testzip() is None
+        assert {archive.read(name) for name in archive.namelist()} == {a_jpeg(128, 128)}
+        names = [re.sub(r"\d{4}-\d\d-\d\d-\d{4}", "TIME", name) for name in archive.namelist()]
+    assert sorted(names) == ["ana-avatar-TIME.png", "ana-neon-TIME.png"]
+
+    await page.click("#erase-chosen")
+    await expect(card).to_have_count(1)
+    await expect(page.locator(".toast")).to_contain_text("2 avatars will be erased with their photos")
+    await expect(page.locator("#choosing")).to_be_focused()
+    await leave(page)
+    await wait_until(lambda: service.records.find_job("ana", jobs[0]) is None)
+    await wait_until(lambda: service.records.find_job("ana", jobs[2]) is None)
+    assert service.recorded(jobs[1]).status == "DONE"
