@@ -79,9 +79,11 @@ def _get_encoder_options(image_format: ImageFormat) -> dict[str, Any]:
         case ImageFormat.PNG:
             texts = PngImagePlugin.PngInfo()
             texts.add_itxt("XML:com.adobe.xmp", XMP)
-            return {"pnginfo": texts}
+            # The default, 6, takes two to four times as long, and gives 2 to 10 % fewer bytes.
+            return {"pnginfo": texts, "compress_level": 2}
         case ImageFormat.WEBP:
-            return {"quality": 92, "xmp": XMP}
+            # The default method, 4, takes twice as long, and gives as many bytes.
+            return {"quality": 92, "method": 2, "xmp": XMP}
         case ImageFormat.JPEG:
             return {"quality": 92, "subsampling": 0, "xmp": XMP}
 
