@@ -447,17 +447,23 @@ async def test_the_sequential_engine_edits_too_and_tells_each_step(family: str) 
 
 
 @pytest.mark.parametrize("family", ["edit", "edit-xl"])
-async def test_without_guidance_an_edit_takes_one_row_a_step_and_with_it_three(family: str) -> None:
-    pipeline, rows = tiny(family), []
-    hook = pipeline.unet.register_forward_pre_hook(lambda module, arguments: rows.append(len(arguments[0])))
+@pytest.mark.parametrize(
+    ("guidance", "image_guidance", "rows"), [(1.0, 1.5, 1), (4.0, 1.5, 3), (4.0, 1.0, 2), (4.0, 4.0, 2)]
+)
+async def test_an_edit_takes_the_rows_a_step_that_have_a_weight(
+    family: str, guidance: float, image_guidance: float, rows: int
+) -> None:
+    pipeline, taken = tiny(family), []
+    request = replace(REQUESTS[0], steps=2, guidance=guidance, image_guidance=image_guidance)
+    expected = by_diffusers(pipeline, request)
+    hook = pipeline.unet.register_forward_pre_hook(lambda module, arguments: taken.append(len(arguments[0])))
     try:
-        for guidance in (1.0, 4.0):
-            await together(pipeline, [replace(REQUESTS[0], steps=2, guidance=guidance)])
+        made = await together(pipeline, [request])
     finally:
         hook.remove()
     # The engine's two threads of the CPU share the rows of a step.
-    assert rows.count(1) >= 2
-    assert sum(rows) == 2 * 1 + 2 * 3
+    assert sum(taken) == 2 * rows
+    assert furthest(made, [expected]) < ALIKE
 
 
 def test_pipelines_with_a_call_or_scheduler_of_their_own_are_not_known_from_inside() -> None:

@@ -516,16 +516,19 @@ class _PhotoConcatenation(Architecture):
     def _apply_guidance(
         self, request: EngineRequest, photo: Tensor, positive: UNetInputs, *negatives: UNetInputs
     ) -> Conditions:
-        """Guide by text and photo (equation 3 of the paper), with three rows, if there is a negative one."""
+        """Guide by text and photo (equation 3 of the paper), with three rows, if there is a negative one.
+
+        A row that has no weight, such as the last one at an image guidance of 1, is left out.
+        """
         positive = replace(positive, photo=photo)
         if not negatives:
             return Conditions(rows=[positive])
         without_text = replace(negatives[0], photo=photo)
         without_both = replace(negatives[0], photo=torch.zeros_like(photo))
         text, image = request.guidance, request.image_guidance
-        return Conditions(
-            rows=[positive, without_text, without_both], weights=[text, image - text, 1 - image]
-        )
+        weighted = (positive, text), (without_text, image - text), (without_both, 1 - image)
+        counting = [(row, weight) for row, weight in weighted if weight]
+        return Conditions(rows=[row for row, _ in counting], weights=[weight for _, weight in counting])
 
     def predict(self, samples: Tensor, timesteps: Tensor, rows: Sequence[UNetInputs]) -> Tensor:
         photos = _concatenate([row.photo for row in rows])
