@@ -20,6 +20,7 @@ from avatarforge.domain.status import ProcessingStatus
 from avatarforge.imaging.crop import find_square
 from tests import pictures
 from tests.factories import NOON, a_manifest, a_model, a_report, write_model
+from tests.integration.rest import a_jpeg
 from tests.integration.service import Service, a_preview, running_service
 from tests.studio.browser import (
     PHONE,
@@ -223,6 +224,41 @@ async def test_the_square_is_shown_before_sending_and_is_what_is_made(
     await page.click("text=Around the face")
     await expect(caption).to_have_text("Around the face: move it as you like")
     assert await framed(page) == shown
+
+
+async def test_an_avatar_need_not_be_square(service: Service, page: Page, tmp_path: Path) -> None:
+    service.generations.avatar = lambda task: a_jpeg(192, 256)
+    wide = beside_a_wall(tmp_path)
+    await page.set_input_files("#photo", wide)
+    await expect(page.locator("#crop-place")).to_have_text("Around the face: move it as you like")
+    [left, top, square] = await framed(page)
+    await page.click("summary")
+    options = page.locator("#size option")
+    values = [await option.get_attribute("value") for option in await options.all()]
+    assert values == ["", "192x256", "256x192"]
+    await expect(options.first).to_contain_text("256")
+    await page.select_option("#size", "256x192")
+    # As the server widens the square: as high as before, around the same middle.
+    width = square * 4 / 3
+    assert await framed(page) == pytest.approx([left + (square - width) / 2, top, width], abs=2)
+    await page.select_option("#size", "192x256")
+    await page.focus(".frame")
+    await page.keyboard.press("-")
+    await expect(page.locator("#crop-place")).to_have_text("As you framed it")
+    await page.click("#forge")
+    job = service.recorded(await job_shown(page))
+    assert (job.parameters.width, job.parameters.height, job.parameters.crop_to_face) == (192, 256, False)
+    assert job.original.width * 4 == job.original.height * 3, "what was framed is not cut once more"
+    await wait_until(lambda: is_painted(page, ".compare .after"))
+    box = await page.locator(".compare").bounding_box()
+    assert box is not None
+    assert box["width"] / box["height"] == pytest.approx(0.75, abs=0.01)
+
+    await page.get_by_role("button", name="Remix").click()
+    await expect(page.locator(".frame")).to_be_visible()
+    await expect(page.locator("#size")).to_have_value("192x256")
+    await page.reload()
+    await expect(page.locator("#size")).to_have_value("192x256")
 
 
 async def test_where_no_face_is_found_or_none_can_be_looked_for_the_page_says_so(

@@ -213,7 +213,7 @@ export default {
   failedSwap: "{model} could not be loaded ({time}): {reason}",
   family: "Family",
   size: "Size",
-  pixels: "{n} × {n} pixels",
+  pixels: "{width} × {height} pixels",
   stepsDefault: "Steps by default",
   licence: "Licence",
   styles: "Styles",

@@ -64,8 +64,7 @@ function tools() {
 }
 
 function sizeField() {
-  const { least, most } = photo.crop;
-  parts.size = h("input", { type: "range", id: "crop-size", "data-key": "crop-size", min: least, max: most, step: "any" });
+  parts.size = h("input", { type: "range", id: "crop-size", "data-key": "crop-size", step: "any" });
   parts.size.setAttribute("aria-label", t("cropSize"));
   parts.size.addEventListener("input", () => {
     photo.crop.resize(Number(parts.size.value));
@@ -91,7 +90,7 @@ export function showFrame() {
     height: percent(height),
   });
   parts.frame.classList.toggle("seeking", place === "looking" || place === "unknown");
-  parts.size.value = crop.side;
+  Object.assign(parts.size, { min: crop.least, max: crop.most, value: crop.side });
   parts.size.setAttribute("aria-valuetext", t("percent", { n: Math.round(width * 100) }));
 }
 

@@ -25,7 +25,7 @@ export async function refreshModels() {
 function card(model) {
   const { defaults } = model;
   const facts = {
-    size: t("pixels", { n: model.size }),
+    size: t("pixels", { width: number(model.size), height: number(model.size) }),
     stepsDefault: number(defaults.steps),
     strength: defaults.strength && number(defaults.strength, 2),
     guidance: number(defaults.guidance, 1),

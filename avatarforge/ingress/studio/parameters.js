@@ -5,7 +5,7 @@ import { keepFields, keptFields } from "./draft.js";
 import { $, $$, h, replace } from "./dom.js";
 import { number, t } from "./i18n.js";
 import * as jobs from "./jobs.js";
-import { onPhoto, photo, upload } from "./photo.js";
+import { onPhoto, photo, setShape, upload } from "./photo.js";
 import { note } from "./say.js";
 import { isSending, send as sendUpload, shareSent } from "./sending.js";
 import { session } from "./session.js";
@@ -17,6 +17,7 @@ const DIALS = {
   strength: { min: FREEST, max: 1, step: 0.05, dir: "ltr", digits: 2 },
   imageGuidance: { min: 1, max: 3, step: 0.1, dir: "rtl", digits: 1 }, // more is closer to the photo
 };
+const IN_OTHER_FIELDS = ["cropToFace", "width", "height"];
 const PROMPTS = 4;
 let restored = null; // of the draft: what waits for the styles to be known
 let defaults = {};
@@ -45,6 +46,7 @@ export function startForm(onAccepted) {
     dialTurned = true;
     showDial();
   });
+  $("#size").addEventListener("change", shapePhoto);
   $("#leave-out").addEventListener("click", () => {
     carried = {};
     drawRemixed();
@@ -65,6 +67,7 @@ export function remix({ parameters = {}, seed }) {
     form.elements[name].value = parameters[name] ?? "";
   const { format } = parameters;
   form.elements.format.value = format === "png" ? "" : (format ?? "");
+  chooseSize(parameters.width && `${parameters.width}x${parameters.height}`);
   for (const radio of $$("[name=style]", form)) radio.checked = radio.value === (parameters.style ?? "");
   dialTurned = false;
   setDial(parameters[dial]);
@@ -72,13 +75,13 @@ export function remix({ parameters = {}, seed }) {
   carried = Object.fromEntries(Object.entries(parameters).filter(isCarried));
   drawRemixed();
   const { negativePrompt, steps, guidance } = parameters;
-  $(".more").open ||= Boolean(negativePrompt || steps || guidance || Object.keys(carried).length);
+  $(".more").open ||= Boolean(negativePrompt || steps || guidance || parameters.width || Object.keys(carried).length);
   changed();
 }
 
 // The frame says how the photo is cropped; a dial that the model lacks would be refused.
 function isCarried([name, value]) {
-  if (value === null || name in DIALS || name === "cropToFace" || form.elements[name]) return false;
+  if (value === null || name in DIALS || IN_OTHER_FIELDS.includes(name) || form.elements[name]) return false;
   return name !== "allowRemote" || !value;
 }
 
@@ -108,13 +111,15 @@ function restore() {
   const kept = keptFields();
   if (!kept) return;
   for (const [name, value] of Object.entries(kept.fields))
-    if (form.elements[name] && !(name in DIALS) && name !== "style") form.elements[name].value = value;
+    if (form.elements[name] && !(name in DIALS) && !["style", "size"].includes(name)) form.elements[name].value = value;
   restored = kept;
   $("#same-seed").dataset.seed = kept.seed ?? "";
   carried = kept.carried ?? {};
   drawRemixed();
-  const { seed, steps, guidance, negativePrompt } = kept.fields;
-  $(".more").open ||= Boolean(kept.seed || seed || steps || guidance || negativePrompt || Object.keys(carried).length);
+  const { seed, steps, guidance, negativePrompt, size } = kept.fields;
+  $(".more").open ||= Boolean(
+    kept.seed || seed || steps || guidance || negativePrompt || size || Object.keys(carried).length,
+  );
 }
 
 // The last prompts, to be taken again.
@@ -141,6 +146,7 @@ export async function loadStyles() {
   const [{ styles }, { models }] = await Promise.all([api.styles(), api.models()]);
   [dial = null] = models[0].dials;
   defaults = models[0].defaults;
+  drawSizes(models[0], form.elements.size.value || (restored?.fields.size ?? ""));
   const chosen = form.elements.style?.value ?? restored?.fields.style ?? "";
   learnTitles(styles);
   replace(
@@ -154,6 +160,28 @@ export async function loadStyles() {
   $("#guidance").placeholder = number(defaults.guidance, 1);
   showWhatActs();
 }
+
+// A square as the model makes it, a larger one where it can, and both ways of three to four.
+function drawSizes({ size, maxSize }, wanted) {
+  const shorter = Math.floor((maxSize * 0.75) / 8) * 8;
+  const sizes = [[maxSize, maxSize], [shorter, maxSize], [maxSize, shorter]].filter(([width, height]) => width !== size || height !== size);
+  const own = h("option", { value: "" }, sizeText(size, size));
+  replace($("#size"), own, sizes.map(([width, height]) => sizeOption(`${width}x${height}`)));
+  chooseSize(wanted);
+}
+
+const sizeText = (width, height) => t("pixels", { width: number(width), height: number(height) });
+const sizeOption = (value) => h("option", { value }, sizeText(...value.split("x")));
+
+// What was asked for elsewhere may be of no size that is offered.
+function chooseSize(value) {
+  const select = $("#size");
+  if (value && ![...select.options].some((option) => option.value === value)) select.append(sizeOption(value));
+  select.value = value || "";
+  shapePhoto();
+}
+
+const shapePhoto = () => setShape(...($("#size").value || "1x1").split("x").map(Number));
 
 // Without guidance what is to be avoided and the image guidance change nothing, and are not offered.
 const isGuided = () => (asNumber($("#guidance").value) || defaults.guidance) > 1;
@@ -263,11 +291,18 @@ function filledIn(fields, { file, name, cropToFace }) {
   const data = new FormData();
   const isMeant = (field) => !(field in DIALS) || (dialTurned && (field !== "imageGuidance" || isGuided()));
   for (const [field, value] of fields)
-    if (value !== "" && isMeant(field)) data.append(field, field === "guidance" ? value.replace(",", ".") : value);
+    if (value !== "" && isMeant(field)) append(data, field, value);
   for (const [name, value] of Object.entries(carried)) data.append(name, value);
   if (!cropToFace) data.append("cropToFace", "false");
   data.append("photo", file, name);
   return data;
+}
+
+function append(data, field, value) {
+  const [width, height] = value.split("x");
+  if (field !== "size") return data.append(field, field === "guidance" ? value.replace(",", ".") : value);
+  data.append("width", width);
+  return data.append("height", height);
 }
 
 // The button keeps the focus while what it stands for is on its way.

@@ -12,7 +12,7 @@ const listeners = new Set();
 
 // `place` says how the square came about: "looking", "face", "centre" where there is none, "hand", or "unknown"
 // where the server could not be asked, which `problem` explains.
-const NONE = { file: null, image: null, crop: null, place: null, problem: null, preview: null };
+const NONE = { file: null, image: null, crop: null, place: null, found: null, problem: null, preview: null };
 export const photo = { ...NONE };
 let choices = 0; // counted: a photo that is decoded late may be chosen no more
 
@@ -34,11 +34,11 @@ async function take(file, square, what) {
     return false;
   }
   photo.image = image;
-  photo.crop = image && new Crop(image.naturalWidth, image.naturalHeight);
+  photo.crop = image && new Crop(image.naturalWidth, image.naturalHeight, square?.shape ?? shape);
   photo.place = square && image ? "hand" : "looking";
   if (image && square?.side) {
-    photo.crop.put(square.left, square.top, square.side);
     photo.crop.turns = square.turns;
+    photo.crop.put(square.left, square.top, square.side);
   }
   keepFile(file);
   keep();
@@ -65,7 +65,7 @@ export async function restorePhoto() {
 function keep() {
   const { crop, place } = photo;
   const square =
-    place === "hand" ? { left: crop.left, top: crop.top, side: crop.side, turns: crop.turns } : null;
+    place === "hand" ? { left: crop.left, top: crop.top, side: crop.side, turns: crop.turns, shape: crop.shape } : null;
   keepSquare(square);
 }
 
@@ -105,17 +105,31 @@ export async function look(file = photo.file, pause = FIRST_PAUSE) {
 }
 
 function placeSquare(found) {
-  Object.assign(photo, { place: found.crop, problem: null, preview: found.preview });
+  Object.assign(photo, { place: found.crop, found, problem: null, preview: found.preview });
   if (!photo.image) return;
   const scale = photo.image.naturalWidth / found.width;
-  photo.crop.put(found.left * scale, found.top * scale, found.side * scale);
+  const [x, y] = [found.left + found.side / 2, found.top + found.side / 2];
   photo.crop.turns = found.quarterTurns;
+  photo.crop.moveTo(x * scale, y * scale, found.side * scale);
 }
 
 // What is sent: the square that was framed here, or the file as it came, from which the server cuts the same.
 export async function upload() {
   if (photo.place !== "hand") return { file: photo.file, name: photo.file.name || "photo", cropToFace: true };
   return { file: await photo.crop.cut(photo.image), name: "square.jpg", cropToFace: false };
+}
+
+let shape = [1, 1]; // the avatar's width and height
+
+// The avatar is to be so wide and high.
+export function setShape(...wanted) {
+  const [width, height] = wanted;
+  const isSame = width * shape[1] === height * shape[0];
+  shape = wanted;
+  if (!photo.crop || isSame) return;
+  photo.crop.reshape(wanted);
+  if (photo.found && photo.place !== "hand") placeSquare(photo.found);
+  tell(photo.place === "hand" ? "crop" : "place");
 }
 
 // Listeners hear "photo", or "restored" after a reload, "crop" where only the square has changed that is sent, "place"

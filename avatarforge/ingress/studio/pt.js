@@ -213,7 +213,7 @@ export default {
   failedSwap: "{model} não pôde ser carregado ({time}): {reason}",
   family: "Família",
   size: "Tamanho",
-  pixels: "{n} × {n} pixels",
+  pixels: "{width} × {height} pixels",
   stepsDefault: "Passos por padrão",
   licence: "Licença",
   styles: "Estilos",

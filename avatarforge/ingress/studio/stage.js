@@ -10,7 +10,7 @@ import * as jobs from "./jobs.js";
 import { photo } from "./photo.js";
 import { show } from "./images.js";
 import { become, session } from "./session.js";
-import { bar, remaining, situation } from "./states.js";
+import { bar, ratioOf, remaining, situation } from "./states.js";
 
 const stage = () => $("#stage");
 let shown = ""; // what the stage is built for; while that stays, only its parts change
@@ -54,7 +54,9 @@ function drawJob(job) {
   stage().dataset.state = job.status.toLowerCase();
   if (wanted !== shown) {
     shown = wanted;
-    replace(stage(), job.status === "DONE" ? comparison(job) : unfinished(job));
+    const figure = job.status === "DONE" ? comparison(job) : unfinished(job);
+    figure.style.setProperty("--ratio", ratioOf(job));
+    replace(stage(), figure);
   }
   if (!job.isTerminal) refresh(job);
 }

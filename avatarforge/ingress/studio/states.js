@@ -26,6 +26,9 @@ export function fileNameOf({ customerId, parameters }, ...parts) {
   return [customerId, style, ...parts].join("-").toLowerCase().replace(/[^\p{L}\p{N}._~-]+/gu, "-");
 }
 
+// Of the avatar: its width by its height.
+export const ratioOf = ({ parameters }) => (parameters?.width ? parameters.width / parameters.height : 1);
+
 // Whether there are steps to be counted: of a single one there is nothing to tell.
 export const hasSteps = ({ progress }) => progress?.totalSteps > 1;
 
