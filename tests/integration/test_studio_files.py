@@ -12,6 +12,10 @@ from avatarforge.ingress.studio import FOLDER, Studio
 from tests.integration.rest import Rest, a_jpeg, finished, problem
 
 MOST_BYTES = 150_000
+MOST_SECONDS = 4
+SLOW_BYTES_PER_SECOND = 50_000
+HEADER_BYTES = 700
+"""Of an answer, with the beginning of its packet and the like."""
 
 
 async def page_and_files(rest: Rest) -> tuple[str, list[str]]:
@@ -29,6 +33,8 @@ async def test_all_that_the_page_loads_is_there_and_together_it_is_small(rest: R
     assert len(answers) > 20
     assert {answer.status_code for answer in answers} == {200}
     assert size < MOST_BYTES
+    # Nothing is found late, so the line's speed alone says when the page can be used.
+    assert (size + HEADER_BYTES * len(answers)) / SLOW_BYTES_PER_SECOND <= MOST_SECONDS
 
 
 async def test_the_page_names_every_module_so_that_none_is_found_late(rest: Rest) -> None:
