@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 INSTALLED := $(VENV)/.installed
+DEVELOPING := $(VENV)/.developing
 TEST_READY := $(VENV)/.test-ready
 CLIENTS := tests/clients
 CLIENTS_READY := $(CLIENTS)/.venv/.ready
@@ -39,30 +40,30 @@ up: $(INSTALLED) ## Serve until Ctrl-C.
 	@exec $(BIN)/avatarforge up
 
 .PHONY: test
-test: $(INSTALLED) $(TEST_READY) $(CLIENTS_READY) ## Run the tests, after installing what they need (PYTEST_ARGS=…).
+test: $(TEST_READY) $(CLIENTS_READY) ## Run the tests, after installing what they need (PYTEST_ARGS=…).
 	PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: chaos
-chaos: $(INSTALLED) $(TEST_READY) ## Break things for an hour or two: long versions of what `make test` does.
+chaos: $(TEST_READY) ## Break things for an hour or two: long versions of what `make test` does.
 	PATH="$$PATH:/usr/sbin:/sbin" CHAOS_JOBS=200 CHAOS_PHOTOS=1000 SOAK_MINUTES=30 SIMULATION_SEEDS=20000 \
 	  CHAOS_RESULTS=benchmarks/results/chaos.json \
 	  $(BIN)/python -m pytest tests/chaos tests/cluster tests/simulation --timeout 7200 $(PYTEST_ARGS)
 
 .PHONY: clients
-clients: $(INSTALLED) $(TEST_READY) $(CLIENTS_READY) ## Try other people's clients, also over twenty restarts of the service.
+clients: $(TEST_READY) $(CLIENTS_READY) ## Try other people's clients, also over twenty restarts of the service.
 	PATH="$$PATH:/usr/sbin:/sbin" CLIENT_RESTARTS=20 $(BIN)/python -m pytest $(CLIENTS) --timeout 7200 -s $(PYTEST_ARGS)
 
 .PHONY: proto
-proto: $(INSTALLED) ## Generate the gRPC code from proto/.
+proto: $(DEVELOPING) ## Generate the gRPC code from proto/.
 	@$(PROTOC) --python_out=$(GENERATED) --pyi_out=$(GENERATED) --grpc_python_out=$(GENERATED) \
 	  $(PACKAGE)/profile_photo_job.proto
 
 .PHONY: client
-client: $(INSTALLED) ## Generate the blocking client from the asynchronous one.
+client: $(DEVELOPING) ## Generate the blocking client from the asynchronous one.
 	@$(BIN)/python .ci/generate_client.py > $(SYNC_CLIENT)
 
 .PHONY: drift
-drift: $(INSTALLED)
+drift: $(DEVELOPING)
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
 	$(MAKE) proto GENERATED="$$folder" && \
 	diff -r -x __init__.py -x __pycache__ "$$folder/$(PACKAGE)" $(PACKAGE) >&2 || { \
@@ -76,12 +77,12 @@ docs: $(INSTALLED) ## Write docs/settings.md, docs/rest.md and docs/metrics.md f
 	@PYTHONPATH=. $(BIN)/python .ci/pages.py
 
 .PHONY: audit
-audit: $(INSTALLED)
+audit: $(DEVELOPING)
 	$(BIN)/python .ci/audit.py constraints.txt
 	$(BIN)/python .ci/licences.py >/dev/null
 
 .PHONY: check
-check: $(INSTALLED) drift audit ## Check style, format, types, layers, generated code, vulnerabilities and licences.
+check: $(DEVELOPING) drift audit ## Check style, format, types, layers, generated code, vulnerabilities and licences.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -89,20 +90,20 @@ check: $(INSTALLED) drift audit ## Check style, format, types, layers, generated
 	$(BIN)/lint-imports
 
 .PHONY: format
-format: $(INSTALLED) ## Format the code and mend what can be mended.
+format: $(DEVELOPING) ## Format the code and mend what can be mended.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 .PHONY: screenshots
-screenshots: $(INSTALLED) $(TEST_READY) ## Make the README's pictures of the studio anew, in docs/images/.
+screenshots: $(TEST_READY) ## Make the README's pictures of the studio anew, in docs/images/.
 	@$(BIN)/python -m tests.studio.screenshots
 
 .PHONY: bench
-bench: $(INSTALLED) ## Measure, and write tables and JSON (BENCH_ARGS=…).
+bench: $(DEVELOPING) ## Measure, and write tables and JSON (BENCH_ARGS=…).
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 .PHONY: build
-build: $(INSTALLED) ## Build the wheel and the source distribution into dist/.
+build: $(DEVELOPING) ## Build the wheel and the source distribution into dist/.
 	$(BIN)/python -m build --no-isolation --outdir dist .
 
 .PHONY: clean
@@ -120,11 +121,15 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  rm -rf $(VENV); exit 1; }
 	@echo "Installing PyTorch, Ray and the rest into $(VENV): some minutes, 6 GB …"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(DEVELOPING): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 # The tests start a MariaDB server, a Prometheus, a Redis and a browser of their own; only the programs are needed.
-$(TEST_READY): $(INSTALLED)
+$(TEST_READY): $(DEVELOPING)
 	@PATH="$$PATH:/usr/sbin:/sbin"; missing=; \
 	command -v mariadbd >/dev/null 2>&1 || missing="mariadb-server"; \
 	command -v chromium >/dev/null 2>&1 || missing="$$missing chromium"; \
@@ -145,7 +150,7 @@ $(TEST_READY): $(INSTALLED)
 	@touch $@
 
 # Clients that nobody here wrote, in environments of their own. None needs what its installation would run.
-$(CLIENTS_READY): $(CLIENTS)/package.json $(CLIENTS)/requirements.txt $(INSTALLED) $(TEST_READY)
+$(CLIENTS_READY): $(CLIENTS)/package.json $(CLIENTS)/requirements.txt $(TEST_READY)
 	cd $(CLIENTS) && npm install --no-package-lock --no-audit --no-fund --ignore-scripts --loglevel=error
 	$(PYTHON) -m venv $(CLIENTS)/.venv
 	$(CLIENTS)/.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $(CLIENTS)/requirements.txt

@@ -2,14 +2,18 @@
 
 import asyncio
 import json
+import shlex
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import typer
+from rich.markup import escape
 
 from avatarforge.cli.comparison import write_comparison
 from avatarforge.cli.connect import RETRY_TIMEOUT_SECONDS, require_server, resolve_url
@@ -29,10 +33,10 @@ from avatarforge.client import (
     StillRunning,
 )
 
-_SUFFIXES = {"image/png": ".png", "image/webp": ".webp", "image/jpeg": ".jpg"}
-
 MAX_CONCURRENT_PHOTOS = 32
 """The server has a queue of its own."""
+
+STANDARD_INPUT = Path("-")
 
 DEMO_PARAMETERS = {"style": "watercolor", "seed": 7}
 """Defaults of the demo: they make the same avatar on every machine."""
@@ -72,19 +76,41 @@ def forge(
 ) -> None:
     """Make the avatars. A photo that fails does not stop the others. Raises `NoServer` and the errors of
     `list_photos`."""
-    chosen = [photo for path in photos or [SAMPLE] for photo in list_photos(path)]
     if demo:
         given = {name: value for name, value in parameters.items() if value is not None}
         parameters = {**DEMO_PARAMETERS, **given}
-    folder.mkdir(parents=True, exist_ok=True)
     started_at = time.monotonic()
-    with interrupt_on_signals(), _open_server(url, options, start) as server:
-        if demo:
-            what = str(chosen[0]) if len(chosen) == 1 else f"{len(chosen)} photos"
-            err.print(f"Uploading {what} to {server}")
-        forge = _Forge(server, api_key, parameters, customer, folder, timeout)
-        results = asyncio.run(forge.make_avatars(chosen))
-    _print_results(results, as_json, time.monotonic() - started_at)
+    unsaved: dict[str, None] = {}
+    with ExitStack() as stack:
+        chosen = list(_list_all_photos(photos or [SAMPLE], stack))
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.callback(_print_how_to_save, unsaved, customer, folder, url)
+        stack.enter_context(interrupt_on_signals())
+        with _open_server(url, options, start) as server:
+            if demo:
+                what = str(chosen[0]) if len(chosen) == 1 else f"{len(chosen)} photos"
+                err.print(f"Uploading {what} to {server}")
+            forge = _Forge(server, api_key, parameters, customer, folder, timeout, unsaved)
+            results = asyncio.run(forge.make_avatars(chosen))
+        _print_results(results, as_json, time.monotonic() - started_at)
+
+
+def _list_all_photos(paths: Iterable[Path], stack: ExitStack) -> Iterator[Path]:
+    """Yield the photos; that of standard input is kept in a file until the stack is closed."""
+    for path in paths:
+        if path == STANDARD_INPUT:
+            path = Path(stack.enter_context(TemporaryDirectory())) / "stdin"
+            path.write_bytes(sys.stdin.buffer.read())
+        yield from list_photos(path)
+
+
+def _print_how_to_save(unsaved: Collection[str], customer: str, folder: Path, url: str | None) -> None:
+    if not unsaved:
+        return
+    where = [] if url is None else ["--url", url]
+    command = ["avatarforge", "jobs", "save", *unsaved, "--customer", customer, "--out", str(folder), *where]
+    what = "1 job goes" if len(unsaved) == 1 else f"{len(unsaved)} jobs go"
+    err.print(f"{what} on. Save what becomes of it with:\n  {escape(shlex.join(command))}", highlight=False)
 
 
 @contextmanager
@@ -116,6 +142,8 @@ class _Forge:
     customer: str
     folder: Path
     timeout: float
+    unsaved: dict[str, None]
+    """Ids of jobs that were accepted, as long as their avatars are neither saved nor given up."""
 
     async def make_avatars(self, photos: list[Path]) -> list[Result | Failure]:
         """Return one result for each photo, in their order."""
@@ -136,11 +164,17 @@ class _Forge:
     async def _make_avatar(self, client: AsyncClient, photo: Path, stem: Path, bars: ProgressBars) -> Result:
         bars.add(stem.name, photo)
         accepted = await client.submit(self.customer, photo, **self.parameters)
-        done = await self._follow(client, accepted, stem.name, bars)
+        self.unsaved[accepted.job_id] = None
+        try:
+            done = await self._follow(client, accepted, stem.name, bars)
+        except JobFailed:
+            del self.unsaved[accepted.job_id]
+            raise
         image = await client.download(done)
-        avatar = stem.with_name(f"{stem.name}-avatar{_SUFFIXES.get(image.media_type, '.png')}")
+        avatar = stem.with_name(f"{stem.name}-avatar{image.suffix}")
         comparison = stem.with_name(f"{stem.name}-before-after.png")
         avatar.write_bytes(image.content)
+        del self.unsaved[accepted.job_id]
         square = await client.download(done, "square")
         await asyncio.to_thread(
             write_comparison,

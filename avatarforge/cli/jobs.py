@@ -1,10 +1,11 @@
-"""`avatarforge jobs`: list, show, watch, trace, cancel, retry and erase the jobs of a server."""
+"""`avatarforge jobs`: list, show, watch, save, trace, cancel, retry and erase the jobs of a server."""
 
 import json
 import os
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,15 +18,16 @@ from avatarforge.cli.options import (
     DataDirOption,
     JobArgument,
     JsonOption,
+    OwnerOption,
     YesOption,
     client_command,
     to_variables,
 )
-from avatarforge.cli.terminal import ExitCode, confirm, err, out, report_errors
+from avatarforge.cli.terminal import ExitCode, confirm, err, get_exit_code, out, print_error, report_errors
 from avatarforge.settings import SettingsError, load_settings
 
 if TYPE_CHECKING:
-    from avatarforge.client import Client, DeliveryMessage, JobEvent, JobRef, ProfilePhotoJobStatus
+    from avatarforge.client import Client, DeliveryMessage, JobEvent, ProfilePhotoJobStatus
     from avatarforge.domain.changes import LoggedChange
     from avatarforge.domain.deliveries import DeliveryReport
 
@@ -77,10 +79,10 @@ def list_jobs(
 @app.command("show")
 @client_command
 def show_job(
-    client: "Client", job: JobArgument, customer: CustomerOption = "me", as_json: JsonOption = False
+    client: "Client", job: JobArgument, customer: OwnerOption = None, as_json: JsonOption = False
 ) -> None:
     """Show one job: its state, times, error and webhooks."""
-    found = client.get_status(_job_ref(customer, job))
+    found = _find_job(client, job, customer)
     deliveries = client.list_deliveries(found)
     if as_json:
         webhooks = [json.loads(delivery.json_bytes()) for delivery in deliveries]
@@ -99,16 +101,19 @@ def show_job(
 def watch_jobs(
     client: "Client",
     job: Annotated[str | None, typer.Argument(help="Only this one, and until it ends.")] = None,
-    customer: CustomerOption = "me",
+    customer: OwnerOption = None,
     after: Annotated[
         int | None, typer.Option(min=0, help="Begin with what came after this event (`seq`).")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Follow a customer's jobs, a line for each change, until Ctrl-C. With --json one object a line."""
+    """Follow a customer's jobs, a line for each change, until Ctrl-C. With --json one object a line.
+
+    Without a job or a customer it is the customer 'me'.
+    """
     from avatarforge.client import JobFailed, JobProgressed
 
-    target = customer if job is None else _job_ref(customer, job)
+    target = customer or "me" if job is None else _find_job(client, job, customer)
     last = None
     with err.status("Waiting for changes …") as line:
         for event in client.watch(target, after=after):
@@ -137,6 +142,9 @@ def trace_job(job: JobArgument, data_dir: DataDirOption = None, as_json: JsonOpt
     settings = load_settings(environ={**os.environ, **to_variables(data_dir)})
     with open_database(settings) as engine:
         records = JobRepository(engine)
+        job, *others = records.list_job_ids(job, 2) or [job]
+        if others:
+            raise typer.BadParameter(f"Several jobs have ids that begin so, such as {job} and {others[0]}.")
         kept, changes = records.find_job_by_id(job), records.list_job_events(job)
         if not changes and kept is None:
             raise SettingsError(f"No job on record has the id {job!r}.")
@@ -169,22 +177,62 @@ def trace_job(job: JobArgument, data_dir: DataDirOption = None, as_json: JsonOpt
         )
 
 
+@app.command("save")
+@client_command
+def save_avatars(
+    client: "Client",
+    jobs: Annotated[list[str], typer.Argument(help="The jobs' ids, or their beginnings.")],
+    customer: OwnerOption = None,
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the avatars.")] = Path("out"),
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for a job that has not ended.")] = 600,
+    as_json: JsonOption = False,
+) -> None:
+    """Save the avatars of jobs, each as soon as it is done. One that fails does not stop the others."""
+    from avatarforge.client import ClientError
+
+    out_dir.mkdir(parents=True, exist_ok=True)
+    saved, failures = [], []
+    for text in jobs:
+        try:
+            job = client.wait(_find_job(client, text, customer), seconds=timeout)
+            path = _save_avatar(client, job, out_dir)
+        except ClientError as error:
+            print_error(f"{text}: {error}")
+            failures.append(error)
+            continue
+        saved.append({"jobId": job.job_id, "avatar": str(path)})
+        if not as_json:
+            out.print(f"avatar        {path}", highlight=False)
+    if as_json:
+        out.print_json(data=saved)
+    if failures:
+        raise typer.Exit(get_exit_code(failures[0]))
+
+
+def _save_avatar(client: "Client", job: "ProfilePhotoJobStatus", folder: Path) -> Path:
+    image = client.download(job)
+    name = "-".join(filter(None, (job.customer_id, job.parameters.style, job.job_id)))
+    path = folder.resolve() / f"{name}{image.suffix}"
+    path.write_bytes(image.content)
+    return path
+
+
 @app.command("cancel")
 @client_command
 def cancel_job(
-    client: "Client", job: JobArgument, customer: CustomerOption = "me", as_json: JsonOption = False
+    client: "Client", job: JobArgument, customer: OwnerOption = None, as_json: JsonOption = False
 ) -> None:
     """End a job that waits or runs."""
-    _print_job(client.cancel(_job_ref(customer, job)), as_json)
+    _print_job(client.cancel(_find_job(client, job, customer)), as_json)
 
 
 @app.command("retry")
 @client_command
 def retry_job(
-    client: "Client", job: JobArgument, customer: CustomerOption = "me", as_json: JsonOption = False
+    client: "Client", job: JobArgument, customer: OwnerOption = None, as_json: JsonOption = False
 ) -> None:
     """Make a new job with the photo and the parameters of one that has ended."""
-    _print_job(client.retry(_job_ref(customer, job)), as_json)
+    _print_job(client.retry(_find_job(client, job, customer)), as_json)
 
 
 @app.command("erase")
@@ -192,19 +240,19 @@ def retry_job(
 def erase_job(
     client: "Client",
     job: JobArgument,
-    customer: CustomerOption = "me",
+    customer: OwnerOption = None,
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Remove a job with its photo, its avatar and its webhooks, for good."""
-    found = client.get_status(_job_ref(customer, job))
-    if not confirm(f"Erase job {job} ({found.status}) with its images?", yes):
+    found = _find_job(client, job, customer)
+    if not confirm(f"Erase job {found.job_id} ({found.status}) with its images?", yes):
         raise typer.Exit(ExitCode.FAILURE)
     client.erase(found)
     if as_json:
-        out.print_json(data={"customerId": customer, "jobId": job, "erased": True})
+        out.print_json(data={"customerId": found.customer_id, "jobId": found.job_id, "erased": True})
     else:
-        err.print(f"Job {job} is erased.", highlight=False)
+        err.print(f"Job {found.job_id} is erased.", highlight=False)
 
 
 def _create_story_table(story: list[dict[str, Any]]) -> Table:
@@ -266,10 +314,10 @@ def _tell_calls(report: "DeliveryReport") -> Iterator[dict[str, Any]]:
         }
 
 
-def _job_ref(customer: str, job: str) -> "JobRef":
-    from avatarforge.client import JobRef
+def _find_job(client: "Client", text: str, customer: str | None) -> "ProfilePhotoJobStatus":
+    from avatarforge.cli.job_search import find_job
 
-    return JobRef(customer, job)
+    return find_job(client, text, customer)
 
 
 def job_to_json(job: "ProfilePhotoJobStatus") -> dict[str, Any]:
@@ -282,7 +330,7 @@ def format_state(job: "ProfilePhotoJobStatus") -> str:
 
 
 def print_jobs(jobs: list["ProfilePhotoJobStatus"], *, with_customer: bool) -> None:
-    """Print as much of the jobs as the terminal has room for. Ids are never cut: people copy them."""
+    """Print as much of the jobs as the terminal has room for. Every command takes the ids as they stand."""
     if out.width >= _MIN_TABLE_COLUMNS:
         out.print(_create_table(jobs, with_customer=with_customer))
         return
@@ -290,27 +338,30 @@ def print_jobs(jobs: list["ProfilePhotoJobStatus"], *, with_customer: bool) -> N
     for job in jobs:
         customer = f"  {escape(job.customer_id)}" if with_customer else ""
         age = format_age((now - job.created_at).total_seconds())
-        out.print(f"{job.job_id}\n  {format_state(job)}  {age}{customer}", highlight=False)
+        style = f"  {escape(job.parameters.style)}" if job.parameters.style else ""
+        out.print(f"{job.job_id}\n  {format_state(job)}  {age}{customer}{style}", highlight=False)
 
 
 def _create_table(jobs: list["ProfilePhotoJobStatus"], *, with_customer: bool) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("Job", no_wrap=True)
-    table.add_column("State", no_wrap=True)
-    if with_customer:
-        table.add_column("Customer", overflow="fold")
-    table.add_column("Accepted", no_wrap=True)
+    from avatarforge.cli.job_search import shorten_ids
+
     is_wide = out.width >= _MIN_FULL_TABLE_COLUMNS
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("Job", "State", *["Customer"] * with_customer, "Accepted"):
+        table.add_column(heading, no_wrap=heading != "Customer", overflow="fold")
     if is_wide:
         table.add_column("Took", justify="right", no_wrap=True)
         table.add_column("Model")
-    now = datetime.now(UTC)
+    table.add_column("Style", no_wrap=True)
+    table.add_column("Prompt", no_wrap=True, overflow="ellipsis")
+    now, ids = datetime.now(UTC), shorten_ids(job.job_id for job in jobs)
     for job in jobs:
-        cells = [job.job_id, format_state(job)]
+        asked = job.parameters
+        cells = [ids[job.job_id], format_state(job)]
         cells += [escape(job.customer_id)] if with_customer else []
         cells += [format_age((now - job.created_at).total_seconds())]
         cells += [_format_duration(job), escape(job.model or "")] if is_wide else []
-        table.add_row(*cells)
+        table.add_row(*cells, escape(asked.style or ""), escape(" ".join(asked.prompt.split())))
     return table
 
 

@@ -17,6 +17,7 @@ from avatarforge.cli.options import (
     to_variables,
 )
 from avatarforge.cli.terminal import out, report_errors
+from avatarforge.domain.jobs import ImageFormat
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 failure; 2 wrong usage; 3 the server answered with an error; 4 no server answers, "
@@ -85,7 +86,8 @@ def up(
 @report_errors
 def forge(
     photos: Annotated[
-        list[Path] | None, typer.Argument(help="Photos, or folders of photos; by default the sample.")
+        list[Path] | None,
+        typer.Argument(help="Photos, folders of photos, or - for standard input; by default the sample."),
     ] = None,
     style: Annotated[
         str | None, typer.Option(help="Such as pixel-art; see `avatarforge models list`.")
@@ -109,6 +111,9 @@ def forge(
     ] = None,
     height: Annotated[int | None, typer.Option(help="Its height.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed makes the same avatar.")] = None,
+    image_format: Annotated[
+        ImageFormat | None, typer.Option("--format", help="The avatar's file format.")
+    ] = None,
     crop_to_face: Annotated[
         bool | None,
         typer.Option(
@@ -154,6 +159,7 @@ def forge(
             "width": width,
             "height": height,
             "seed": seed,
+            "format": image_format and image_format.value,
             "crop_to_face": crop_to_face,
             "timeout_seconds": job_timeout,
             "start_timeout_seconds": start_timeout,

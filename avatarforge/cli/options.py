@@ -42,7 +42,11 @@ ApiKeyOption = Annotated[
 CustomerOption = Annotated[str, typer.Option("--customer", "-c", help="Customer id.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-JobArgument = Annotated[str, typer.Argument(help="The job's id.")]
+JobArgument = Annotated[str, typer.Argument(help="The job's id, or its beginning.")]
+OwnerOption = Annotated[
+    str | None,
+    typer.Option("--customer", "-c", help="The job's customer; by default it is looked for at all of them."),
+]
 DataDirOption = Annotated[
     Path | None, typer.Option("--data-dir", help="Folder for all data. Variable: AVATARFORGE_DATA_DIR.")
 ]

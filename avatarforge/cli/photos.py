@@ -7,6 +7,7 @@ from PIL import Image
 import avatarforge
 from avatarforge.domain.errors import FormattedError
 from avatarforge.imaging.decode import load_upright
+from avatarforge.imaging.formats import PHOTO_ENDINGS
 from avatarforge.ingress.upload.inspect import clean_photo
 from avatarforge.settings import UploadSettings
 
@@ -28,10 +29,7 @@ class NoPhotosInFolder(FormattedError):
     endings: str
 
 
-_ENDINGS = (
-    *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".heic", ".heif", ".avif"),
-    *(".tif", ".tiff", ".bmp"),
-)
+_ENDINGS = tuple(ending for endings in PHOTO_ENDINGS.values() for ending in endings)
 
 
 def list_photos(path: Path) -> list[Path]:

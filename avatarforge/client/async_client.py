@@ -41,6 +41,7 @@ from avatarforge.rest_messages import (
     DeliveryList,
     DeliveryMessage,
     ImageLinks,
+    KeyMessage,
     ModelList,
     PhotoPage,
     StyleList,
@@ -340,6 +341,10 @@ class AsyncClient:
         await self._request("DELETE", customer_path(customer_id))
 
     # --- the server ----------------------------------------------------------------------------------------
+
+    async def get_key(self) -> KeyMessage:
+        """Return what the client's key may do: for which customers, and whether it administers."""
+        return parse_response(KeyMessage, await self._request("GET", "/keys/self"))
 
     async def list_models(self) -> ModelList:
         """Return the models that avatars are made with, and the one that each replica serves at present."""

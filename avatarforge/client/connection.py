@@ -36,6 +36,9 @@ class JobRef(NamedTuple):
     job_id: str
 
 
+_SUFFIXES = {"image/png": ".png", "image/webp": ".webp", "image/jpeg": ".jpg"}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageFile:
     """The file of an image."""
@@ -43,6 +46,11 @@ class ImageFile:
     content: bytes
     media_type: str
     """Such as `image/png`."""
+
+    @property
+    def suffix(self) -> str:
+        """How names of such files end, such as `.png`."""
+        return _SUFFIXES.get(self.media_type, ".png")
 
     def __repr__(self) -> str:
         return f"<ImageFile {self.media_type}, {len(self.content)} bytes>"

@@ -40,6 +40,7 @@ from avatarforge.rest_messages import (
     DeliveryList,
     DeliveryMessage,
     ImageLinks,
+    KeyMessage,
     ModelList,
     PhotoPage,
     StyleList,
@@ -335,6 +336,10 @@ class Client:
         self._request("DELETE", customer_path(customer_id))
 
     # --- the server ----------------------------------------------------------------------------------------
+
+    def get_key(self) -> KeyMessage:
+        """Return what the client's key may do: for which customers, and whether it administers."""
+        return parse_response(KeyMessage, self._request("GET", "/keys/self"))
 
     def list_models(self) -> ModelList:
         """Return the models that avatars are made with, and the one that each replica serves at present."""

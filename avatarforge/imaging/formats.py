@@ -23,6 +23,19 @@ class PhotoFormat(StrEnum):
     BMP = "BMP"
 
 
+PHOTO_ENDINGS = {
+    PhotoFormat.JPEG: (".jpg", ".jpeg"),
+    PhotoFormat.PNG: (".png",),
+    PhotoFormat.WEBP: (".webp",),
+    PhotoFormat.GIF: (".gif",),
+    PhotoFormat.HEIF: (".heic", ".heif"),
+    PhotoFormat.AVIF: (".avif",),
+    PhotoFormat.TIFF: (".tif", ".tiff"),
+    PhotoFormat.BMP: (".bmp",),
+}
+"""By which photos are found in a folder; what a file is tells its content alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class UnsupportedFormat:
     """A format that people do have, and that is not taken."""

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, exists, false, func, select
+from sqlalchemy import CompoundSelect, Select, exists, false, func, select, union
 
 from avatarforge.domain.changes import LIFETIME, JobChange, KeptObjects, KnownKey, LogBounds, LoggedChange
 from avatarforge.domain.customers import CustomerSummary
@@ -192,6 +192,14 @@ class JobRepository(Repository):
         rows = self._rows(_JOBS.where(profile_photo_jobs.c.job_id == job_id))
         return next((job_from_row(row) for row in rows), None)
 
+    def list_job_ids(self, prefix: str, limit: int) -> list[str]:
+        """Return at most `limit` of the ids that begin so, also of erased jobs whose events are kept."""
+        ids = [
+            select(table.c.job_id).where(table.c.job_id.startswith(prefix, autoescape=True))
+            for table in (profile_photo_jobs, job_events)
+        ]
+        return [row["job_id"] for row in self._rows(union(*ids).order_by("job_id").limit(limit))]
+
     def list_jobs(self, customer_id: str, before: str | None, limit: int) -> list[ProfilePhotoJob]:
         """Return at most `limit` of the customer's jobs, newest first, from the last one before job `before`.
 
@@ -352,7 +360,7 @@ class JobRepository(Repository):
             for row in self._rows(_summarise(page))
         ]
 
-    def _rows(self, wanted: Select[Any]) -> Sequence[Row]:
+    def _rows(self, wanted: Select[Any] | CompoundSelect[Any]) -> Sequence[Row]:
         with begin_read(self._engine) as connection:
             return connection.execute(wanted).mappings().all()
 

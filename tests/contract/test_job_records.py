@@ -323,6 +323,15 @@ def test_a_job_of_another_customer_is_found_by_its_id_alone(records: JobReposito
     assert records.find_job_by_id(a_job("ana").job_id) is None
 
 
+def test_ids_are_found_by_their_beginning(records: JobRepository) -> None:
+    first, second = submitted(records, a_job("ana"), a_job("ben"))
+    ids = sorted([first.job_id, second.job_id])
+    assert records.list_job_ids(first.job_id[:-1], 9) == [first.job_id]
+    assert records.list_job_ids("", 9) == ids
+    assert records.list_job_ids("", 1) == ids[:1]
+    assert records.list_job_ids("%", 9) == []
+
+
 def test_a_customers_jobs_are_paged_newest_first(records: JobRepository) -> None:
     jobs = submitted(records, *(a_job("ana") for _ in range(5)))
     submitted(records, a_job("ben"))

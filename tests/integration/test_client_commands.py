@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import shlex
+import signal
 import sys
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -21,8 +23,9 @@ from avatarforge.persistence import DeliveryRepository, JobRepository, open_engi
 from avatarforge.settings import PREFIX, DatabaseSettings, variables
 from tests.events import subscriber_count
 from tests.integration.rest import a_jpeg, empty_database
-from tests.integration.service import SECONDS, Service
+from tests.integration.service import SECONDS, Service, running_service
 from tests.jobs import a_followed_job, finish, later, start, submission
+from tests.keys import kept_key
 from tests.receivers import Receiver
 from tests.waiting import wait_until
 
@@ -58,7 +61,9 @@ class Shell:
         assert process.returncode is not None
         return Done(process.returncode, out.decode(), err.decode())
 
-    async def start(self, *arguments: str, **variables: str) -> asyncio.subprocess.Process:
+    async def start(
+        self, *arguments: str, stdin: int = asyncio.subprocess.DEVNULL, **variables: str
+    ) -> asyncio.subprocess.Process:
         environ = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
         return await asyncio.create_subprocess_exec(
             sys.executable,
@@ -67,7 +72,7 @@ class Shell:
             *arguments,
             env=environ | {"AVATARFORGE_URL": self._url, "COLUMNS": "120"} | variables,
             cwd=self._folder,
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=stdin,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
@@ -79,7 +84,7 @@ def run(service: Service, tmp_path: Path) -> Shell:
 
 
 async def test_jobs_are_listed_newest_first_and_by_their_state(run: Shell, service: Service) -> None:
-    done = await service.submitted("me")
+    done = await service.submitted("me", prompt="a knight\nin armour", style="pixel-art")
     await service.ended(done, "me")
     running = await service.running("me")
     await service.submitted("ben")
@@ -92,10 +97,13 @@ async def test_jobs_are_listed_newest_first_and_by_their_state(run: Shell, servi
     assert [job["jobId"] for job in listed.json] == [running, done]
     assert [job["jobId"] for job in only_done.json] == [done]
     assert {job["customerId"] for job in everyone.json} == {"me", "ben"}
-    assert [line.split()[:2] for line in table.out.splitlines()[1:]] == [
-        [running, "PROCESSING"],
-        [done, "DONE"],
-    ]
+    lines = [line.split() for line in table.out.splitlines()[1:]]
+    assert [line[1] for line in lines] == ["PROCESSING", "DONE"]
+    for line, job_id in zip(lines, (running, done), strict=True):
+        assert len(line[0]) < len(job_id), "the beginning is enough"
+        assert (await run("jobs", "show", line[0], "--json")).json["jobId"] == job_id
+    assert "pixel-art" in table.out
+    assert "a knight in" in table.out
     assert [line for line in narrow.out.splitlines() if len(line) > 40] == []
     assert running in narrow.out
 
@@ -116,6 +124,57 @@ async def test_a_job_is_shown_cancelled_made_anew_and_erased(run: Shell, service
     assert (asked.code, "--yes" in asked.err) == (ExitCode.FAILURE, True), "nobody could be asked"
     assert erased.json == {"customerId": "me", "jobId": job_id, "erased": True}
     assert [job.job_id for job in service.records.list_jobs("me", None, 10)] == [again.json["jobId"]]
+
+
+async def test_a_job_is_found_by_the_beginning_of_its_id_whoevers_it_is(run: Shell, service: Service) -> None:
+    job_id = await service.submitted("ana")
+    await service.ended(job_id, "ana")
+    other = await service.submitted("ben")
+    common = next(job_id[:n] for n in range(36, 0, -1) if other.startswith(job_id[:n]))
+
+    assert (await run("jobs", "show", job_id, "--json")).json["customerId"] == "ana"
+    assert (await run("jobs", "show", job_id[:-1], "--json")).json["customerId"] == "ana"
+    several = await run("jobs", "show", common)
+    assert (several.code, "2 jobs have ids that begin with" in several.err) == (ExitCode.USAGE, True)
+    assert (await run("jobs", "show", common, "-c", "ben", "--json")).json["jobId"] == other
+    nowhere = await run("jobs", "cancel", "ffff")
+    assert (nowhere.code, "No job that can be seen here" in nowhere.err) == (ExitCode.API_ERROR, True)
+    assert (await run("jobs", "erase", common, "-c", "ana", "--yes", "--json")).json["jobId"] == job_id
+
+
+async def test_a_key_for_one_customer_finds_its_jobs_alone(tmp_path: Path) -> None:
+    async with running_service(tmp_path, access={"required": "always"}) as service:
+        run = Shell(service.url, tmp_path)
+        keys, ids = {}, {}
+        for customer in ("ana", "ben"):
+            keys[customer] = kept_key(service.settings, customer)[1]
+            service.client.headers["Authorization"] = f"Bearer {keys[customer]}"
+            ids[customer] = await service.submitted(customer)
+        shown = await run("jobs", "show", ids["ana"], "--json", "--api-key", keys["ana"])
+        assert shown.json["customerId"] == "ana"
+        hidden = await run("jobs", "show", ids["ben"], "--api-key", keys["ana"])
+        assert hidden.code == ExitCode.API_ERROR
+
+
+async def test_avatars_are_saved_once_they_are_done(run: Shell, service: Service, tmp_path: Path) -> None:
+    first = await service.submitted("me", style="neon")
+    await service.ended(first, "me")
+    service.script(service.generations.failing)
+    failed = await service.submitted("me")
+    await service.ended(failed, "me")
+    puppet = service.puppet()
+    running = await service.submitted("ana")
+    await asyncio.wait_for(puppet.runs.wait(), SECONDS)
+
+    late = await run("jobs", "save", running, "--timeout", "0", "--out", str(tmp_path))
+    puppet.finish()
+    saved = await run("jobs", "save", first, failed, running, "--out", str(tmp_path / "new"))
+
+    assert (late.code, "still PROCESSING" in late.err) == (ExitCode.STILL_RUNNING, True)
+    names = [f"me-neon-{first}.png", f"ana-{running}.png"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(names)
+    assert [Path(line.split()[1]).name for line in saved.out.splitlines()] == names
+    assert (saved.code, failed in saved.err) == (ExitCode.NO_AVATAR, True)
 
 
 async def test_a_job_is_watched_to_its_end(run: Shell, service: Service) -> None:
@@ -189,6 +248,7 @@ async def test_a_jobs_story_is_told_from_the_database(run: Shell, service: Servi
     await service.erase(job_id, "me")
     erased = (await run("jobs", "trace", job_id, *where, "--json")).json
     unknown = await run("jobs", "trace", "unknown", *where)
+    beginning = (await run("jobs", "trace", job_id[:-2], *where, "--json")).json
 
     kinds = ["submitted", "started", "requeued", "started", "done"]
     assert [step["event"] for step in story["story"]] == [*kinds, "webhook called"]
@@ -200,6 +260,7 @@ async def test_a_jobs_story_is_told_from_the_database(run: Shell, service: Servi
     assert [step["event"] for step in erased["story"]] == [*kinds, "erased"]
     assert (story["status"], story["isComplete"]) == ("DONE", True)
     assert (erased["status"], erased["isComplete"]) == (None, True)
+    assert beginning == erased
     assert (unknown.code, "'unknown'" in unknown.err) == (ExitCode.FAILURE, True)
 
 
@@ -265,10 +326,49 @@ async def test_photos_that_fail_are_told_one_by_one(run: Shell, service: Service
 
 async def test_a_job_that_takes_too_long_goes_on_and_says_so(run: Shell, service: Service) -> None:
     puppet = service.puppet()
-    done = await run.process("forge", "--timeout", "1")
+    done = await run.process("forge", "--timeout", "1", "--out", "my avatars")
     assert done.code == ExitCode.STILL_RUNNING
     assert "still PROCESSING after 1 s" in done.err
     puppet.finish()
+    [job] = service.records.list_jobs("me", None, 10)
+    assert await follow_the_hint(run, done.err) == f"me-{job.job_id}.png"
+
+
+async def test_an_interrupted_forge_says_how_to_get_the_avatar(run: Shell, service: Service) -> None:
+    puppet = service.puppet()
+    process = await run.start("forge", "--out", "my avatars")
+    await wait_until(lambda: subscriber_count(service.live), 20, "it follows its job")
+    process.send_signal(signal.SIGINT)
+    _, err = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == ExitCode.INTERRUPTED
+    puppet.finish()
+    [job] = service.records.list_jobs("me", None, 10)
+    assert await follow_the_hint(run, err.decode()) == f"me-{job.job_id}.png"
+
+
+async def follow_the_hint(run: Shell, said: str) -> str:
+    """Type the command that was told, and return the name of the file that it makes."""
+    [command] = [line.strip() for line in said.splitlines() if "jobs save" in line]
+    saved = await run.process(*shlex.split(command)[1:])
+    assert saved.code == 0, saved.err
+    path = Path(saved.out.split(maxsplit=1)[1].strip())
+    assert path.parent.name == "my avatars"
+    assert await asyncio.to_thread(path.is_file)
+    return path.name
+
+
+async def test_a_photo_comes_from_standard_input_and_the_avatar_in_the_asked_format(
+    run: Shell, service: Service
+) -> None:
+    service.generations.avatar = lambda task: a_jpeg(64, 64)
+    process = await run.start("forge", "-", "--format", "jpeg", "--json", stdin=asyncio.subprocess.PIPE)
+    out, err = await asyncio.wait_for(process.communicate(SAMPLE.read_bytes()), 30)
+    assert process.returncode == 0, err
+    [made] = json.loads(out)
+    assert Path(made["avatar"]).name.startswith("stdin-avatar.")
+    assert service.recorded(made["job"]["jobId"], "me").parameters.format == "jpeg"
+    wrong = await run("forge", "--format", "gif")
+    assert (wrong.code, "'gif'" in wrong.err) == (ExitCode.USAGE, True)
 
 
 async def test_forge_hands_its_options_on(run: Shell, service: Service) -> None:

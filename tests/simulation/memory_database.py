@@ -269,6 +269,10 @@ class MemoryDatabase:
     def find_job_by_id(self, job_id: str) -> ProfilePhotoJob | None:
         return self.jobs.get(job_id)
 
+    def list_job_ids(self, prefix: str, limit: int) -> list[str]:
+        ids = {*self.jobs, *(entry.event.job_id for entry in self.log)}
+        return sorted(job_id for job_id in ids if job_id.startswith(prefix))[:limit]
+
     def list_jobs(self, customer_id: str, before: str | None, limit: int) -> list[ProfilePhotoJob]:
         mine = (job for job in self.jobs.values() if job.customer_id == customer_id)
         older = [job for job in mine if before is None or job.job_id < before]

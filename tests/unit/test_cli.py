@@ -18,6 +18,7 @@ from avatarforge.cli.comparison import write_comparison
 from avatarforge.cli.photos import list_photos
 from avatarforge.cli.terminal import ExitCode
 from avatarforge.domain.jobs import ProfilePhotoJob
+from avatarforge.imaging.formats import PHOTO_ENDINGS, PhotoFormat
 from avatarforge.persistence import JobRepository, open_engine
 from avatarforge.persistence.upgrade import latest
 from avatarforge.settings import load_settings, variables
@@ -251,3 +252,10 @@ def test_a_folder_stands_for_its_photos(tmp_path: Path) -> None:
     result = run("forge", str(tmp_path / "c.png"))
     assert result.exit_code == ExitCode.FAILURE
     assert "c.png' has no photo: no file that ends with one of .jpg, .jpeg" in result.stderr
+
+
+def test_every_format_that_is_taken_is_found_in_folders() -> None:
+    assert set(PHOTO_ENDINGS) == set(PhotoFormat)
+    known = Image.registered_extensions()
+    for taken, endings in PHOTO_ENDINGS.items():
+        assert {known[ending] for ending in endings if ending in known} <= {taken.value}, taken

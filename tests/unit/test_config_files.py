@@ -1,6 +1,8 @@
-"""`serve_config.yaml` and `cluster.yaml`: Ray takes them, and they say what our code understands."""
+"""`serve_config.yaml`, `cluster.yaml` and the Makefile: Ray, our code and make take what they say."""
 
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,3 +126,14 @@ def test_the_head_runs_no_generation_and_the_workers_have_gpus() -> None:
     types = yaml.safe_load((TREE / "cluster.yaml").read_text(encoding="utf-8"))["available_node_types"]
     assert types["head"]["resources"]["GPU"] == 0
     assert types["gpu"]["resources"]["GPU"] >= 1
+
+
+@pytest.mark.parametrize(("target", "is_for_developers"), [("demo", False), ("up", False), ("format", True)])
+def test_make_installs_the_developers_tools_only_where_they_are_needed(
+    target: str, is_for_developers: bool, tmp_path: Path
+) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(TREE / name, tmp_path)
+    said = subprocess.run(["make", "-n", target], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "-e ." in said.stdout
+    assert ("[dev]" in said.stdout) is is_for_developers
