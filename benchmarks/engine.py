@@ -1,8 +1,8 @@
 """The engine beside a loop over the pipeline that it is made of: pictures a second, and how soon it reacts.
 
 `python -m benchmarks.engine --device cpu` measures avatar-mini, `--device cuda` the architectures of Stable
-Diffusion 1.5 and XL with random weights. Needs torch, diffusers and transformers, and nothing else of what
-AvatarForge needs.
+Diffusion 1.5 and XL with random weights, and `python -m benchmarks engine` avatar-mini and a tiny UNet. Needs
+torch, diffusers and transformers, and nothing else of what AvatarForge needs.
 """
 
 import argparse
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from avatarforge.diffusion.engines.batching import BatchingEngine
     from avatarforge.diffusion.engines.engine import EngineRequest
     from benchmarks.options import Options
-    from benchmarks.report import Report
+    from benchmarks.report import Figure, Report, Table
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "models" / "avatar-mini" / "checkpoint"
@@ -43,6 +43,14 @@ LOOPS: Mapping[str, tuple[int, Mapping[str, str]]] = {
 }
 """Ways to run the loop on a CPU: threads, and how OpenMP's wait for each other. The fastest one counts."""
 
+
+EQUAL = 8
+"""Pictures of the batch that the pipeline makes in one call."""
+EQUAL_REQUESTS: Mapping[str, Mapping[str, float]] = {
+    "carried": {"steps": 1, "guidance": 1.0},
+    "tiny": {"steps": 20, "strength": 0.8, "guidance": 4.0},
+}
+"""What they ask for, by architecture: of the carried checkpoint its defaults."""
 
 REACTIONS = (
     ("step_ms", "step of all that run", "ms", ""),
@@ -61,6 +69,10 @@ class Turns:
     loops: Mapping[str, Sequence[float]]
     """Seconds by way."""
     engine: Sequence[Mapping[str, float]]
+    whole: Mapping[str, Sequence[float]]
+    """Seconds of one call with `EQUAL` equal requests, by way."""
+    engine_equal: Sequence[float]
+    """Seconds of the engine for the same ones."""
     reactions: Mapping[str, float]
 
     @property
@@ -72,6 +84,12 @@ class Turns:
         """Of neighbours in time, so that what else the machine does is the same for both."""
         loop = self.loops[self.fastest]
         return [before / after["seconds"] for before, after in zip(loop, self.engine, strict=True)]
+
+    @property
+    def equal_ratios(self) -> list[float]:
+        """The same beside the whole batch, in its fastest way."""
+        whole = min(self.whole.values(), key=median)
+        return [before / after for before, after in zip(whole, self.engine_equal, strict=True)]
 
 
 # --- requests -------------------------------------------------------------------------------------------
@@ -211,40 +229,51 @@ def _percentile(values: Sequence[float], share: float) -> float:
 # --- a CPU: each side in a process of its own -------------------------------------------------------------
 
 
-def measure_cpu(pictures: int, rounds: int) -> Turns:
+def measure_cpu(pictures: int, rounds: int, architecture: str = "carried") -> Turns:
     """The sides take turns; a side that waits for its turn does nothing."""
-    with _side("engine", 0, {}) as engine:
+    with _side("engine", architecture, 0, {}) as engine:
         loops: dict[str, list[float]] = {}
-        turns = []
-        with _all_sides() as ways:
-            trial = {name: way(4)["seconds"] for name, way in ways.items()}
-            engine(8)
+        whole: dict[str, list[float]] = {}
+        turns, equal = [], []
+        with _all_sides(architecture) as ways:
+            trial = {name: way("mixed", 4)["seconds"] for name, way in ways.items()}
+            engine("mixed", 8)
             for _ in range(rounds):
                 for name, way in ways.items():
                     # Those that lose by far need no more turns than one.
                     if trial[name] <= 1.3 * min(trial.values()):
-                        loops.setdefault(name, []).append(way(pictures)["seconds"])
-                turns.append(engine(pictures))
-        return Turns(pictures=pictures, loops=loops, engine=turns, reactions=engine(0))
+                        loops.setdefault(name, []).append(way("mixed", pictures)["seconds"])
+                        whole.setdefault(name, []).append(way("equal", EQUAL)["seconds"])
+                turns.append(engine("mixed", pictures))
+                equal.append(engine("equal", EQUAL)["seconds"])
+        return Turns(
+            pictures=pictures,
+            loops=loops,
+            engine=turns,
+            whole=whole,
+            engine_equal=equal,
+            reactions=engine("reactions", 100),
+        )
 
 
-Side = Callable[[int], dict[str, float]]
-"""Makes so many pictures and tells its figures."""
+Side = Callable[[str, int], dict[str, float]]
+"""Makes so many pictures, `mixed` or `equal`, and tells its figures."""
 
 
 @contextmanager
-def _all_sides() -> Iterator[dict[str, Side]]:
+def _all_sides(architecture: str) -> Iterator[dict[str, Side]]:
     from contextlib import ExitStack
 
     with ExitStack() as stack:
-        yield {name: stack.enter_context(_side("loop", *way)) for name, way in LOOPS.items()}
+        yield {name: stack.enter_context(_side("loop", architecture, *way)) for name, way in LOOPS.items()}
 
 
 @contextmanager
-def _side(kind: str, threads: int, variables: Mapping[str, str]) -> Iterator[Side]:
+def _side(kind: str, architecture: str, threads: int, variables: Mapping[str, str]) -> Iterator[Side]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    arguments = ["--side", kind, "--side-architecture", architecture, "--threads", str(threads)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.engine", "--side", kind, "--threads", str(threads)],
+        [sys.executable, "-m", "benchmarks.engine", *arguments],
         cwd=ROOT,
         env=environment | dict(variables),
         stdin=subprocess.PIPE,
@@ -256,8 +285,8 @@ def _side(kind: str, threads: int, variables: Mapping[str, str]) -> Iterator[Sid
     assert stdin is not None, "a pipe"
     assert stdout is not None, "a pipe"
 
-    def turn(pictures: int) -> dict[str, float]:
-        stdin.write(f"{pictures}\n")
+    def turn(load: str, pictures: int) -> dict[str, float]:
+        stdin.write(f"{load} {pictures}\n")
         stdin.flush()
         line = stdout.readline()
         if not line:
@@ -273,32 +302,36 @@ def _side(kind: str, threads: int, variables: Mapping[str, str]) -> Iterator[Sid
         stdout.close()
 
 
-def serve_side(kind: str, threads: int) -> None:
+def serve_side(kind: str, architecture: str, threads: int) -> None:
     """In the side's process: a turn for each line of standard input."""
     import torch
 
-    pipeline = _avatar_mini(threads)
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    pipeline = _avatar_mini() if architecture == "carried" else random_pipeline(architecture, "cpu")
     if kind == "loop":
         for line in sys.stdin:
-            requests = _carried_requests(int(line))
+            load, number = line.split()
+            requests = _requests(architecture, load, int(number))
             begun, worked = time.perf_counter(), time.process_time()
-            by_loop(pipeline, requests)
+            by_loop(pipeline, requests, whole=load == "equal")
             figures = {"seconds": time.perf_counter() - begun, "cpu": time.process_time() - worked}
             print(json.dumps(figures), flush=True)
         return
     from avatarforge.diffusion.engines.batching import BatchingEngine
 
-    with BatchingEngine(pipeline, "avatar-mini", threads=torch.get_num_threads()) as engine:
-        asyncio.run(_serve_engine(engine))
+    with BatchingEngine(pipeline, architecture, threads=torch.get_num_threads()) as engine:
+        asyncio.run(_serve_engine(engine, architecture))
 
 
-async def _serve_engine(engine: "BatchingEngine") -> None:
-    await engine.warm_up(_carried_side(), 2.0)
+async def _serve_engine(engine: "BatchingEngine", architecture: str) -> None:
+    side = _side_pixels(architecture)
+    await engine.warm_up(side, 2.0)
     for line in sys.stdin:
-        if (number := int(line)) == 0:
-            print(json.dumps(await reactions(engine, _carried_side(), 100)), flush=True)
+        load, number = line.split()
+        if load == "reactions":
+            print(json.dumps(await reactions(engine, side, int(number))), flush=True)
             continue
-        requests, before = _carried_requests(number), engine.report().busy_seconds
+        requests, before = _requests(architecture, load, int(number)), engine.report().busy_seconds
         begun, worked = time.perf_counter(), time.process_time()
         await by_engine(engine, requests)
         seconds, report = time.perf_counter() - begun, engine.report()
@@ -311,8 +344,19 @@ async def _serve_engine(engine: "BatchingEngine") -> None:
         print(json.dumps(figures), flush=True)
 
 
-def _carried_requests(number: int) -> "list[EngineRequest]":
-    return mixed_requests(number, _carried_side(), mixed_steps=EDITING_STEPS)
+def _requests(architecture: str, load: str, number: int) -> "list[EngineRequest]":
+    from dataclasses import replace
+
+    steps = EDITING_STEPS if architecture == "carried" else STEPS
+    requests = mixed_requests(number, _side_pixels(architecture), mixed_steps=steps)
+    if load == "mixed":
+        return requests
+    alike: Any = EQUAL_REQUESTS[architecture]
+    return [replace(requests[0], seed=seed, **alike) for seed in range(number)]
+
+
+def _side_pixels(architecture: str) -> int:
+    return _carried_side() if architecture == "carried" else SIZES[architecture]
 
 
 def _carried_side() -> int:
@@ -321,11 +365,10 @@ def _carried_side() -> int:
     return 8 * int(config["sample_size"])
 
 
-def _avatar_mini(threads: int) -> Any:
+def _avatar_mini() -> Any:
     import torch
     from diffusers import StableDiffusionInstructPix2PixPipeline
 
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(
         CHECKPOINT, dtype=torch.float32, safety_checker=None, requires_safety_checker=False
     )
@@ -560,57 +603,88 @@ def _seconds(work: Callable[[], object]) -> float:
 # --- from the command line ----------------------------------------------------------------------------------
 
 
+CPU_ARCHITECTURES = {"carried": "avatar-mini", "tiny": "a UNet of 0.5 GFLOP"}
+"""What `run` measures, and their titles."""
+
+
 def run(options: "Options") -> "Report":
     """As `python -m benchmarks engine`: on the CPU, with the report of all benchmarks."""
-    from benchmarks.report import Figure, Report, Table, spread
+    from benchmarks.report import Report
 
-    turns = measure_cpu(options.size(32, 8), options.repeat(5))
-    seconds = [turn["seconds"] for turn in turns.engine]
-    react = turns.reactions
+    measured = {
+        architecture: measure_cpu(options.size(32, 8), options.repeat(5), architecture)
+        for architecture in CPU_ARCHITECTURES
+    }
+    pictures = measured["carried"].pictures
     return Report(
-        title=f"Engine: {turns.pictures} mixed pictures by step in batches, and in a loop over the pipeline",
+        title=f"Engine: {pictures} mixed pictures by step in batches and in a loop over the pipeline; "
+        f"{EQUAL} equal ones, and one call of the pipeline",
         figures=[
-            *spread("engine / loop, images a second", turns.ratios, "", "≥ 2.3, aim at 3"),
-            Figure(name="engine, median", value=turns.pictures / median(seconds), unit="images/s"),
-            Figure(
-                name=f"loop ({turns.fastest}), median",
-                value=turns.pictures / median(turns.loops[turns.fastest]),
-                unit="images/s",
-            ),
-            Figure(name="device busy", value=100 * median(turn["busy"] for turn in turns.engine), unit="%"),
-            *(
-                Figure(name=name, value=react[key], unit=unit, wanted=wanted)
-                for key, name, unit, wanted in REACTIONS
-                if key in react
-            ),
+            figure
+            for architecture, turns in measured.items()
+            for figure in _list_figures(CPU_ARCHITECTURES[architecture], turns, architecture == "carried")
         ],
-        conditions=conditions(turns),
+        conditions=conditions(measured),
         tables=[
-            Table(
-                title="Seconds by turn",
-                columns=("turn", *turns.loops, "engine", "ratio"),
-                rows=[
-                    (number + 1, *(way[number] for way in turns.loops.values()), seconds[number], ratio)
-                    for number, ratio in enumerate(turns.ratios)
-                ],
-            )
+            _build_table(CPU_ARCHITECTURES[architecture], turns) for architecture, turns in measured.items()
         ],
     )
 
 
-def conditions(turns: Turns) -> dict[str, str]:
+def _list_figures(title: str, turns: Turns, is_carried: bool) -> "list[Figure]":
+    from benchmarks.report import Figure, spread
+
+    seconds, react = [turn["seconds"] for turn in turns.engine], turns.reactions
+    loop = median(turns.loops[turns.fastest])
+    # The carried checkpoint's passes fill two cores by themselves.
+    mixed, equal = ("≥ 1.15", "≥ 0.95") if is_carried else ("≥ 3", "≥ 1.0")
+    return [
+        *spread(f"{title}: engine / loop, mixed", turns.ratios, "x", mixed),
+        *spread(f"{title}: engine / whole batch, equal", turns.equal_ratios, "x", equal),
+        Figure(name=f"{title}: engine, median", value=turns.pictures / median(seconds), unit="images/s"),
+        Figure(name=f"{title}: loop ({turns.fastest}), median", value=turns.pictures / loop, unit="images/s"),
+        Figure(
+            name=f"{title}: device busy", value=100 * median(turn["busy"] for turn in turns.engine), unit="%"
+        ),
+        *(
+            Figure(name=f"{title}: {name}", value=react[key], unit=unit, wanted=wanted)
+            for key, name, unit, wanted in REACTIONS
+            if key in react
+        ),
+    ]
+
+
+def _build_table(title: str, turns: Turns) -> "Table":
+    from benchmarks.report import Table
+
+    columns = {
+        **{f"loop, {way}": seconds for way, seconds in turns.loops.items()},
+        "engine": [turn["seconds"] for turn in turns.engine],
+        **{f"{EQUAL} equal, {way}": seconds for way, seconds in turns.whole.items()},
+        f"{EQUAL} equal, engine": turns.engine_equal,
+    }
+    return Table(
+        title=f"Seconds by turn: {title}",
+        columns=("turn", *columns),
+        rows=[(number, *row) for number, row in enumerate(zip(*columns.values(), strict=True), 1)],
+    )
+
+
+def conditions(measured: Mapping[str, Turns]) -> dict[str, str]:
     """How it was measured."""
+    limits = {name: turns.engine[-1]["limit"] for name, turns in measured.items()}
     return {
-        "requests": f"avatar-mini, {_carried_side()} px, float32; steps {EDITING_STEPS}, image guidances "
-        f"{IMAGE_GUIDANCES}, guidance {GUIDANCES}, {len(STYLES)} prompts, each its own seed; all sent at "
-        "once, at most 8 active",
-        "loop": "another process that calls the pipeline for one request after the other, PNG not written; "
-        f"the fastest of: {', '.join(LOOPS)}",
+        "mixed": f"{len(STYLES)} prompts, guidance {GUIDANCES}, each its own seed; avatar-mini, "
+        f"{_carried_side()} px, steps {EDITING_STEPS}, image guidances {IMAGE_GUIDANCES}; the tiny one, "
+        f"{SIZES['tiny']} px, random weights, steps {STEPS}, strengths {STRENGTHS}; float32, all at once",
+        "equal": f"{EQUAL} that differ in their seed: {dict(EQUAL_REQUESTS)}",
+        "loop": "another process that calls the pipeline for one request after the other, or once for all "
+        f"equal ones, PNG not written; the fastest of: {', '.join(LOOPS)}",
         "turns": "both sides by turns, idle in between; a ratio is of two neighbours in time",
         "joining": "4 long pictures run, fewer where the limit is lower; from a request to the end of its "
         "first step, which must wait for the running step, the photo's encoding and one step: 100 times",
         "cancel": "of the same requests, from closing to a free slot",
-        "limit found at warm-up": f"{turns.engine[-1]['limit']:.0f} images",
+        "limit found at warm-up": ", ".join(f"{name}: {limit:.0f} images" for name, limit in limits.items()),
     }
 
 
@@ -635,10 +709,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30, help="of --architecture")
     parser.add_argument("--minutes", type=float, default=8, help="of --architecture, for all: then it ends")
     parser.add_argument("--side", choices=("engine", "loop"), help=argparse.SUPPRESS)
+    parser.add_argument("--side-architecture", default="carried", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
-        serve_side(arguments.side, arguments.threads)
+        serve_side(arguments.side, arguments.side_architecture, arguments.threads)
     elif arguments.device == "cpu" and not arguments.architecture:
         _print_cpu(measure_cpu(arguments.pictures, arguments.rounds))
     else:
@@ -655,7 +730,9 @@ def _print_cpu(turns: Turns) -> None:
     print(
         "in times of a step: " + ", ".join(f"{name} {value:.2f}" for name, value in turns.reactions.items())
     )
-    for name, value in conditions(turns).items():
+    equal = turns.equal_ratios
+    print(f"{EQUAL} equal, beside the whole batch: {' '.join(f'{ratio:.2f}' for ratio in equal)}")
+    for name, value in conditions({"carried": turns}).items():
         print(f"{name}: {value}")
     print(
         f"machine: {os.cpu_count()} cores, {platform.processor() or platform.machine()}, "
