@@ -6,9 +6,11 @@ import psutil
 class CpuMeter:
     """CPU time of a service's processes, of its database and of this one, from now on."""
 
-    def __init__(self, service_pid: int, database_pid: int | None = None) -> None:
-        service = psutil.Process(service_pid)
-        processes = [service, *service.children(recursive=True), psutil.Process()]
+    def __init__(self, service_pid: int | None = None, database_pid: int | None = None) -> None:
+        processes = [psutil.Process()]
+        if service_pid is not None:
+            service = psutil.Process(service_pid)
+            processes += [service, *service.children(recursive=True)]
         if database_pid is not None:
             processes.append(psutil.Process(database_pid))
         self._before = {process: _seconds(process) for process in processes}

@@ -23,6 +23,7 @@ from avatarforge.diffusion.models.catalogue import Catalogue
 from avatarforge.imaging.crop import square
 from avatarforge.imaging.decode import load_upright
 from avatarforge.settings import load_settings
+from benchmarks.cpu import CpuMeter
 from benchmarks.engine import EDITING_STEPS, GUIDANCES, IMAGE_GUIDANCES, STYLES
 from benchmarks.litserve_server import BATCH, BATCH_TIMEOUT_SECONDS, Wishes, call_pipeline, load_pipeline
 from benchmarks.options import Options
@@ -53,28 +54,34 @@ def run(options: Options) -> Report:
     settings = load_settings(environ={}).diffusion
     loads = make_loads(number, options.size(6, 2))
     turns: dict[tuple[str, str], list[Turn]] = {}
+    cpu: dict[tuple[str, str], list[tuple[str, float]]] = {}
     with (
         service(options.folder / "service") as running,
-        litserve(settings.model, settings.threads, options.folder) as litserve_url,
+        litserve(settings.model, settings.threads, options.folder) as (litserve_url, litserve_pid),
         httpx.Client(base_url=running.url, timeout=900, limits=UNLIMITED) as ours,
         httpx.Client(base_url=litserve_url, timeout=900, limits=UNLIMITED) as theirs,
     ):
         manifest = Catalogue().read(settings.model)
         photo, _ = square(load_upright(SAMPLE_PORTRAIT.read_bytes()), manifest.size)
-        in_pipeline = InPipeline(settings.model, settings.threads, photo)
+        in_service = InService(ours)
         sides: dict[str, Side] = {
-            "AvatarForge": partial(send, partial(ask_service, ours)),
-            "LitServe": partial(send, partial(ask_litserve, theirs, encode(photo))),
-            "pipeline": in_pipeline.run,
+            "AvatarForge": partial(send, in_service.ask),
+            "LitServe": partial(send, partial(ask_litserve, theirs)),
+            "pipeline": InPipeline(settings.model, settings.threads, photo).run,
         }
         for side in sides.values():
             side(loads["single"])
             side(loads["equal"])
+        alone: list[Mapping[str, float]] = []
         for _ in range(rounds):
             for name, load in loads.items():
                 for title, side in sides.items():
+                    in_service.phases.clear()
+                    meter = CpuMeter({"AvatarForge": running.pid, "LitServe": litserve_pid}.get(title))
                     turns.setdefault((title, name), []).append(side(load))
-    return report(turns, number, rounds)
+                    cpu[title, name] = meter.milliseconds_each(sum(map(len, load)), least=2)
+                    alone += in_service.phases if name == "single" else ()
+    return report(turns, cpu, alone, number, rounds)
 
 
 def make_loads(number: int, singles: int) -> dict[str, list[list[Wishes]]]:
@@ -122,26 +129,50 @@ def send(ask: Callable[[Wishes], bytes], bursts: Sequence[Sequence[Wishes]]) -> 
     return Turn(time.perf_counter() - begun, latencies)
 
 
-def ask_service(client: httpx.Client, wishes: Wishes) -> bytes:
-    """Upload the photo, wait for its job's end, and fetch the avatar."""
-    fields = {
-        "prompt": wishes.prompt,
-        "seed": wishes.seed,
-        "steps": wishes.steps,
-        "guidance": wishes.guidance,
-        # Unguided ones have no use for it, and the service says so.
-        **({"imageGuidance": wishes.image_guidance} if wishes.guidance > 1 else {}),
-    }
-    photo = ("portrait.png", SAMPLE_PORTRAIT.read_bytes(), "image/png")
-    accepted = client.post(f"/customers/{CUSTOMER}", files={"photo": photo}, data=fields)
-    location = accepted.raise_for_status().headers["location"]
-    while True:
-        status = client.get(location, params={"waitSeconds": 60}).raise_for_status().json()
-        if status["isTerminal"]:
-            return client.get(f"{location.removesuffix('/status')}/generated").raise_for_status().content
+class InService:
+    """AvatarForge's REST interface: uploads the photo, waits for its job's end, and fetches the avatar."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
+        self.phases: list[Mapping[str, float]] = []
+        """Seconds of each request: as the client sees them, and `timings` of the job's status."""
+
+    def ask(self, wishes: Wishes) -> bytes:
+        fields = {
+            "prompt": wishes.prompt,
+            "seed": wishes.seed,
+            "steps": wishes.steps,
+            "guidance": wishes.guidance,
+            # Unguided ones have no use for it, and the service says so.
+            **({"imageGuidance": wishes.image_guidance} if wishes.guidance > 1 else {}),
+        }
+        photo = ("portrait.png", SAMPLE_PORTRAIT.read_bytes(), "image/png")
+        begun = time.perf_counter()
+        accepted = self._client.post(f"/customers/{CUSTOMER}", files={"photo": photo}, data=fields)
+        location = accepted.raise_for_status().headers["location"]
+        accepted_at = time.perf_counter()
+        while not (status := self._get(location, {"waitSeconds": 60}).json())["isTerminal"]:
+            pass
+        done_at = time.perf_counter()
+        avatar = self._get(f"{location.removesuffix('/status')}/generated").content
+        fetched_at = time.perf_counter()
+        stages = status["timings"]
+        self.phases.append(
+            {
+                "upload to 202": accepted_at - begun,
+                **{f"job: {stage}": seconds for stage, seconds in stages.items()},
+                "job: in between": done_at - accepted_at - sum(stages.values()),
+                "fetch the avatar": fetched_at - done_at,
+            }
+        )
+        return avatar
+
+    def _get(self, path: str, query: Mapping[str, int] | None = None) -> httpx.Response:
+        return self._client.get(path, params=query).raise_for_status()
 
 
-def ask_litserve(client: httpx.Client, photo: str, wishes: Wishes) -> bytes:
+def ask_litserve(client: httpx.Client, wishes: Wishes) -> bytes:
+    photo = base64.b64encode(SAMPLE_PORTRAIT.read_bytes()).decode()
     return client.post("/predict", json={"photo": photo, **asdict(wishes)}).raise_for_status().content
 
 
@@ -174,8 +205,8 @@ def split_by_likeness(burst: Sequence[Wishes]) -> Iterator[list[Wishes]]:
 
 
 @contextmanager
-def litserve(model: str, threads: int, folder: Path) -> Iterator[str]:
-    """LitServe in processes of its own; yields its address."""
+def litserve(model: str, threads: int, folder: Path) -> Iterator[tuple[str, int]]:
+    """LitServe in processes of its own; yields its address, and the id of the first process."""
     port, log = free_port(), folder / "litserve.log"
     command = [sys.executable, "-m", "benchmarks.litserve_server", model, str(threads), str(port)]
     with (
@@ -185,7 +216,7 @@ def litserve(model: str, threads: int, folder: Path) -> Iterator[str]:
         try:
             url = f"http://127.0.0.1:{port}"
             await_health(url, process, log)
-            yield url
+            yield url, process.pid
         finally:
             stop(process)
 
@@ -202,16 +233,16 @@ def await_health(url: str, process: "subprocess.Popen[bytes]", log: Path) -> Non
         time.sleep(0.2)
 
 
-def encode(photo: Image.Image) -> str:
-    png = io.BytesIO()
-    photo.save(png, "PNG")
-    return base64.b64encode(png.getvalue()).decode()
-
-
 # --- report ---------------------------------------------------------------------------------------------
 
 
-def report(turns: Mapping[tuple[str, str], Sequence[Turn]], number: int, rounds: int) -> Report:
+def report(
+    turns: Mapping[tuple[str, str], Sequence[Turn]],
+    cpu: Mapping[tuple[str, str], Sequence[tuple[str, float]]],
+    alone: Sequence[Mapping[str, float]],
+    number: int,
+    rounds: int,
+) -> Report:
     def seconds(side: str, load: str) -> float:
         return median(turn.seconds for turn in turns[side, load])
 
@@ -263,8 +294,9 @@ def report(turns: Mapping[tuple[str, str], Sequence[Turn]], number: int, rounds:
             "AvatarForge": "each client uploads the sample portrait, waits by long poll and fetches the "
             "avatar: photo examined and stored, face found, moves committed to SQLite",
             "LitServe": f"{version('litserve')}, max_batch_size {BATCH}, "
-            f"batch_timeout {BATCH_TIMEOUT_SECONDS} s, one worker; gets the square, answers with the PNG; a "
-            "batch is split by what one call of the pipeline cannot mix",
+            f"batch_timeout {BATCH_TIMEOUT_SECONDS} s, one worker; gets the portrait, cuts the square "
+            "around the face with the same code, answers with the PNG and keeps nothing; a batch is split by "
+            "what one call of the pipeline cannot mix",
             "pipeline": f"diffusers' own, called with up to {BATCH} requests that it can make together, "
             "sorted beforehand; the square is cut, nothing is encoded",
             "burst": f"{number} clients at once; equal ones differ in their seed, mixed ones in prompt, "
@@ -279,6 +311,16 @@ def report(turns: Mapping[tuple[str, str], Sequence[Turn]], number: int, rounds:
                     (load, side, *(turn.seconds for turn in taken), latency(side, load))
                     for (side, load), taken in turns.items()
                 ],
-            )
+            ),
+            Table(
+                title="Milliseconds of one request through AvatarForge, one at a time: medians",
+                columns=("phase", "ms"),
+                rows=[(name, 1000 * median(one[name] for one in alone)) for name in alone[0]],
+            ),
+            Table(
+                title="Milliseconds of CPU for one request, in the last turn",
+                columns=("load", "side", "process", "ms"),
+                rows=[(load, side, *row) for (side, load), rows in cpu.items() for row in rows],
+            ),
         ],
     )
