@@ -1,5 +1,6 @@
 """What is read of a checkpoint, and what is not: pickled weights, code, the safety checker."""
 
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +36,19 @@ def manifest_of(folder: Path, **changes: Any) -> Manifest:
 def load(manifest: Manifest, **allowed: bool) -> Any:
     pipelines.import_libraries(threads=1)
     return pipelines.load(manifest, "cpu", torch.float32, **allowed)
+
+
+@pytest.mark.parametrize(
+    ("environment", "spins"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "9"}, "9"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_threads_that_wait_spin_for_a_moment_unless_the_environment_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], spins: str | None
+) -> None:
+    monkeypatch.setattr(os, "environ", environ := dict(environment))
+    pipelines.import_libraries(threads=1)
+    assert environ.get("GOMP_SPINCOUNT") == spins
+    assert environ["OMP_WAIT_POLICY"] == environment.get("OMP_WAIT_POLICY", "PASSIVE")
 
 
 # --- pickled weights ---------------------------------------------------------------------------------------

@@ -52,6 +52,8 @@ _SCHEDULERS: Mapping[SamplerName, tuple[str, Mapping[str, Any]]] = {
 }
 
 
+_SPIN_COUNT: Final = "2000"
+"""Times that a waiting thread of OpenMP looks again before it sleeps: 20 microseconds by its own estimate."""
 _MAX_REASON_LENGTH: Final = 200
 _REMOTE_CODE_REASON = (
     "it brings code of its own, which is not run without the setting diffusion.allow_remote_code "
@@ -62,11 +64,14 @@ _REMOTE_CODE_REASON = (
 def import_libraries(threads: int) -> None:
     """Import torch and diffusers, seconds that every model needs. `threads` CPU threads, 0 for one a core.
 
-    OpenMP's threads spin while they wait for each other. Beside another busy process that made an image
-    ten times slower on two cores; with passive waiting it did not. OpenMP reads the variable once, when
-    torch is first imported.
+    OpenMP's threads spin for milliseconds while they wait for each other. Beside another busy process that
+    made an image ten times slower on two cores, and sleeping at once made it a fifth slower on idle ones. So
+    they spin for a moment, which took some 15 % more CPU where ten others waited for the cores. OpenMP reads
+    the variables once, when torch is first imported.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
     # Ray sets it to the actor's logical CPUs, and `set_num_threads` does not undo that for every part of
     # torch: with 1 in here, an image took twice as long on two cores.
     os.environ["OMP_NUM_THREADS"] = str(count_threads(threads))
