@@ -136,6 +136,7 @@ $(TEST_READY): $(DEVELOPING)
 	command -v promtool >/dev/null 2>&1 || missing="$$missing prometheus"; \
 	command -v redis-server >/dev/null 2>&1 || missing="$$missing redis-server"; \
 	command -v npm >/dev/null 2>&1 || missing="$$missing npm"; \
+	command -v mmdebstrap >/dev/null 2>&1 || missing="$$missing mmdebstrap"; \
 	command -v heif-convert >/dev/null 2>&1 || missing="$$missing libheif-examples"; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n"; fi; \
@@ -143,7 +144,7 @@ $(TEST_READY): $(DEVELOPING)
 	  { $$sudo apt-get update -q && \
 	    $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
 	  } </dev/null || { \
-	    echo "The tests need MariaDB's server, Chromium, Prometheus, Redis, npm and heif-convert, and they could not be installed from here." >&2; \
+	    echo "The tests need MariaDB's server, Chromium, Prometheus, Redis, npm, mmdebstrap and heif-convert, and they could not be installed from here." >&2; \
 	    echo "Install them by hand (as root: apt-get install $$missing), then run 'make test' again." >&2; \
 	    exit 1; }; \
 	fi

@@ -30,8 +30,8 @@ def find_job(client: Client, text: str, customer: str | None) -> ProfilePhotoJob
         if found and len(text) >= _ID_LENGTH:
             break
     if not found:
-        detail = f"No job that can be seen here has an id that begins with {text!r}."
-        raise NotFound(404, "job_not_found", detail)
+        detail = f"No job has an id that begins with {text!r}, of the customers that this key can list."
+        raise NotFound(404, "job_not_found", f"{detail} Name another one with --customer.")
     return _choose(found, text)
 
 

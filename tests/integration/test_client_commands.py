@@ -138,7 +138,10 @@ async def test_a_job_is_found_by_the_beginning_of_its_id_whoevers_it_is(run: She
     assert (several.code, "2 jobs have ids that begin with" in several.err) == (ExitCode.USAGE, True)
     assert (await run("jobs", "show", common, "-c", "ben", "--json")).json["jobId"] == other
     nowhere = await run("jobs", "cancel", "ffff")
-    assert (nowhere.code, "No job that can be seen here" in nowhere.err) == (ExitCode.API_ERROR, True)
+    assert (nowhere.code, "No job has an id that begins with 'ffff'" in nowhere.err) == (
+        ExitCode.API_ERROR,
+        True,
+    )
     assert (await run("jobs", "erase", common, "-c", "ana", "--yes", "--json")).json["jobId"] == job_id
 
 

@@ -57,10 +57,10 @@ esac
 
 ENTER = """#!/bin/bash
 exec unshare --mount bash -c '
-  for folder in home opt etc/profile.d; do mount --bind "$MACHINE/root/$folder" "/$folder"; done
-  mount --bind "$MACHINE/root/etc/passwd" /etc/passwd
-  cd {home}
-  exec setpriv --reuid=1000 --regid=1000 --clear-groups env -i HOME={home} {variables} "$@"
+  for place in home opt etc/profile.d etc/passwd; do mount --bind "$MACHINE/root/$place" "{base}/$place"; done
+  for place in proc dev; do mount --rbind "/$place" "{base}/$place"; done
+  exec chroot --userspec=1000:1000 --groups=1000 "{base}/" \\
+    env --ignore-environment --chdir={home} HOME={home} {variables} "$@"
 ' enter "$@"
 """
 
@@ -96,10 +96,19 @@ class Dockerfile:
         subprocess.run(["sh", "-c", command.replace("/etc/", f"{root}/etc/")], check=True)
 
 
+def make_base(folder: Path) -> Path:
+    """Make a Debian of the base's release with the packages that the Dockerfile adds. Takes minutes."""
+    packages = ",".join(["ca-certificates", *sorted(Dockerfile().packages)])
+    command = ["mmdebstrap", "--variant=minbase", f"--include={packages}", "bookworm", str(folder)]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    return folder
+
+
 class Machine:
     """A machine with a container of the image, whose `ray`, `serve` and `avatarforge` record their calls."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, base: Path = Path("/")) -> None:
+        """`base` is the file tree of the image's base, with the packages that the Dockerfile adds."""
         self.folder, self.root = folder, folder / "root"
         image = Dockerfile()
         home, programs = self.root / HOME[1:], self.root / BIN[1:]
@@ -109,8 +118,8 @@ class Machine:
         (folder / "home" / ".bashrc").write_text("PATH=$MACHINE/bin:$PATH\n", encoding="utf-8")
         image.write_profile(self.root)
         # As `useradd --create-home` does.
-        shutil.copytree("/etc/skel", home, dirs_exist_ok=True)
-        passwd = Path("/etc/passwd").read_text(encoding="utf-8")
+        shutil.copytree(base / "etc" / "skel", home, dirs_exist_ok=True)
+        passwd = (base / "etc" / "passwd").read_text(encoding="utf-8")
         (self.root / "etc" / "passwd").write_text(f"{passwd}avatarforge:x:1000:1000::{HOME}:/bin/sh\n")
         for name in ("ray", "serve", "avatarforge"):
             write_program(programs / name, RECORDER.format(home=HOME))
@@ -119,7 +128,7 @@ class Machine:
         write_program(folder / "bin" / "ssh", SSH)
         write_program(folder / "bin" / "docker", DOCKER.format(environment=shlex.quote(listed)))
         quoted = " ".join(shlex.quote(f"{name}={value}") for name, value in variables.items())
-        write_program(folder / "enter", ENTER.format(home=HOME, variables=quoted))
+        write_program(folder / "enter", ENTER.format(base=str(base).rstrip("/"), home=HOME, variables=quoted))
         for path in (home, *home.rglob("*")):
             os.chown(path, 1000, 1000)
 

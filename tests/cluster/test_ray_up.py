@@ -14,7 +14,8 @@ from ray.autoscaler._private.commands import create_or_update_cluster, exec_clus
 from ray.autoscaler._private.updater import NodeUpdaterThread
 from ray.autoscaler._private.util import with_head_node_ip
 
-from tests.servers.cloud import Dockerfile, Machine, Provider, write_cluster_file
+from tests.chaos.conftest import IS_LONG
+from tests.servers.cloud import Dockerfile, Machine, Provider, make_base, write_cluster_file
 from tests.terminal import TREE
 
 HAS_NAMESPACES = os.geteuid() == 0 and subprocess.run(["unshare", "--mount", "true"]).returncode == 0
@@ -38,6 +39,18 @@ def cluster_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     yield write_cluster_file(tmp_path, name)
     # Where Ray puts what containers are to get.
     shutil.rmtree(f"/tmp/ray_tmp_mount/{name}", ignore_errors=True)
+
+
+@pytest.fixture(params=["host", "tree"])
+def base(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The file tree below the image's own files: this machine's, or a Debian with its packages alone."""
+    if request.param == "host":
+        return Path("/")
+    if not IS_LONG:
+        pytest.skip("`make chaos` makes a tree")
+    if shutil.which("mmdebstrap") is None:
+        pytest.skip("needs mmdebstrap")
+    return make_base(tmp_path / "tree")
 
 
 def reach(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,15 +85,19 @@ def start_worker(config_file: Path) -> None:
 
 
 def test_head_and_worker_start_and_their_commands_are_found(
-    cluster_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster_file: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = str(cluster_file)
-    head = Machine(tmp_path / "head")
+    head = Machine(tmp_path / "head", base)
     reach(head, monkeypatch)
     create_or_update_cluster(file, None, None, False, False, True, None, no_config_cache=True)
     # As the head of cluster.yaml says.
     rsync(file, str(TREE / "serve_config.yaml"), "~/serve_config.yaml", None, False, no_config_cache=True)
     exec_cluster(file, cmd="avatarforge db upgrade && serve deploy serve_config.yaml", no_config_cache=True)
+
+    if base != Path("/"):
+        # By which the autoscaler in the head's container starts workers, and probes and reports work.
+        exec_cluster(file, cmd="ssh -V && rsync -V && ps && wget -V && gcc --version", no_config_cache=True)
 
     [stop, start, upgrade, deploy] = head.calls()
     assert stop[0] == ["ray", "stop"]
@@ -95,7 +112,7 @@ def test_head_and_worker_start_and_their_commands_are_found(
     [run] = [call for call in head.docker_calls if call.startswith("run ")]
     assert "--env-file=/home/ubuntu/avatarforge.env" in run
 
-    worker = Machine(tmp_path / "worker")
+    worker = Machine(tmp_path / "worker", base)
     reach(worker, monkeypatch)
     start_worker(cluster_file)
     [stop, start] = worker.calls()
