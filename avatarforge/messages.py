@@ -63,6 +63,16 @@ class Failure(Message):
     """For people."""
 
 
+class Image(Message):
+    """One image of a job."""
+
+    index: int
+    """Its place among the job's images, from 0."""
+    seed: int
+    style: str | None
+    generated_url: PublicPath
+
+
 class Timings(Message):
     """Where the job's time went, in seconds; null where it is not known."""
 
@@ -97,14 +107,19 @@ class ProfilePhotoJobStatus(Message):
     is_terminal: bool
     """DONE, FAILED and CANCELLED are terminal: nothing changes any more."""
     progress: Progress | None
-    """Live steps while PROCESSING; not stored."""
+    """Live steps while PROCESSING, of all images together; not stored."""
     eta_seconds: float | None
     """Estimate until the job is finished."""
     queue_position: int | None
     """1 is the next job to start; only while PENDING."""
     original_url: PublicPath | None
     generated_url: PublicPath | None
-    """Null until the job is DONE."""
+    """The image that is kept, else the first; null until the job is DONE."""
+    images: tuple[Image, ...]
+    """Those that are there, by index: while it is PROCESSING they become more; the end leaves them as they
+    are."""
+    kept: int | None
+    """The index of the image that the client keeps; null until it chose."""
     callback_url: str | None
     error: Failure | None
     attempt: int
@@ -131,7 +146,7 @@ _get_requested = attrgetter(*_REQUESTED)
 
 
 def photo_url(job: ProfilePhotoJob, resource: str) -> str:
-    """Path of one of the job's resources: `status`, `original` or `generated`."""
+    """Path of one of the job's resources: `status`, `original`, `generated` or `generated/{index}`."""
     return f"/customers/{job.customer_id}/photos/{job.job_id}/{resource}"
 
 
@@ -160,6 +175,16 @@ class LiveJob:
             queue_position=self.queue_position,
             original_url=photo_url(job, "original"),
             generated_url=photo_url(job, "generated") if outcome else None,
+            images=tuple(
+                Image.model_construct(
+                    index=image.index,
+                    seed=image.seed,
+                    style=image.style,
+                    generated_url=photo_url(job, f"generated/{image.index}"),
+                )
+                for image in job.images
+            ),
+            kept=job.kept,
             callback_url=job.callback_url,
             error=Failure(code=job.error.code, message=job.error.message) if job.error else None,
             attempt=job.attempt,

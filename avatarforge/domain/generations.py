@@ -6,7 +6,7 @@ one every few seconds.
 
 from dataclasses import dataclass
 
-from avatarforge.domain.jobs import GenerationParameters, JobError, Outcome, StoredImage
+from avatarforge.domain.jobs import AvatarImage, GenerationParameters, JobError, Outcome, StoredImage
 from avatarforge.domain.pickling import pickle_by_name
 
 ORIGINAL_MISSING, WORKER_STOPPING = "original_missing", "worker_stopping"
@@ -23,6 +23,8 @@ class GenerationTask:
     attempt: int
     original: StoredImage
     parameters: GenerationParameters
+    missing: tuple[int, ...] = (0,)
+    """The indices of the images that are still to be made, at least one."""
     traceparent: str | None = None
     """The attempt's place in a trace; `None` unless it is traced."""
 
@@ -30,20 +32,34 @@ class GenerationTask:
 @pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationProgress:
-    """Steps done of `total_steps`; 0 of 0 while the task waits in the replica."""
+    """Steps done of `total_steps`, of all the job's images together; 0 of 0 while the task waits in the
+    replica. Images that earlier attempts made count as done."""
 
     step: int = 0
     total_steps: int = 0
     preview: bytes | None = None
-    """A small image (WebP) of how far it has come."""
+    """A small picture (WebP) of how far an image has come."""
+    preview_index: int = 0
+    """The index of the image that `preview` shows."""
+
+
+@pickle_by_name
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationImage:
+    """One of several images is in storage, and others are still being made."""
+
+    image: AvatarImage
 
 
 @pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationFinished:
-    """The avatar is in storage under the attempt's key. The stream's last item."""
+    """All is in storage under the attempt's keys. The stream's last item."""
 
     outcome: Outcome
+    """Its avatar is the image that was made last."""
+    image: AvatarImage | None = None
+    """That image, of a job that makes several."""
 
 
 @pickle_by_name
@@ -65,4 +81,4 @@ class GenerationFailed:
     worker should get no other for so many seconds."""
 
 
-GenerationUpdate = GenerationProgress | GenerationFinished | GenerationFailed
+GenerationUpdate = GenerationProgress | GenerationImage | GenerationFinished | GenerationFailed

@@ -1,4 +1,4 @@
-"""A job: one request for one avatar, from upload to its terminal state."""
+"""A job: one request for one avatar, or several to choose from, from upload to its terminal state."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -9,7 +9,7 @@ from uuid import UUID
 
 from uuid6 import uuid7
 
-from avatarforge.domain.errors import IllegalTransition
+from avatarforge.domain.errors import IllegalTransition, InvalidRequest
 from avatarforge.domain.pickling import pickle_by_name
 from avatarforge.domain.status import NEXT, EventKind, JobEvent, ProcessingStatus
 
@@ -24,6 +24,13 @@ class ImageFormat(StrEnum):
     @property
     def media_type(self) -> str:
         return f"image/{self.value}"
+
+
+class Vary(StrEnum):
+    """What differs between the images of a job."""
+
+    SEED = "seed"
+    STYLE = "style"
 
 
 class Crop(StrEnum):
@@ -47,6 +54,7 @@ class Stage(StrEnum):
 _MODEL_DEFAULT = "By default as `GET /models` says."
 _PROMPT_LIMIT = "With more than 600 tokens, some 450 words of English, the job fails."
 _MAX_TIMEOUT_SECONDS = 7 * 86_400
+_MAX_VARIANTS = 8
 _SIDE = {"minimum": 64, "maximum": 4096, "multipleOf": 8}
 
 
@@ -103,6 +111,12 @@ class RequestedParameters:
     format: ImageFormat = parameter(ImageFormat.PNG, "The avatar's file format.")
     allow_remote: bool = parameter(
         True, "Whether the photo may go to another server where this one uses one."
+    )
+    variants: int = parameter(1, "How many images to make of the photo.", minimum=1, maximum=_MAX_VARIANTS)
+    vary: Vary = parameter(
+        Vary.SEED,
+        "How several images differ: `seed` counts the seed up; `style` goes through the model's styles, from "
+        "the one asked for or else the first, with the next seed after a whole round.",
     )
     crop_to_face: bool = parameter(
         True,
@@ -163,6 +177,18 @@ class StoredImage:
 
 @pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AvatarImage:
+    """One image of a job, in storage."""
+
+    index: int
+    """Its place among the job's images, from 0."""
+    seed: int
+    style: str | None
+    stored: StoredImage
+
+
+@pickle_by_name
+@dataclass(frozen=True, kw_only=True, slots=True)
 class JobError:
     """Why a job failed: a stable code and a sentence for people."""
 
@@ -211,6 +237,30 @@ class ProfilePhotoJob:
     outcome: Outcome | None = None
     error: JobError | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
+    variant_images: tuple[AvatarImage, ...] = ()
+    """Those published of a job that makes several, by index."""
+    kept: int | None = None
+    """The index of the image that the client keeps; `None` until it chose."""
+
+    @property
+    def images(self) -> tuple[AvatarImage, ...]:
+        """The images published so far, by index. One that makes a single image has it once it is DONE."""
+        if self.parameters.variants > 1 or self.outcome is None:
+            return self.variant_images
+        only = self.parameters
+        return (AvatarImage(index=0, seed=only.seed, style=only.style, stored=self.outcome.avatar),)
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """The indices of the images that are still to be made."""
+        there = {image.index for image in self.images}
+        return tuple(index for index in range(self.parameters.variants) if index not in there)
+
+    def find_image(self, index: int | None = None) -> AvatarImage | None:
+        """Return the image of this index, by default the one that the client keeps, else the first; `None`
+        if it is not there."""
+        wanted = (self.kept or 0) if index is None else index
+        return next((image for image in self.images if image.index == wanted), None)
 
     # --- moves: each returns the job as it becomes; this value stays as it is ------------------------
 
@@ -224,12 +274,39 @@ class ProfilePhotoJob:
         """Return the job as waiting again. `lost` if a worker died with it, not if it was taken back."""
         return self._move(ProcessingStatus.PENDING, worker_losses=self.worker_losses + lost)
 
-    def complete(self, outcome: Outcome, at: datetime) -> "ProfilePhotoJob":
+    def publish(self, image: AvatarImage, attempt: int) -> "ProfilePhotoJob":
+        """Return the job with one more of its images. Raises `IllegalTransition` unless it is that attempt's
+        to publish, and one of those that are missing."""
+        is_expected = self.attempt == attempt and image.index in self.missing
+        if self.status is not ProcessingStatus.PROCESSING or not is_expected:
+            raise IllegalTransition(self.status, f"one with image {image.index} of attempt {attempt}")
+        images = sorted((*self.variant_images, image), key=lambda each: each.index)
+        return replace(self, revision=self.revision + 1, variant_images=tuple(images))
+
+    def keep(self, index: int) -> "ProfilePhotoJob":
+        """Return the job with this image as the one that the client keeps. Raises `InvalidRequest` for an
+        image that is not there."""
+        if self.find_image(index) is None:
+            there = ", ".join(str(image.index) for image in self.images) or "none yet"
+            raise InvalidRequest("index", index, f"that of an image that there is: {there}")
+        return replace(self, revision=self.revision + 1, kept=index)
+
+    def complete(self, outcome: Outcome, at: datetime, last: AvatarImage | None = None) -> "ProfilePhotoJob":
+        """Return the job as it is when all is made. Of one that makes several images, `last` came with the
+        outcome. Raises `IllegalTransition`, also while an image is missing."""
+        if self.parameters.variants > 1:
+            job = self if last is None else self.publish(last, self.attempt)
+            if job.missing:
+                raise IllegalTransition(self.status, f"{ProcessingStatus.DONE} without images {job.missing}")
+            images, outcome = job.variant_images, replace(outcome, avatar=job.variant_images[0].stored)
+        else:
+            images = ()
         # Not below 0: the clock may have been put back since.
         queued = max(0.0, ((self.started_at or at) - self.created_at).total_seconds())
         return self._move(
             ProcessingStatus.DONE,
             outcome=outcome,
+            variant_images=images,
             finished_at=at,
             timings={Stage.QUEUED.value: round(queued, 6), **outcome.timings},
         )

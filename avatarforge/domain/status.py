@@ -42,9 +42,13 @@ class EventKind(StrEnum):
     SUBMITTED = "submitted"
     STARTED = "started"
     REQUEUED = "requeued"
+    IMAGE = "image"
+    """One of several images is there; the last one comes with `DONE`."""
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    KEPT = "kept"
+    """The client has chosen an image; the status stays."""
     ERASED = "erased"
     """A tombstone: ids and `seq` stay, rows and objects go."""
 

@@ -93,6 +93,9 @@ class JobTrackerActor:
     async def cancel(self, customer_id: str, job_id: str) -> ProfilePhotoJob | AvatarForgeError:
         return await _return_error(self._tracker.commands.cancel(customer_id, job_id))
 
+    async def keep(self, customer_id: str, job_id: str, index: int) -> ProfilePhotoJob | AvatarForgeError:
+        return await _return_error(self._tracker.commands.keep(customer_id, job_id, index))
+
     async def erase(self, customer_id: str, job_id: str) -> AvatarForgeError | None:
         return await _return_error(self._tracker.commands.erase(customer_id, job_id))
 

@@ -1,4 +1,4 @@
-"""Commands on jobs that are kept: cancel, erase, deliver the webhook again."""
+"""Commands on jobs on record: cancel, keep an image, erase, deliver the webhook again."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
@@ -87,6 +87,13 @@ class JobCommands:
         """
         return await self._execute(self._cancel, customer_id, job_id)
 
+    async def keep(self, customer_id: str, job_id: str, index: int) -> ProfilePhotoJob:
+        """Take this image as the one that the client keeps, in place of an earlier choice.
+
+        Raises `JobNotFound`, and `InvalidRequest` for an image that is not there.
+        """
+        return await self._execute(self._keep, customer_id, job_id, index)
+
     async def erase(self, customer_id: str, job_id: str) -> None:
         """Remove the job with its images and deliveries; ids and numbers of its events stay.
 
@@ -169,6 +176,12 @@ class JobCommands:
         if job.status is not ProcessingStatus.CANCELLED:
             raise IllegalTransition(job.status, ProcessingStatus.CANCELLED)
         return job
+
+    async def _keep(self, customer_id: str, job_id: str, index: int) -> ProfilePhotoJob:
+        async with self._job_table.lock_for(job_id):
+            self._check_owner(customer_id, job_id)
+            job = self._job_table.get(job_id) or await self._load(customer_id, job_id)
+            return job if job.kept == index else await self._job_table.write(job.keep(index), EventKind.KEPT)
 
     async def _erase_with_jobs(self, customer_id: str) -> None:
         found = False
