@@ -9,6 +9,7 @@ import yaml
 
 from avatarforge.diffusion.models.catalogue import EDITING_FAMILY, Manifest
 from avatarforge.domain.jobs import (
+    AvatarImage,
     Crop,
     GenerationParameters,
     Outcome,
@@ -66,6 +67,13 @@ def a_job(**changes: Any) -> ProfilePhotoJob:
         created_at=NOON,
     )
     return replace(job, **changes)
+
+
+def a_variant(job: ProfilePhotoJob, index: int, **changes: Any) -> AvatarImage:
+    """An image of the job's attempt."""
+    key = f"customers/{job.customer_id}/{job.job_id}/avatar-{job.attempt}-{index}.png"
+    stored = an_image(key=key, media_type="image/png", width=128, height=128, **changes)
+    return AvatarImage(index=index, seed=7 + index, style="watercolor", stored=stored)
 
 
 def an_outcome(**changes: Any) -> Outcome:

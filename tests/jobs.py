@@ -83,6 +83,16 @@ def requeue(job: ProfilePhotoJob) -> JobChange:
     return JobChange(job=waiting, event=waiting.event(EventKind.REQUEUED, later(2)))
 
 
+def image(job: ProfilePhotoJob, index: int) -> JobChange:
+    published = job.publish(factories.a_variant(job, index, size=5_000_000_000), job.attempt)
+    return JobChange(job=published, event=published.event(EventKind.IMAGE, later(2)))
+
+
+def keeping(job: ProfilePhotoJob, index: int) -> JobChange:
+    kept = job.keep(index)
+    return JobChange(job=kept, event=kept.event(EventKind.KEPT, later(5)))
+
+
 def finish(job: ProfilePhotoJob) -> JobChange:
     done = job.complete(an_outcome(job), later(3))
     return JobChange(job=done, event=done.event(EventKind.DONE, later(3)))

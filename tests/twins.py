@@ -145,10 +145,7 @@ class MemoryRecords:
     def list_objects(self, job_ids: Collection[str]) -> dict[str, KeptObjects]:
         self._answer()
         found = {
-            job_id: KeptObjects(
-                is_terminal=job.status.is_terminal,
-                keys=frozenset({job.original.key} | ({job.outcome.avatar.key} if job.outcome else set())),
-            )
+            job_id: KeptObjects(is_terminal=job.status.is_terminal, keys=job.object_keys)
             for job_id, job in self.jobs.items()
             if job_id in job_ids
         }

@@ -23,15 +23,15 @@ class Counts:
     """The answers of all trackers at one time, added up."""
 
     waiting: int
-    """Jobs that wait for a replica."""
+    """Images that wait for a replica."""
     running: int
-    """Jobs that our own replicas have."""
+    """Images that our own replicas are to make."""
     backlog_seconds: float | None
     """Seconds that one replica would need for them; `None` while a tracker with jobs cannot tell."""
     accepted: int
-    """Jobs that have ever come, to the trackers' knowledge and ours; only its growth means something."""
+    """Images ever asked for, to the trackers' knowledge and ours; only its growth means something."""
     finished: int
-    """Jobs that our own replicas have ever done; likewise."""
+    """Images that our own replicas have ever made; likewise."""
     targets: ScalingSettings
     at: float
     """Seconds of the steady clock that the policy uses."""

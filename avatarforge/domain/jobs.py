@@ -55,6 +55,7 @@ _MODEL_DEFAULT = "By default as `GET /models` says."
 _PROMPT_LIMIT = "With more than 600 tokens, some 450 words of English, the job fails."
 _MAX_TIMEOUT_SECONDS = 7 * 86_400
 _MAX_VARIANTS = 8
+MAX_SEED = 2**63 - 1
 _SIDE = {"minimum": 64, "maximum": 4096, "multipleOf": 8}
 
 
@@ -249,6 +250,11 @@ class ProfilePhotoJob:
             return self.variant_images
         only = self.parameters
         return (AvatarImage(index=0, seed=only.seed, style=only.style, stored=self.outcome.avatar),)
+
+    @property
+    def object_keys(self) -> frozenset[str]:
+        """The keys of the original and of all images."""
+        return frozenset({self.original.key, *(image.stored.key for image in self.images)})
 
     @property
     def missing(self) -> tuple[int, ...]:

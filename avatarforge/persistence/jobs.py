@@ -13,7 +13,14 @@ from avatarforge.domain.status import JobEvent, ProcessingStatus
 from avatarforge.persistence.database import Repository, begin_read, begin_write, read_clock
 from avatarforge.persistence.erasure import prune_keys, prune_log
 from avatarforge.persistence.group import hold_shard, write_group
-from avatarforge.persistence.rows import PhotoKind, Row, event_from_row, job_from_row, log_entry_from_row
+from avatarforge.persistence.rows import (
+    PhotoKind,
+    Row,
+    event_from_row,
+    job_from_row,
+    list_variant_keys,
+    log_entry_from_row,
+)
 from avatarforge.persistence.shards import announce, check_count, claim, keep_lease
 from avatarforge.persistence.tables import (
     customers,
@@ -281,7 +288,7 @@ class JobRepository(Repository):
         """Return the objects that the jobs name, by id; jobs that are not on record are left out."""
         jobs, photos = profile_photo_jobs.c, profile_photos.c
         wanted = (
-            select(jobs.job_id, jobs.status, photos.object_key)
+            select(jobs.job_id, jobs.status, jobs.images, photos.object_key)
             .outerjoin_from(profile_photo_jobs, profile_photos, photos.job_id == jobs.job_id)
             .where(jobs.job_id.in_(job_ids))
         )
@@ -289,7 +296,9 @@ class JobRepository(Repository):
         keys: dict[str, set[str]] = {}
         for row in self._rows(wanted):
             statuses[row["job_id"]] = ProcessingStatus(row["status"])
-            keys.setdefault(row["job_id"], set()).add(row["object_key"])
+            keys.setdefault(row["job_id"], set()).update(
+                (row["object_key"], *list_variant_keys(row["images"]))
+            )
         return {
             job_id: KeptObjects(is_terminal=status.is_terminal, keys=frozenset(keys[job_id]))
             for job_id, status in statuses.items()
@@ -298,7 +307,9 @@ class JobRepository(Repository):
     def list_object_keys(self) -> set[str]:
         """Return the keys of all images on record."""
         with begin_read(self._engine) as connection:
-            return set(connection.scalars(select(profile_photos.c.object_key)))
+            keys = set(connection.scalars(select(profile_photos.c.object_key)))
+            variants = select(profile_photo_jobs.c.images).where(profile_photo_jobs.c.images.is_not(None))
+            return keys.union(*map(list_variant_keys, connection.scalars(variants)))
 
     def get_log_bounds(self, shard: int) -> LogBounds:
         """Return the bounds of the shard's log at this moment."""

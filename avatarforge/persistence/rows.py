@@ -1,6 +1,6 @@
 """Jobs as rows and as the JSON of a snapshot, deliveries as rows, and back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -9,7 +9,7 @@ from sqlalchemy import RowMapping
 
 from avatarforge.domain.changes import JobChange, LoggedChange
 from avatarforge.domain.deliveries import DeliveryAttempt, WebhookDelivery
-from avatarforge.domain.jobs import GenerationParameters, ProfilePhotoJob, StoredImage
+from avatarforge.domain.jobs import AvatarImage, GenerationParameters, ProfilePhotoJob, StoredImage
 from avatarforge.domain.status import TERMINAL_EVENTS, JobEvent
 
 Row = Mapping[str, Any] | RowMapping
@@ -18,6 +18,7 @@ Row = Mapping[str, Any] | RowMapping
 _JOB = TypeAdapter(ProfilePhotoJob)
 _PARAMETERS = TypeAdapter(GenerationParameters)
 _IMAGE = TypeAdapter(StoredImage)
+_VARIANTS = TypeAdapter(tuple[AvatarImage, ...])
 _EVENT = TypeAdapter(JobEvent)
 _DELIVERY = TypeAdapter(WebhookDelivery)
 _ATTEMPT = TypeAdapter(DeliveryAttempt)
@@ -65,6 +66,8 @@ def progress_row(job: ProfilePhotoJob, seq: int) -> dict[str, Any]:
         "generation_timings": outcome and dict(outcome.timings),
         "error_code": error and error.code,
         "error_message": error and error.message,
+        "images": _VARIANTS.dump_python(job.variant_images, mode="json") or None,
+        "kept": job.kept,
     }
 
 
@@ -93,8 +96,14 @@ def job_from_row(row: Row) -> ProfilePhotoJob:
             "original": _image_from_row(row, PhotoKind.ORIGINAL),
             "outcome": outcome,
             "error": None if row["error_code"] is None else error,
+            "variant_images": row["images"] or (),
         }
     )
+
+
+def list_variant_keys(images: Sequence[Mapping[str, Any]] | None) -> list[str]:
+    """Return the objects' keys in a row's column `images`."""
+    return [image["stored"]["key"] for image in images or ()]
 
 
 def _image_from_row(row: Row, kind: PhotoKind) -> StoredImage:

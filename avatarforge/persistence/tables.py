@@ -113,6 +113,9 @@ profile_photo_jobs = _table(
     Column("generation_timings", _json()),
     Column("error_code", String(64)),
     Column("error_message", Text),
+    # Those that were published, of a job that makes several; the first one has a row of its own in the end.
+    Column("images", _json()),
+    Column("kept", Integer),
     Index(None, "customer_id", "job_id"),
     Index(None, "status", "job_id"),
 )

@@ -35,9 +35,13 @@ def original_key(customer_id: str, job_id: str, media_type: str) -> str:
     return f"{job_prefix(customer_id, job_id)}original.{_EXTENSIONS[media_type]}"
 
 
-def avatar_key(customer_id: str, job_id: str, attempt: int, image_format: ImageFormat) -> str:
-    """The key holds the attempt, so that a late replica overwrites nobody's avatar."""
-    return f"{job_prefix(customer_id, job_id)}avatar-{attempt}.{_EXTENSIONS[image_format.media_type]}"
+def avatar_key(
+    customer_id: str, job_id: str, attempt: int, image_format: ImageFormat, index: int | None = None
+) -> str:
+    """The key holds the attempt, so that a late replica overwrites nobody's avatar; and the `index`, where a
+    job has several images."""
+    name = f"avatar-{attempt}" if index is None else f"avatar-{attempt}-{index}"
+    return f"{job_prefix(customer_id, job_id)}{name}.{_EXTENSIONS[image_format.media_type]}"
 
 
 def validate_key(key: str) -> str:

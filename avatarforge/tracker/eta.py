@@ -4,14 +4,14 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from itertools import count
+from itertools import accumulate, count
 
 from avatarforge.domain.changes import JobChange
 from avatarforge.domain.generations import GenerationProgress
 from avatarforge.domain.jobs import GenerationParameters, Outcome, ProfilePhotoJob, Stage
 from avatarforge.domain.pickling import pickle_by_name
 from avatarforge.domain.replicas import ReplicaReport, ServedModel
-from avatarforge.domain.status import ProcessingStatus
+from avatarforge.domain.status import EventKind
 from avatarforge.tracker.jobs.job_table import JobTable
 from avatarforge.tracker.queue.dispatcher import Dispatcher, RunningJob
 from avatarforge.tracker.queue.replica_registry import ReplicaRegistry
@@ -143,31 +143,31 @@ class EtaModel:
         *,
         queue_length: int,
         reports: Sequence[ReplicaReport],
-        seconds_per_job: float | None,
+        seconds_per_image: float | None,
     ) -> Forecast:
-        """`waiting` are the first of `queue_length` jobs, in their order.
+        """`waiting` are the first jobs of a queue that waits for `queue_length` images, in their order.
 
-        Where no step times are known, or most jobs go to a remote server, `seconds_per_job` counts: the
-        time from one finished job to the next.
+        Where no step times are known, or most jobs go to a remote server, `seconds_per_image` counts: the
+        time from one finished image to the next.
         """
         here = [entry for entry in running if entry.backend == LOCAL]
         # Without a replica that serves, its successor is expected to be like it.
         self._speed = speed = self._measure_speed(reports, len(here)) or self._speed
         if speed is None or self._remote_share.value > 0.5:
-            return _forecast_from_throughput(running, waiting, queue_length, seconds_per_job)
+            return _forecast_from_throughput(running, waiting, queue_length, seconds_per_image)
         seconds, newcomer = self._simulate(speed, here, waiting)
         for entry in running:
             if entry.backend != LOCAL:
                 seconds[entry.job.job_id] = _estimate_share_left(entry.progress) * self._remote_job.value
-        costs = [speed.cost(speed.steps_of(job.parameters)) for job in waiting]
-        unseen = (queue_length - len(waiting)) * sum(costs) / len(costs) if costs else 0.0
+        costs = [speed.cost(speed.steps_of(job.parameters)) for job in waiting for _ in job.missing]
+        unseen = (queue_length - len(costs)) * sum(costs) / len(costs) if costs else 0.0
         return Forecast(
             order=tuple(job.job_id for job in waiting),
             seconds=seconds,
             estimated_wait_seconds=newcomer + unseen / speed.replicas,
             backlog_seconds=unseen
             + sum(costs)
-            + sum(speed.cost(_count_steps_left(speed, entry)) for entry in here),
+            + sum(speed.cost(left) for entry in here for left in _list_steps_left(speed, entry)),
         )
 
     def _measure_speed(self, reports: Sequence[ReplicaReport], running: int) -> _Speed | None:
@@ -199,12 +199,20 @@ class EtaModel:
         fetched = [entry for entry in running if entry not in begun]
         queue = deque(
             [
-                *((entry.job.job_id, _count_steps_left(speed, entry), 0.0) for entry in (*begun, *fetched)),
-                *((job.job_id, speed.steps_of(job.parameters), self._fetch.value) for job in waiting),
+                *(
+                    (entry.job.job_id, left, 0.0)
+                    for entry in (*begun, *fetched)
+                    for left in _list_steps_left(speed, entry)
+                ),
+                *(
+                    (job.job_id, speed.steps_of(job.parameters), self._fetch.value)
+                    for job in waiting
+                    for _ in job.missing
+                ),
             ]
         )
         # The images in the making, by the number of steps at which each ends: all take the same steps.
-        making: list[tuple[float, int, str]] = []
+        making: list[tuple[float, int, str, float]] = []
         seconds: dict[str, float] = {}
         now, steps, places = 0.0, 0.0, count()
         newcomer: float | None = None
@@ -212,19 +220,20 @@ class EtaModel:
             while queue and len(making) < speed.slots:
                 job_id, left, fetch = queue.popleft()
                 # Later ones are fetched while they wait.
-                seconds[job_id] = self._upload.value + (fetch if now == 0 else 0.0)
-                heappush(making, (steps + left, next(places), job_id))
+                beside = self._upload.value + (fetch if now == 0 else 0.0)
+                heappush(making, (steps + left, next(places), job_id, beside))
             if newcomer is None and len(making) < speed.slots:
                 own = speed.model.steps_of(None, None) * speed.step_seconds(len(making) + 1) + speed.coding
                 newcomer = now + own + self._upload.value + (self._fetch.value if now == 0 else 0.0)
             if not making:
                 assert newcomer is not None, "nobody is in the making"
                 return seconds, newcomer
-            ends, _, job_id = making[0]
+            ends, _, job_id, beside = making[0]
             now += (ends - steps) * speed.step_seconds(len(making)) + speed.coding / speed.replicas
             steps = ends
             heappop(making)
-            seconds[job_id] += now
+            # Of several images the last one counts.
+            seconds[job_id] = beside + now
 
 
 def _find_step_seconds(table: Mapping[int, float], images: float) -> float:
@@ -236,12 +245,13 @@ def _find_step_seconds(table: Mapping[int, float], images: float) -> float:
     return table[most] * images / most
 
 
-def _count_steps_left(speed: _Speed, entry: RunningJob) -> float:
-    progress = entry.progress
+def _list_steps_left(speed: _Speed, entry: RunningJob) -> list[float]:
+    """Return the steps left of each image that the attempt makes, alike for all of them."""
+    progress, images = entry.progress, len(entry.job.missing)
     if progress is None or not progress.total_steps:
-        return speed.steps_of(entry.job.parameters)
+        return [speed.steps_of(entry.job.parameters)] * images
     left = max(0, progress.total_steps - progress.step)
-    return left * speed.model.share_of_pixels(entry.job.parameters)
+    return [left * speed.model.share_of_pixels(entry.job.parameters) / images] * images
 
 
 def _estimate_share_left(progress: GenerationProgress | None) -> float:
@@ -254,20 +264,23 @@ def _forecast_from_throughput(
     running: Sequence[RunningJob],
     waiting: Sequence[ProfilePhotoJob],
     queue_length: int,
-    seconds_per_job: float | None,
+    seconds_per_image: float | None,
 ) -> Forecast:
     order = tuple(job.job_id for job in waiting)
-    if seconds_per_job is None:
+    if seconds_per_image is None:
         return Forecast(order=order)
-    ahead = len(running)
-    seconds = {job_id: seconds_per_job * (ahead + place) for place, job_id in enumerate(order, start=1)}
+    ahead = sum(len(entry.job.missing) for entry in running)
+    places = accumulate(len(job.missing) for job in waiting)
+    seconds = {
+        job_id: seconds_per_image * (ahead + place) for job_id, place in zip(order, places, strict=True)
+    }
     for entry in running:
-        seconds[entry.job.job_id] = seconds_per_job * ahead * _estimate_share_left(entry.progress)
+        seconds[entry.job.job_id] = seconds_per_image * ahead * _estimate_share_left(entry.progress)
     return Forecast(
         order=order,
         seconds=seconds,
-        estimated_wait_seconds=seconds_per_job * (ahead + queue_length + 1),
-        backlog_seconds=seconds_per_job * (ahead + queue_length),
+        estimated_wait_seconds=seconds_per_image * (ahead + queue_length + 1),
+        backlog_seconds=seconds_per_image * (ahead + queue_length),
     )
 
 
@@ -293,7 +306,7 @@ class Forecaster:
 
     def on_change(self, change: JobChange) -> None:
         job = change.job
-        if job.status is ProcessingStatus.DONE and job.outcome is not None and not change.is_erasure:
+        if change.event.kind is EventKind.DONE and job.outcome is not None:
             self._model.learn_from_outcome(job.outcome)
 
     def forecast(self) -> Forecast:
@@ -303,7 +316,7 @@ class Forecaster:
         return self._model.forecast(
             [running for running in dispatcher.running_jobs.values() if find(running.job.job_id) is not None],
             [job for job_id in order if (job := find(job_id)) is not None],
-            queue_length=len(dispatcher.queue),
+            queue_length=dispatcher.queue.image_count,
             reports=self._replica_registry.all(),
-            seconds_per_job=dispatcher.throughput.interval,
+            seconds_per_image=dispatcher.throughput.interval,
         )

@@ -12,7 +12,7 @@ from avatarforge.domain.changes import JobChange
 from avatarforge.domain.errors import DeadlineExceeded
 from avatarforge.domain.jobs import Stage
 from avatarforge.domain.replicas import ReplicaReport
-from avatarforge.domain.status import EventKind, ProcessingStatus
+from avatarforge.domain.status import TERMINAL_EVENTS, EventKind, ProcessingStatus
 from avatarforge.telemetry import metrics
 from avatarforge.telemetry.aggregation import MetricsAggregator, MetricsReport
 from avatarforge.telemetry.exposition import ShardMetrics
@@ -49,7 +49,7 @@ class TrackerMetrics:
         self._aggregator = MetricsAggregator(monotonic)
         self.replicas = ReplicaMetrics()
         self.accepted = 0
-        """Jobs accepted since the tracker started."""
+        """Images that accepted jobs ask for, since the tracker started."""
         for status in (ProcessingStatus.PENDING, ProcessingStatus.PROCESSING):
             registry.register_gauge(metrics.JOBS, partial(self._count_jobs, status), status.value)
         registry.register_gauge(metrics.OLDEST_WAITING, self._oldest_waiting_seconds)
@@ -65,11 +65,13 @@ class TrackerMetrics:
         the dispatcher, which knows the replica."""
         job, kind = change.job, change.event.kind
         self._registry.count(metrics.JOB_EVENTS, kind.value)
-        self.accepted += change.is_submission
+        self.accepted += job.parameters.variants if change.is_submission else 0
         if change.is_submission or change.is_erasure:
             log.info(f"job {kind.value}", **_identity(change))
-        elif job.status.is_terminal and job.finished_at is not None:
+        elif kind in TERMINAL_EVENTS and job.finished_at is not None:
             self._record_end(change, job.finished_at)
+        elif kind in (EventKind.IMAGE, EventKind.KEPT):
+            log.info("image published" if kind is EventKind.IMAGE else "image kept", **_identity(change))
         elif kind is EventKind.REQUEUED:
             log.info("job requeued", worker_losses=job.worker_losses, **_identity(change))
         elif kind is EventKind.STARTED and job.attempt == 1 and job.started_at is not None:

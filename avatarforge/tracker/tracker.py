@@ -248,20 +248,21 @@ class JobTracker:
     def describe(self) -> dict[str, float | None]:
         """Return numbers for operators and for the autoscaler.
 
-        `unfinished` jobs, of which some are `running` and some are `waiting`; `backlogSeconds`, the time of
+        `unfinished` jobs, of which some are `running`; `backlogSeconds`, the time of
         one replica for all of them, and `estimatedWaitSeconds`, the time until a job that came now would be
-        done (null while nothing was measured); `replicas` of our own that serve; how many jobs these have and
-        have done, and how many were `accepted`, since this tracker started; and how often the feed was read.
+        done (null while nothing was measured); `replicas` of our own that serve; how many images are waited
+        for, these are making and have made, and how many were asked for by `accepted` jobs, since this
+        tracker started; and how often the feed was read.
         """
         forecast = self._forecaster.forecast()
         return {
             "unfinished": len(self._job_table.all()),
             "running": len(self._dispatcher.running_jobs),
-            "waiting": len(self._dispatcher.queue),
+            "waiting": self._dispatcher.queue.image_count,
             "backlogSeconds": forecast.backlog_seconds,
             "estimatedWaitSeconds": forecast.estimated_wait_seconds,
             "replicas": self.replicas.serving_count,
-            "localRunning": self._dispatcher.local.running_count,
+            "localRunning": self._dispatcher.local.image_count,
             "localFinished": self._dispatcher.local.finished,
             "accepted": self.metrics.accepted,
             "feedReads": self.feed.reads,

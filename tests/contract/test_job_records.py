@@ -8,21 +8,23 @@ import pytest
 from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.exc import IntegrityError, StatementError
 
-from avatarforge.domain.changes import LoggedChange
+from avatarforge.domain.changes import JobChange, LoggedChange
 from avatarforge.domain.customers import CustomerSummary
 from avatarforge.domain.errors import JobNotFound, StaleEpoch
-from avatarforge.domain.jobs import ProfilePhotoJob
+from avatarforge.domain.jobs import GenerationParameters, ProfilePhotoJob, Vary
 from avatarforge.domain.status import EventKind, ProcessingStatus
 from avatarforge.persistence import JobRepository, shards
 from avatarforge.persistence.group import write_group
 from avatarforge.persistence.tables import customers, job_events, metadata, tracker_shards
-from tests.factories import NOON
+from tests.factories import NOON, a_variant, an_outcome
 from tests.jobs import (
     a_detailed_job,
     a_job,
     cancellation,
     failure,
     finish,
+    image,
+    keeping,
     later,
     numbered,
     requeue,
@@ -60,6 +62,33 @@ def test_every_field_of_a_finished_job_comes_back(records: JobRepository, epoch:
     found = records.find_job("ana", job.job_id)
     assert found == replace(done.job, seq=seq)
     assert (found.attempt, found.worker_losses, found.outcome) == (2, 1, done.job.outcome)
+
+
+def test_the_images_of_a_job_come_back_as_they_are_published_and_the_one_that_is_kept(
+    records: JobRepository, epoch: int
+) -> None:
+    changes = [submission(a_job(parameters=GenerationParameters(seed=7, variants=3, vary=Vary.STYLE)))]
+    changes.append(start(changes[-1].job))
+    changes.append(image(changes[-1].job, 1))
+    changes.append(keeping(changes[-1].job, 1))
+    [*_, seq] = records.commit(0, epoch, changes)
+    assert records.find_job("ana", changes[0].job.job_id) == replace(changes[-1].job, seq=seq)
+
+    later_changes = [image(changes[-1].job, 2)]
+    running = later_changes[-1].job
+    last = a_variant(running, 0)
+    done = running.complete(an_outcome(avatar=last.stored), later(3), last)
+    later_changes.append(JobChange(job=done, event=done.event(EventKind.DONE, later(3))))
+    later_changes.append(keeping(done, 2))
+    changes += later_changes
+    [*_, seq] = records.commit(0, epoch, later_changes)
+    assert records.find_job("ana", done.job_id) == replace(changes[-1].job, seq=seq)
+
+    log = records.list_customer_events("ana", done.job_id, 0, 10)
+    assert [entry.event.kind for entry in log] == [change.event.kind for change in changes]
+    assert [entry.job and (entry.job.images, entry.job.kept) for entry in log] == [
+        (change.job.images, change.job.kept) for change in changes
+    ]
 
 
 def test_every_field_of_a_failed_job_comes_back(records: JobRepository, epoch: int) -> None:

@@ -1,8 +1,9 @@
 """Which objects the jobs on record name, over SQLite and MariaDB alike."""
 
 from avatarforge.domain.changes import KeptObjects
+from avatarforge.domain.jobs import GenerationParameters
 from avatarforge.persistence import JobRepository
-from tests.jobs import a_job, erasure, finish, start, submission
+from tests.jobs import a_job, erasure, failure, finish, image, start, submission
 
 
 def test_a_job_names_its_original_and_once_it_is_done_its_avatar(records: JobRepository, epoch: int) -> None:
@@ -30,6 +31,23 @@ def test_a_job_names_its_original_and_once_it_is_done_its_avatar(records: JobRep
         done.job_id: KeptObjects(
             is_terminal=True, keys=frozenset({done.original.key, finished.job.outcome.avatar.key})
         ),
+    }
+
+
+def test_a_job_names_every_image_that_was_published_however_it_ended(
+    records: JobRepository, epoch: int
+) -> None:
+    changes = [submission(a_job(parameters=GenerationParameters(seed=1, variants=3)))]
+    changes.append(start(changes[-1].job))
+    for index in (2, 0):
+        changes.append(image(changes[-1].job, index))
+    changes.append(failure(changes[-1].job))
+    records.commit(0, epoch, changes)
+    job = changes[-1].job
+    assert len(job.object_keys) == 3
+    assert records.list_object_keys() == job.object_keys
+    assert records.list_objects([job.job_id]) == {
+        job.job_id: KeptObjects(is_terminal=True, keys=job.object_keys)
     }
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
@@ -9,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from avatarforge.domain.errors import DatabaseUnavailable
-from avatarforge.domain.jobs import ImageFormat, ProfilePhotoJob, new_job_id
+from avatarforge.domain.jobs import GenerationParameters, ImageFormat, ProfilePhotoJob, new_job_id
 from avatarforge.storage import ObjectStorage
 from avatarforge.storage.folder import FolderStorage
 from avatarforge.storage.keys import avatar_key, original_key, owner_of
 from avatarforge.storage.s3 import S3Storage
 from avatarforge.tracker.cleanup.sweeper import Sweeper
-from tests.factories import NOON, a_job, an_image, an_outcome
+from tests.factories import NOON, a_job, a_variant, an_image, an_outcome
 from tests.servers.s3 import S3Server
 from tests.twins import MemoryRecords
 from tests.waiting import wait_until
@@ -97,6 +98,19 @@ async def test_what_no_job_names_is_removed_and_the_rest_stays(bench: Bench) -> 
     of_others = bench.store("backups/ana/photo/of-another-program.jpg")
     assert await bench.sweeper().sweep() == 2
     assert bench.keys() == kept | {of_running, of_others}
+
+
+async def test_every_image_that_was_published_stays(bench: Bench) -> None:
+    job = replace(bench.job(), parameters=GenerationParameters(seed=1, variants=3)).start(NOON)
+    for index in (0, 2):
+        image = a_variant(job, index)
+        bench.store(image.stored.key)
+        job = job.publish(image, 1)
+    bench.records.jobs[job.job_id] = job.cancel(NOON)
+    kept = bench.keys()
+    bench.store(avatar_key("ana", job.job_id, 1, ImageFormat.PNG, 1))
+    assert await bench.sweeper().sweep() == 1
+    assert bench.keys() == kept
 
 
 async def test_a_young_object_stays(bench: Bench) -> None:

@@ -2,8 +2,9 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -14,11 +15,24 @@ from PIL import Image
 
 from avatarforge.background import Backoff
 from avatarforge.diffusion.engines.batching import BatchingEngine
+from avatarforge.diffusion.engines.engine import EngineRequest, EngineUpdate
 from avatarforge.diffusion.models.loader import LoadedModel
-from avatarforge.diffusion.replica.task_worker import GenerationWorker
-from avatarforge.domain.errors import ModelUnusable, SigningFailed, StorageUnavailable
-from avatarforge.domain.generations import GenerationFailed, GenerationFinished, GenerationProgress
-from avatarforge.domain.jobs import Crop, ImageFormat, JobError
+from avatarforge.diffusion.replica import task_worker
+from avatarforge.diffusion.replica.task_worker import Generation, GenerationWorker
+from avatarforge.domain.errors import (
+    DeviceFailed,
+    ImageWithheld,
+    ModelUnusable,
+    SigningFailed,
+    StorageUnavailable,
+)
+from avatarforge.domain.generations import (
+    GenerationFailed,
+    GenerationFinished,
+    GenerationImage,
+    GenerationProgress,
+)
+from avatarforge.domain.jobs import Crop, ImageFormat, JobError, Vary
 from avatarforge.imaging.provenance import SOURCE_TYPE, ContentCredentials
 from avatarforge.settings import StorageSettings
 from avatarforge.storage.folder import FolderStorage
@@ -299,3 +313,128 @@ async def test_a_fault_of_ours_gives_the_task_back(storage: Flickering) -> None:
     updates = await all_of(GenerationWorker(storage, models, storage_retry_seconds=5), a_task(storage))
     assert isinstance(updates[-1], GenerationFailed)
     assert (updates[-1].error.code, updates[-1].retryable) == ("internal_error", True)
+
+
+# --- several images -----------------------------------------------------------------------------------
+
+
+async def test_several_images_are_told_as_they_come_and_the_last_one_with_the_end(
+    worker: GenerationWorker, storage: Flickering
+) -> None:
+    worker.PROGRESS_INTERVAL_SECONDS = 0.01
+    task = replace(a_task(storage, variants=3, steps=10), missing=(0, 1, 2))
+    *updates, end = await all_of(worker, task)
+    assert isinstance(end, GenerationFinished)
+    assert end.image is not None
+    told = [update.image for update in updates if isinstance(update, GenerationImage)]
+    images = sorted((*told, end.image), key=lambda image: image.index)
+    assert [(image.index, image.seed) for image in images] == [(0, 1), (1, 2), (2, 3)]
+    assert end.outcome.avatar == end.image.stored
+    assert [image.stored.key.rpartition("/")[2] for image in images] == [
+        f"avatar-3-{k}.png" for k in range(3)
+    ]
+    assert sorted(avatars(storage)) == [image.stored.key for image in images]
+    # Each is the one that its seed makes by itself.
+    for image in images:
+        [*_, alone] = await all_of(worker, a_task(storage, steps=10, seed=image.seed))
+        assert isinstance(alone, GenerationFinished)
+        assert storage.get(alone.outcome.avatar.key) == storage.get(image.stored.key)
+    steps = [update for update in updates if isinstance(update, GenerationProgress)]
+    assert steps[-1] == GenerationProgress(step=15, total_steps=15)
+    assert [update.step for update in steps] == sorted(update.step for update in steps)
+
+
+async def test_only_missing_images_are_made_and_the_others_count_as_done(
+    worker: GenerationWorker, storage: Flickering
+) -> None:
+    worker.PROGRESS_INTERVAL_SECONDS = 0.01
+    task = replace(a_task(storage, variants=4, steps=10), missing=(1, 3))
+    *updates, end = await all_of(worker, task)
+    assert isinstance(end, GenerationFinished)
+    assert len(avatars(storage)) == 2
+    steps = [update for update in updates if isinstance(update, GenerationProgress) and update.total_steps]
+    assert {update.total_steps for update in steps} == {20}
+    assert (steps[0].step >= 10, steps[-1].step) == (True, 20)
+
+
+async def test_styles_go_round_from_the_one_that_was_asked_for(
+    worker: GenerationWorker, storage: Flickering
+) -> None:
+    styles = list(img2img_manifest().styles)
+    asked = styles[-1]
+    count = len(styles) + 1
+    task = a_task(storage, variants=count, vary=Vary.STYLE, style=asked, steps=2)
+    *updates, end = await all_of(worker, replace(task, missing=tuple(range(count))))
+    assert isinstance(end, GenerationFinished)
+    assert end.image is not None
+    told = [update.image for update in updates if isinstance(update, GenerationImage)]
+    images = sorted((*told, end.image), key=lambda image: image.index)
+    assert [(image.style, image.seed) for image in images] == [
+        *((style, 1) for style in (asked, *styles[:-1])),
+        (asked, 2),
+    ]
+
+
+async def test_an_image_that_fails_ends_none_of_the_others(
+    worker: GenerationWorker, storage: Flickering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = BatchingEngine.generate
+
+    async def withholding(self: BatchingEngine, request: EngineRequest) -> AsyncGenerator[EngineUpdate, None]:
+        if request.seed == 2:
+            raise ImageWithheld("img2img")
+        async for update in generate(self, request):
+            yield update
+
+    monkeypatch.setattr(BatchingEngine, "generate", withholding)
+    task = replace(a_task(storage, variants=3, steps=10), missing=(0, 1, 2))
+    *updates, end = await all_of(worker, task)
+    told = [update.image.index for update in updates if isinstance(update, GenerationImage)]
+    assert sorted(told) == [0, 2]
+    assert isinstance(end, GenerationFailed)
+    assert (end.error.code, end.retryable) == ("unsafe_content", False)
+
+
+async def test_what_another_attempt_may_make_comes_before_a_fault_of_the_job(
+    worker: GenerationWorker, storage: Flickering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def failing(self: BatchingEngine, request: EngineRequest) -> AsyncGenerator[EngineUpdate, None]:
+        raise ImageWithheld("img2img") if request.seed == 1 else DeviceFailed("cpu", "it is hot")
+        yield
+
+    monkeypatch.setattr(BatchingEngine, "generate", failing)
+    task = replace(a_task(storage, variants=2), missing=(0, 1))
+    [*_, end] = await all_of(worker, task)
+    assert isinstance(end, GenerationFailed)
+    assert (end.error.code, end.retryable) == ("device_failed", True)
+
+
+async def test_previews_of_several_images_name_theirs_and_take_turns(
+    worker: GenerationWorker, storage: Flickering
+) -> None:
+    generation = Generation(replace(a_task(storage, variants=2), missing=(0, 1)))
+    for index, step, preview in ((0, 1, b"a"), (1, 1, b"b"), (0, 2, b"c")):
+        generation.record_step(index, step, 4, preview)
+    sent = [generation.add_preview(generation.progress) for _ in range(3)]
+    assert [(update.preview, update.preview_index, update.step) for update in sent] == [
+        (b"c", 0, 3),
+        (b"b", 1, 3),
+        (None, 0, 3),
+    ]
+
+
+async def test_the_photo_of_several_images_is_fetched_and_cropped_once(
+    worker: GenerationWorker, storage: Flickering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuts = []
+    prepare = task_worker._prepare_photo
+
+    def counting(*arguments: Any) -> Any:
+        cuts.append(arguments)
+        return prepare(*arguments)
+
+    monkeypatch.setattr(task_worker, "_prepare_photo", counting)
+    task = replace(a_task(storage, variants=4, steps=2), missing=(0, 1, 2, 3))
+    [*_, end] = await all_of(worker, task)
+    assert isinstance(end, GenerationFinished)
+    assert len(cuts) == 1

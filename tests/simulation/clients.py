@@ -155,6 +155,7 @@ class Clients:
             parameters=GenerationParameters(
                 seed=1,
                 allow_remote=chance.random() < 0.7,
+                variants=chance.choice((1, 1, 1, 2, 4)),
                 timeout_seconds=chance.choice((None, None, None, chance.uniform(1, 60))),
             ),
             priority=chance.choice((0, 0, 0, 1, -1)),
@@ -166,6 +167,9 @@ class Clients:
         if named is not None and chance.random() < 0.4:
             await asyncio.sleep(chance.expovariate(0.3))
             await self._sends(customer_id, submission, named)
+        if submission.parameters.variants > 1 and chance.random() < 0.5:
+            await asyncio.sleep(chance.expovariate(0.3))
+            await self._keeps(customer_id, job_id, chance.randrange(submission.parameters.variants))
         roll = chance.random()
         if roll < 0.3:
             await asyncio.sleep(chance.expovariate(0.5))
@@ -227,6 +231,15 @@ class Clients:
             )
             self._note(f"{job_id} is cancelled")
             self._witness.was_cancelled(customer_id, job_id)
+
+    async def _keeps(self, customer_id: str, job_id: str, index: int) -> None:
+        ingress = self._ingress()
+        with self._patiently(f"keeping image {index} of {job_id}"):
+            await self._through(
+                ingress, ingress.trackers.execute(JobTrackerActor.keep, customer_id, job_id, index)
+            )
+            self._note(f"image {index} of {job_id} is kept")
+            self._witness.was_kept(customer_id, job_id, index)
 
     async def _erases(self, customer_id: str, job_id: str) -> None:
         ingress = self._ingress()

@@ -280,7 +280,7 @@ class MemoryDatabase:
 
     def list_objects(self, job_ids: Collection[str]) -> dict[str, KeptObjects]:
         return {
-            job_id: KeptObjects(is_terminal=job.status.is_terminal, keys=_keys_of(job))
+            job_id: KeptObjects(is_terminal=job.status.is_terminal, keys=job.object_keys)
             for job_id, job in self.jobs.items()
             if job_id in job_ids
         }
@@ -422,11 +422,6 @@ class MemoryDatabase:
         for deletion_id in deletion_ids:
             if (known := self.deletions.get(deletion_id)) is not None:
                 self.deletions[deletion_id] = replace(known, due_at=due_at)
-
-
-def _keys_of(job: ProfilePhotoJob) -> frozenset[str]:
-    images = [job.original, *([job.outcome.avatar] if job.outcome else [])]
-    return frozenset(image.key for image in images)
 
 
 def _refused(constraint: str) -> IntegrityError:

@@ -156,7 +156,24 @@ def interrupted_generations_are_not_taken_back(patch: pytest.MonkeyPatch) -> Non
 
 def leases_never_end(patch: pytest.MonkeyPatch) -> None:
     read_end = attempts._read_end
-    patch.setattr(attempts, "_read_end", lambda updates, seconds, tell: read_end(updates, 1e9, tell))
+    patch.setattr(attempts, "_read_end", lambda updates, _, *listeners: read_end(updates, 1e9, *listeners))
+
+
+def images_are_lost_with_their_attempt(patch: pytest.MonkeyPatch) -> None:
+    requeue = ProfilePhotoJob.requeue
+
+    def forgetful(self: ProfilePhotoJob, *, lost: bool) -> ProfilePhotoJob:
+        return replace(requeue(self, lost=lost), variant_images=())
+
+    patch.setattr(ProfilePhotoJob, "requeue", forgetful)
+
+
+def only_the_avatar_counts_as_named(patch: pytest.MonkeyPatch) -> None:
+    def name_few(self: ProfilePhotoJob) -> frozenset[str]:
+        avatar = {self.outcome.avatar.key} if self.outcome else set()
+        return frozenset({self.original.key} | avatar)
+
+    patch.setattr(ProfilePhotoJob, "object_keys", property(name_few))
 
 
 def an_outage_of_the_database_ends_the_writer(patch: pytest.MonkeyPatch) -> None:
@@ -196,6 +213,8 @@ PLANTS: tuple[Plant, ...] = (
     a_view_thinks_that_it_knows_everything,
     interrupted_generations_are_not_taken_back,
     leases_never_end,
+    images_are_lost_with_their_attempt,
+    only_the_avatar_counts_as_named,
     an_outage_of_the_database_ends_the_writer,
     another_cluster_is_not_looked_for,
     one_clock_is_enough_to_erase,

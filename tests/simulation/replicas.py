@@ -11,11 +11,12 @@ from typing import Any
 from avatarforge.domain.generations import (
     GenerationFailed,
     GenerationFinished,
+    GenerationImage,
     GenerationProgress,
     GenerationTask,
     GenerationUpdate,
 )
-from avatarforge.domain.jobs import JobError
+from avatarforge.domain.jobs import AvatarImage, JobError
 from avatarforge.storage.keys import avatar_key
 from tests.factories import an_image, an_outcome
 from tests.simulation.loop import NOBODYS, Process, SimulatedLoop
@@ -253,24 +254,33 @@ class _Generation:
     async def _worked(self) -> None:
         chance = self._pool.chance
         steps = chance.randint(1, 4)
-        broken_at = chance.randint(0, steps)
+        broken_at = chance.randint(0, steps + len(self._task.missing) - 1)
         self._send(GenerationProgress())
         if self._task.original.key not in self._pool.storage.objects:
             self._end(_failure("original_missing"))
             return
         pace = 2.5 if self._fault == "is slow" else 0.3
         for step in range(steps + 1):
-            await asyncio.sleep(chance.uniform(0.01, pace))
-            if self._is_given_back:
-                self._end(_failure("worker_drained", retryable=True, away_seconds=chance.choice((0.0, 1.0))))
-                return
-            if not self._is_wanted and self._fault != "lingers":
-                self._note("stops")
-                return
-            if step == broken_at and self._fault is not None and await self._breaks():
+            if not await self._goes_on(pace, is_faulty=step == broken_at):
                 return
             self._send(GenerationProgress(step=step, total_steps=steps))
-        await self._finished()
+        for place, index in enumerate(self._task.missing):
+            if place and not await self._goes_on(pace, is_faulty=steps + place == broken_at):
+                return
+            if not await self._finished(index):
+                return
+
+    async def _goes_on(self, pace: float, *, is_faulty: bool) -> bool:
+        """Work for a while; returns whether there is more to do."""
+        chance = self._pool.chance
+        await asyncio.sleep(chance.uniform(0.01, pace))
+        if self._is_given_back:
+            self._end(_failure("worker_drained", retryable=True, away_seconds=chance.choice((0.0, 1.0))))
+            return False
+        if not self._is_wanted and self._fault != "lingers":
+            self._note("stops")
+            return False
+        return not (is_faulty and self._fault is not None and await self._breaks())
 
     async def _breaks(self) -> bool:
         match self._fault:
@@ -293,7 +303,7 @@ class _Generation:
                 return False
         return True
 
-    async def _finished(self) -> None:
+    async def _finished(self, index: int) -> bool:
         task, storage = self._task, self._pool.storage
         for _ in range(5):
             if storage.answers:
@@ -301,13 +311,21 @@ class _Generation:
             await asyncio.sleep(self._pool.chance.uniform(0.1, 1))
         else:
             self._end(_failure("storage_unavailable", retryable=True))
-            return
-        key = avatar_key(task.customer_id, task.job_id, task.attempt, task.parameters.format)
+            return False
+        has_several = task.parameters.variants > 1
+        place = index if has_several else None
+        key = avatar_key(task.customer_id, task.job_id, task.attempt, task.parameters.format, place)
         storage.store(key)
-        self._note("made its avatar")
+        self._note(f"made image {index}")
         await asyncio.sleep(self._pool.moment())
         avatar = an_image(key=key, media_type="image/png", width=64, height=64)
-        self._end(GenerationFinished(outcome=an_outcome(avatar=avatar, backend=self._pool.name)))
+        image = AvatarImage(index=index, seed=index, style=None, stored=avatar)
+        if index != task.missing[-1]:
+            self._send(GenerationImage(image=image))
+            return True
+        outcome = an_outcome(avatar=avatar, backend=self._pool.name)
+        self._end(GenerationFinished(outcome=outcome, image=image if has_several else None))
+        return True
 
     def _end(self, last: Any) -> None:
         kind = last.error.code if isinstance(last, GenerationFailed) else type(last).__name__

@@ -13,7 +13,6 @@ from typing import Any
 import structlog
 
 from avatarforge.domain.errors import StaleEpoch
-from avatarforge.domain.status import ProcessingStatus
 from avatarforge.ingress.upload import submit
 from avatarforge.persistence import group, jobs, shards
 from avatarforge.settings import RemoteSettings, TrackerSettings
@@ -146,9 +145,10 @@ class Simulation:
             if job is None:
                 self._check_erased(customer_id, job_id)
                 continue
-            if job.status is ProcessingStatus.DONE and job.outcome.avatar.key not in self.storage.objects:
-                self.witness.violated(f"the avatar of {job_id} is gone")
-            if job.callback_url is not None and self._called.get(job_id) != job.seq:
+            if gone := {image.stored.key for image in job.images} - set(self.storage.objects):
+                self.witness.violated(f"images of {job_id} are gone: {gone}")
+            # What the client keeps it may say after the end.
+            if job.callback_url is not None and self._called.get(job_id) != self.witness.ended[job_id]:
                 self.witness.violated(f"nobody was told of the end of {job_id}")
 
     def _check_erased(self, customer_id: str, job_id: str) -> None:

@@ -54,7 +54,10 @@ class Witness:
         """Events by shard, as committed."""
         self._last: dict[str, JobEvent] = {}
         """The last event of each job."""
-        self._ended: set[str] = set()
+        self._images: dict[str, dict[int, str]] = {}
+        """Of each job that makes several images, the keys of those that were published."""
+        self.ended: dict[str, int] = {}
+        """The `seq` of each job's end."""
         self._erased: set[str] = set()
         self.promised: dict[str, str] = {}
         """Jobs that were answered 202, with their customers."""
@@ -131,13 +134,38 @@ class Witness:
             return
         if event.job_id in self._erased:
             self.violated(f"{event.job_id} has {event.kind} after its erasure")
-        if event.status not in NEXT[last.status]:
-            self.violated(f"{event.job_id} goes from {last.status} to {event.status}")
+        if event.kind is EventKind.KEPT:
+            is_legal = event.status is last.status
+        elif event.kind is EventKind.IMAGE:
+            is_legal = event.status is last.status is ProcessingStatus.PROCESSING
+        else:
+            is_legal = event.status in NEXT[last.status]
+        if not is_legal:
+            self.violated(f"{event.job_id} goes from {last.status} to {event.status} with {event.kind}")
+        self._check_images(change, last)
         if event.kind in TERMINAL_EVENTS:
-            if event.job_id in self._ended:
+            if event.job_id in self.ended:
                 self.violated(f"{event.job_id} ends twice")
-            self._ended.add(event.job_id)
+            self.ended[event.job_id] = event.seq
             self._check_end(job, last)
+
+    def _check_images(self, change: JobChange, last: JobEvent) -> None:
+        """Images only become more, by one of the current attempt with each event that says so."""
+        job, kind = change.job, change.event.kind
+        if job.parameters.variants == 1:
+            return
+        before = self._images.get(job.job_id, {})
+        now = self._images[job.job_id] = {image.index: image.stored.key for image in job.images}
+        if len(now) != len(job.images) or not before.items() <= now.items():
+            self.violated(f"{job.job_id} has images {now} after {before}")
+        new = [image for image in job.images if image.index not in before]
+        if len(new) != (kind in (EventKind.IMAGE, EventKind.DONE)):
+            self.violated(f"{job.job_id} has {len(new)} new images with {kind}")
+        for image in new:
+            attempt, index = last.attempt, image.index
+            wanted = avatar_key(job.customer_id, job.job_id, attempt, job.parameters.format, index)
+            if image.stored.key != wanted or wanted not in self._objects:
+                self.violated(f"{job.job_id} in attempt {attempt} publishes {image.stored.key}")
 
     def _check_end(self, job: ProfilePhotoJob, last: JobEvent) -> None:
         if job.error is not None and job.error.code == "internal_error":
@@ -146,6 +174,10 @@ class Witness:
             return
         if job.outcome is None or job.attempt != last.attempt:
             self.violated(f"{job.job_id} is DONE without a generation of its attempt")
+            return
+        if len(job.images) != job.parameters.variants or job.outcome.avatar != job.images[0].stored:
+            self.violated(f"{job.job_id} is DONE with images {[image.index for image in job.images]}")
+        if job.parameters.variants > 1:
             return
         key = job.outcome.avatar.key
         wanted = avatar_key(job.customer_id, job.job_id, last.attempt, job.parameters.format)
@@ -222,6 +254,12 @@ class Witness:
         if job is not None and job.status is not ProcessingStatus.CANCELLED:
             self.violated(f"{job_id} was told to be cancelled and is {job.status}")
 
+    def was_kept(self, customer_id: str, job_id: str, index: int) -> None:
+        """A client was told that it keeps this image."""
+        job = self._truth.find_job(customer_id, job_id)
+        if job is not None and job.kept != index:
+            self.violated(f"image {index} of {job_id} was told to be kept, and {job.kept} is")
+
     def was_erased(self, customer_id: str, job_id: str) -> None:
         """A client was told that the job is gone."""
         if self._truth.find_job(customer_id, job_id) is not None:
@@ -250,7 +288,7 @@ class Witness:
 
     def open_promises(self) -> list[str]:
         """Promised jobs that have neither ended nor been erased."""
-        return [job_id for job_id in self.promised if job_id not in self._ended | self._erased]
+        return [job_id for job_id in self.promised if job_id not in self.ended.keys() | self._erased]
 
 
 def watched_line(witness: Witness, *, fits_vary: bool) -> type[FairQueue]:
@@ -265,6 +303,8 @@ def watched_line(witness: Witness, *, fits_vary: bool) -> type[FairQueue]:
             self._here: dict[str, ProfilePhotoJob] = {}
             self._picked: dict[tuple[int, str], int] = {}
             """When each customer had its last turn in each priority."""
+            self._waits_for_several: set[tuple[int, str]] = set()
+            """Those who had a job of several images, and may have to let others pass for it."""
 
         def add(self, job: ProfilePhotoJob) -> bool:
             self._came.setdefault(job.job_id, self._picks)
@@ -288,6 +328,8 @@ def watched_line(witness: Witness, *, fits_vary: bool) -> type[FairQueue]:
                     self._compare(picked, other)
             self._picks += 1
             self._picked[picked.priority, picked.customer_id] = self._picks
+            if len(picked.missing) > 1:
+                self._waits_for_several.add((picked.priority, picked.customer_id))
             self._came.pop(picked.job_id, None)
             self._here.pop(picked.job_id, None)
             return picked
@@ -303,6 +345,8 @@ def watched_line(witness: Witness, *, fits_vary: bool) -> type[FairQueue]:
                 return
             turn = self._picked.get((picked.priority, picked.customer_id))
             others = self._picked.get((other.priority, other.customer_id), 0)
+            if (other.priority, other.customer_id) in self._waits_for_several:
+                return
             if not fits_vary and turn is not None and self._came[other.job_id] < turn and others < turn:
                 witness.violated(f"{picked.customer_id} has two turns while {other.job_id} waits")
 

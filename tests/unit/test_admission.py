@@ -8,7 +8,7 @@ import pytest
 from avatarforge.domain.changes import NewJob
 from avatarforge.domain.errors import AvatarForgeError, BacklogFull, CustomerBacklogFull, DatabaseUnavailable
 from avatarforge.domain.generations import GenerationFinished, GenerationTask, GenerationUpdate
-from avatarforge.domain.jobs import ProfilePhotoJob
+from avatarforge.domain.jobs import GenerationParameters, ProfilePhotoJob
 from avatarforge.settings import TrackerSettings
 from avatarforge.tracker.queue.admission import AdmissionControl
 from avatarforge.tracker.queue.backends import Throughput
@@ -47,6 +47,28 @@ async def test_a_customers_jobs_are_bounded_and_those_of_all(bench: Bench) -> No
         "BacklogFull"
     ]
     assert len(bench.records.jobs) == 5
+
+
+async def test_a_job_of_several_images_counts_as_so_many(bench: Bench) -> None:
+    def several(customer_id: str, images: int) -> NewJob:
+        return NewJob(
+            job=a_job(customer_id=customer_id, parameters=GenerationParameters(seed=1, variants=images))
+        )
+
+    tracker = await bench.start()
+    assert kinds(
+        await tracker.submissions.submit([several("ana", 2), several("ana", 2), several("ana", 1)])
+    ) == ["ProfilePhotoJob", "CustomerBacklogFull", "ProfilePhotoJob"]
+    assert kinds(await tracker.submissions.submit([several("ben", 3), several("ben", 2)])) == [
+        "BacklogFull",
+        "ProfilePhotoJob",
+    ]
+    assert tracker.describe()["accepted"] == 5
+    for job in list(bench.records.jobs.values()):
+        await tracker.commands.cancel(job.customer_id, job.job_id)
+    # More than there may be, yet nobody waits with it.
+    assert kinds(await tracker.submissions.submit([several("ana", 8)])) == ["ProfilePhotoJob"]
+    assert kinds(await tracker.submissions.submit(news("ben", 1))) == ["BacklogFull"]
 
 
 async def test_a_job_that_has_ended_makes_room(bench: Bench) -> None:

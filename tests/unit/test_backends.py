@@ -286,7 +286,7 @@ class OneSlotEver:
 
 
 async def test_a_backend_that_gives_no_second_slot_is_missed_from_the_end_of_its_first_job() -> None:
-    now = 100.0
+    now, job = 100.0, a_job()
     replicas = OneSlotEver()
     backend = Backend("local", replicas, Throughput(), lambda: now)
 
@@ -295,12 +295,12 @@ async def test_a_backend_that_gives_no_second_slot_is_missed_from_the_end_of_its
             raise AssertionError("there is only one")
 
     async with backend.slot():
-        backend.record_start()
+        backend.record_start(job)
         asking = asyncio.create_task(ask())
         await wait_until(lambda: replicas.asked == 2)
         now = 150.0
         assert backend.starved_seconds == 0
-        backend.record_end(has_avatar=False)
+        backend.record_end(job.job_id)
     now = 157.0
     assert backend.starved_seconds == 7
     asking.cancel()

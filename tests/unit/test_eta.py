@@ -22,7 +22,7 @@ def running(job: ProfilePhotoJob, step: int = 0, total_steps: int = 0, backend: 
 
 
 def forecast(estimates: EtaModel, *active: RunningJob, waiting: Any = (), **given: Any) -> Forecast:
-    values = {"queue_length": len(waiting), "reports": [a_report()], "seconds_per_job": None} | given
+    values = {"queue_length": len(waiting), "reports": [a_report()], "seconds_per_image": None} | given
     return estimates.forecast(active, waiting, **values)
 
 
@@ -48,6 +48,39 @@ def test_images_share_their_steps_and_those_left_go_faster() -> None:
     told = forecast(EtaModel(), running(first, 5, 10), running(second, 0, 10))
     assert told.seconds[first.job_id] == pytest.approx(5 * 0.15)
     assert told.seconds[second.job_id] == pytest.approx(5 * 0.15 + 5 * 0.1)
+
+
+def test_a_job_of_several_images_is_done_with_the_last_and_costs_as_many() -> None:
+    eight = job_of(variants=8)
+    singles = [job_of() for _ in range(8)]
+    given: dict[str, Any] = {"reports": [a_report(limit=4)], "queue_length": 8}
+    told, alike = (
+        forecast(EtaModel(), waiting=[eight], **given),
+        forecast(EtaModel(), waiting=singles, **given),
+    )
+    assert told.seconds == {eight.job_id: pytest.approx(2 * 10 * 0.2)}
+    assert told.seconds[eight.job_id] == max(alike.seconds.values())
+    assert (told.backlog_seconds, told.estimated_wait_seconds) == (
+        alike.backlog_seconds,
+        alike.estimated_wait_seconds,
+    )
+    # Half of its steps are done, in all images together.
+    running_one = forecast(EtaModel(), running(job_of(variants=4), 20, 40))
+    assert list(running_one.seconds.values()) == [pytest.approx(5 * 0.2)]
+
+
+def test_images_are_counted_where_only_the_throughput_is_known() -> None:
+    four, single = job_of(variants=4), job_of()
+    told = forecast(
+        EtaModel(),
+        running(job_of(variants=2)),
+        waiting=[four, single],
+        queue_length=9,
+        reports=[],
+        seconds_per_image=3.0,
+    )
+    assert [told.seconds[job.job_id] for job in (four, single)] == [18.0, 21.0]
+    assert (told.estimated_wait_seconds, told.backlog_seconds) == (36.0, 33.0)
 
 
 def test_a_waiting_job_takes_the_slot_that_becomes_free_first() -> None:
@@ -128,8 +161,8 @@ def test_the_last_known_speed_counts_while_no_replica_serves() -> None:
 def test_trackers_that_share_the_replicas_count_on_their_part() -> None:
     jobs = [job_of() for _ in range(4)]
     busy = a_report(active=4, waiting=0)
-    alone = EtaModel().forecast([], jobs, queue_length=4, reports=[busy], seconds_per_job=None)
-    shared = EtaModel(shards=2).forecast([], jobs, queue_length=4, reports=[busy], seconds_per_job=None)
+    alone = EtaModel().forecast([], jobs, queue_length=4, reports=[busy], seconds_per_image=None)
+    shared = EtaModel(shards=2).forecast([], jobs, queue_length=4, reports=[busy], seconds_per_image=None)
     assert max(shared.seconds.values()) == pytest.approx(2 * max(alone.seconds.values()))
 
 
@@ -138,7 +171,7 @@ def test_the_pace_counts_where_most_jobs_go_to_a_remote_server() -> None:
     for _ in range(3):
         estimates.learn_from_outcome(an_outcome(backend="remote"))
     making, waiting = job_of(), job_of()
-    told = forecast(estimates, running(making, 5, 10, "remote"), waiting=[waiting], seconds_per_job=4.0)
+    told = forecast(estimates, running(making, 5, 10, "remote"), waiting=[waiting], seconds_per_image=4.0)
     assert told == Forecast(
         order=(waiting.job_id,),
         seconds={waiting.job_id: 8.0, making.job_id: 2.0},

@@ -1,8 +1,16 @@
+from collections import Counter
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from avatarforge.domain.jobs import GenerationParameters, ProfilePhotoJob
 from avatarforge.tracker.queue.fair_queue import FairQueue
 from tests.factories import a_job
+
+
+def of_images(count: int, customer_id: str = "ana", priority: int = 0) -> ProfilePhotoJob:
+    parameters = GenerationParameters(seed=1, variants=count)
+    return a_job(customer_id=customer_id, priority=priority, parameters=parameters)
 
 
 def ids_of(queue: FairQueue) -> list[str]:
@@ -57,13 +65,22 @@ def test_a_job_stands_in_line_once() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from("abc"), st.integers(-1, 1), st.booleans(), st.booleans()), max_size=40)
+    st.lists(
+        st.tuples(
+            st.sampled_from("abc"),
+            st.integers(-1, 1),
+            st.sampled_from((1, 1, 2, 5)),
+            st.booleans(),
+            st.booleans(),
+        ),
+        max_size=40,
+    )
 )
-def test_the_told_order_is_the_order_in_which_they_go(moves: list[tuple[str, int, bool, bool]]) -> None:
+def test_the_told_order_is_the_order_in_which_they_go(moves: list[tuple[str, int, int, bool, bool]]) -> None:
     queue = FairQueue()
     inside: set[str] = set()
-    for customer_id, priority, removed, popped in moves:
-        job = a_job(customer_id=customer_id, priority=priority)
+    for customer_id, priority, images, removed, popped in moves:
+        job = of_images(images, customer_id, priority)
         queue.add(job)
         inside.add(job.job_id)
         if removed:
@@ -119,3 +136,49 @@ def test_a_customer_who_sends_one_job_after_the_other_has_no_two_turns_while_oth
     assert [queue.pop(), queue.pop()] == [ana, ben]
     queue.add(ben_too)
     assert [queue.pop(), queue.pop()] == [ana_too, ben_too]
+
+
+def test_a_job_of_several_images_takes_as_many_turns() -> None:
+    queue = FairQueue()
+    eight, next_eight = of_images(8), of_images(8)
+    others = [a_job(customer_id="ben") for _ in range(10)]
+    for job in (eight, next_eight, *others):
+        queue.add(job)
+    assert queue.image_count == 26
+    # In eight rounds each customer has eight images.
+    assert ids_of(queue) == [job.job_id for job in (eight, *others[:8], next_eight, *others[8:])]
+    assert queue.image_count == 0
+
+
+def test_nobody_waits_for_the_turns_of_a_customer_who_is_alone() -> None:
+    queue = FairQueue()
+    jobs = [of_images(8) for _ in range(3)]
+    for job in jobs:
+        queue.add(job)
+    assert ids_of(queue) == [job.job_id for job in jobs]
+
+
+def test_a_customer_who_left_with_turns_to_come_waits_for_them() -> None:
+    queue = FairQueue()
+    others = [a_job(customer_id="ben") for _ in range(4)]
+    for job in (of_images(3), *others):
+        queue.add(job)
+    queue.pop()
+    again = a_job()
+    queue.add(again)
+    assert ids_of(queue) == [job.job_id for job in (*others[:3], again, others[3])]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 8)), min_size=1, max_size=40))
+def test_while_customers_wait_they_get_images_alike(jobs: list[tuple[str, int]]) -> None:
+    queue = FairQueue()
+    for customer_id, images in jobs:
+        queue.add(of_images(images, customer_id))
+    waiting = Counter(customer_id for customer_id, _ in jobs)
+    had: Counter[str] = Counter()
+    while (job := queue.pop()) is not None:
+        # Whoever is picked had no more than any other who waits, but for that one's last job.
+        assert all(had[job.customer_id] < had[other] + 8 + 1 for other in waiting)
+        had[job.customer_id] += job.parameters.variants
+        waiting[job.customer_id] -= 1
+        waiting = +waiting

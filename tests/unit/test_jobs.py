@@ -4,10 +4,10 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from avatarforge.domain.errors import IllegalTransition
-from avatarforge.domain.jobs import JobError, ProfilePhotoJob
+from avatarforge.domain.errors import IllegalTransition, InvalidRequest
+from avatarforge.domain.jobs import GenerationParameters, JobError, ProfilePhotoJob
 from avatarforge.domain.status import NEXT, EventKind, ProcessingStatus
-from tests.factories import NOON, a_job, an_outcome
+from tests.factories import NOON, a_job, a_variant, an_outcome
 
 LATER = NOON + timedelta(seconds=3)
 ERROR = JobError(code="worker_lost", message="Gone.")
@@ -86,3 +86,78 @@ def test_an_event_says_what_its_job_has_become() -> None:
 def test_a_cancelled_job_cannot_be_done() -> None:
     with pytest.raises(IllegalTransition, match="CANCELLED cannot become DONE"):
         a_job().cancel(LATER).complete(an_outcome(), LATER)
+
+
+# --- several images -----------------------------------------------------------------------------------
+
+
+def of_three() -> ProfilePhotoJob:
+    return a_job(parameters=GenerationParameters(seed=7, variants=3)).start(LATER)
+
+
+def test_a_single_image_is_there_once_its_job_is_done() -> None:
+    job = a_job()
+    assert (job.images, job.missing) == ((), (0,))
+    done = job.start(LATER).complete(an_outcome(), LATER)
+    [image] = done.images
+    assert (image.index, image.seed, image.style) == (0, 7, "watercolor")
+    assert image.stored == an_outcome().avatar
+    assert (done.missing, done.variant_images) == ((), ())
+
+
+def test_images_are_published_in_any_order_and_the_last_one_ends_the_job() -> None:
+    job = of_three()
+    two, zero, one = (a_variant(job, index) for index in (2, 0, 1))
+    job = job.publish(two, 1).publish(zero, 1)
+    assert (job.status, job.images, job.missing) == (ProcessingStatus.PROCESSING, (zero, two), (1,))
+    done = job.complete(an_outcome(avatar=one.stored), LATER, one)
+    assert (done.status, done.images) == (ProcessingStatus.DONE, (zero, one, two))
+    assert done.outcome == an_outcome(avatar=zero.stored), "the first image stands for all"
+    assert done.object_keys == {done.original.key, *(image.stored.key for image in (zero, one, two))}
+
+
+def test_images_survive_a_lost_attempt_which_publishes_nothing_more() -> None:
+    first = of_three()
+    late = a_variant(first, 2)
+    again = first.publish(a_variant(first, 1), 1).requeue(lost=True).start(LATER)
+    assert again.missing == (0, 2)
+    with pytest.raises(IllegalTransition, match="image 2 of attempt 1"):
+        again.publish(late, 1)
+    with pytest.raises(IllegalTransition):
+        again.requeue(lost=False).publish(late, 2)
+
+
+def test_no_image_is_published_twice_and_no_job_is_done_without_all() -> None:
+    job = of_three()
+    job = job.publish(a_variant(job, 0), 1)
+    for index in (0, 3):
+        with pytest.raises(IllegalTransition):
+            job.publish(a_variant(job, index), 1)
+    with pytest.raises(IllegalTransition, match=r"DONE without images \(1,\)"):
+        job.complete(an_outcome(), LATER, a_variant(job, 2))
+
+
+def test_what_was_published_stays_when_the_job_fails_or_is_cancelled() -> None:
+    job = of_three()
+    job = job.publish(a_variant(job, 1), 1)
+    for ended in (job.fail(ERROR, LATER), job.cancel(LATER)):
+        assert [image.index for image in ended.images] == [1]
+
+
+def test_the_client_keeps_an_image_that_there_is_and_may_choose_again() -> None:
+    job = of_three()
+    job = job.publish(a_variant(job, 1), 1)
+    kept = job.keep(1)
+    assert (kept.kept, kept.status, kept.revision) == (1, job.status, job.revision + 1)
+    assert kept.find_image() == kept.find_image(1) == job.images[0]
+    with pytest.raises(InvalidRequest, match="index is 2, but it must be that of an image that there is: 1"):
+        job.keep(2)
+    done = kept.publish(a_variant(job, 0), 1).complete(an_outcome(), LATER, a_variant(job, 2))
+    assert done.keep(2).keep(0).kept == 0
+
+
+def test_without_a_choice_the_first_image_stands_for_the_job() -> None:
+    job = of_three()
+    job = job.publish(a_variant(job, 1), 1)
+    assert job.find_image() is None
+    assert job.publish(first := a_variant(job, 0), 1).find_image() == first

@@ -11,10 +11,10 @@ from pydantic.alias_generators import to_camel
 from avatarforge.diffusion.models.catalogue import Manifest
 from avatarforge.domain.errors import InvalidRequest
 from avatarforge.domain.generations import GenerationProgress
-from avatarforge.domain.jobs import Crop, GenerationParameters, ImageFormat, JobError
+from avatarforge.domain.jobs import Crop, GenerationParameters, ImageFormat, JobError, Vary
 from avatarforge.ingress.upload.form import FORM_NAMES, Submission, read_submission
 from avatarforge.messages import LiveJob, Parameters
-from tests.factories import NOON, a_job, a_manifest, an_outcome
+from tests.factories import NOON, a_job, a_manifest, a_variant, an_outcome
 
 MANIFEST = a_manifest()
 EDITING = a_manifest(family="instruct-pix2pix")
@@ -30,6 +30,8 @@ FIELDS = [
     "queuePosition",
     "originalUrl",
     "generatedUrl",
+    "images",
+    "kept",
     "callbackUrl",
     "error",
     "attempt",
@@ -61,6 +63,8 @@ ASKED_FOR = {
     "format": "png",
     "priority": 0,
     "allowRemote": True,
+    "variants": 1,
+    "vary": "seed",
     "cropToFace": True,
     "timeoutSeconds": None,
     "startTimeoutSeconds": None,
@@ -82,6 +86,8 @@ def test_a_waiting_job_is_told_with_every_field() -> None:
         "queuePosition": 3,
         "originalUrl": f"/customers/ana/photos/{job.job_id}/original",
         "generatedUrl": None,
+        "images": [],
+        "kept": None,
         "callbackUrl": "https://example.org/hook",
         "error": None,
         "attempt": 0,
@@ -115,6 +121,15 @@ def test_a_finished_job_tells_how_its_avatar_came_about() -> None:
         "queuePosition": None,
         "originalUrl": "…",
         "generatedUrl": f"/customers/ana/photos/{job.job_id}/generated",
+        "images": [
+            {
+                "index": 0,
+                "seed": 7,
+                "style": "watercolor",
+                "generatedUrl": f"/customers/ana/photos/{job.job_id}/generated/0",
+            }
+        ],
+        "kept": None,
         "callbackUrl": None,
         "error": None,
         "attempt": 1,
@@ -153,6 +168,8 @@ def test_a_job_repeats_what_its_upload_asked_for() -> None:
         "height": 768,
         "format": ImageFormat.WEBP,
         "allow_remote": False,
+        "variants": 4,
+        "vary": Vary.STYLE,
         "crop_to_face": False,
         "timeout_seconds": 90.0,
         "start_timeout_seconds": 30.0,
@@ -163,6 +180,22 @@ def test_a_job_repeats_what_its_upload_asked_for() -> None:
 
     assert told["parameters"] == {to_camel(name): value for name, value in wanted.items()} | {"priority": 3}
     assert set(wanted) | {"priority"} == {field.name for field in fields(Parameters)}
+
+
+def test_a_job_of_several_images_tells_those_that_are_there_and_the_one_that_is_kept() -> None:
+    job = a_job(parameters=GenerationParameters(seed=7, variants=3)).start(NOON)
+    job = job.publish(a_variant(job, 2), 1).keep(2)
+
+    told = json.loads(LiveJob(job=job).to_message().json_bytes())
+
+    path = f"/customers/ana/photos/{job.job_id}/generated"
+    image = {"index": 2, "seed": 9, "style": "watercolor", "generatedUrl": f"{path}/2"}
+    assert (told["status"], told["generatedUrl"], told["images"], told["kept"]) == (
+        "PROCESSING",
+        None,
+        [image],
+        2,
+    )
 
 
 def test_a_running_job_tells_its_steps_once_it_has_any() -> None:

@@ -16,7 +16,12 @@ from avatarforge.diffusion.remote.worker import RemoteWorker
 from avatarforge.diffusion.replica.draining import DrainMonitor, ServeInternals
 from avatarforge.diffusion.replica.reporter import Reporter, connect_trackers, get_replica_id
 from avatarforge.domain.errors import ModelUnusable
-from avatarforge.domain.generations import GenerationFinished, GenerationTask, GenerationUpdate
+from avatarforge.domain.generations import (
+    GenerationFinished,
+    GenerationImage,
+    GenerationTask,
+    GenerationUpdate,
+)
 from avatarforge.domain.replicas import ReplicaReport, ReplicaState
 from avatarforge.imaging.provenance import open_content_credentials
 from avatarforge.storage import open_storage
@@ -83,7 +88,7 @@ class RemoteStableDiffusion:
         try:
             async with aclosing(self._drain_monitor.guard(self._worker.generate(task))) as updates:
                 async for update in updates:
-                    self._images_generated += isinstance(update, GenerationFinished)
+                    self._images_generated += isinstance(update, GenerationImage | GenerationFinished)
                     yield update
         finally:
             self._active -= 1

@@ -9,7 +9,6 @@ from avatarforge.diffusion.remote.breaker import CircuitBreaker
 from avatarforge.diffusion.remote.client import RemoteServer
 from avatarforge.diffusion.replica.task_worker import GeneratedImage, Generation, TaskWorker
 from avatarforge.domain.errors import RemoteRefused
-from avatarforge.domain.generations import GenerationProgress
 from avatarforge.domain.jobs import Stage
 from avatarforge.imaging.provenance import ContentCredentials
 from avatarforge.storage import ObjectStorage
@@ -40,16 +39,17 @@ class RemoteWorker(TaskWorker):
         self._manifest = manifest
         self._model = model or self.UNNAMED
 
-    async def _generate_image(self, generation: Generation, original: bytes) -> GeneratedImage:
+    async def _generate_image(self, generation: Generation, index: int, original: bytes) -> GeneratedImage:
         if not generation.task.parameters.allow_remote:
             # The tracker does not send such a task; a photo must not leave by a mistake there.
             raise RemoteRefused("the photo may not leave the house")
 
         def report_step(step: int, total_steps: int) -> None:
-            generation.progress = GenerationProgress(step=step, total_steps=total_steps)
+            generation.record_step(index, step, total_steps)
 
         manifest = await asyncio.to_thread(self._manifest)
-        request, crop = await self._build_request(generation, original, manifest)
+        parameters = manifest.vary(generation.task.parameters, index)
+        request, crop = await self._build_request(generation, parameters, original, manifest)
         began = perf_counter()
         with self._breaker.guard():
             generated = await self._server.generate(
@@ -57,6 +57,8 @@ class RemoteWorker(TaskWorker):
             )
         return GeneratedImage(
             image=generated.image,
+            seed=parameters.seed,
+            style=parameters.style,
             crop=crop,
             model=generated.model or self._model,
             timings={Stage.STEPS: perf_counter() - began},

@@ -1,4 +1,4 @@
-"""Workers: fetch a task's original, crop it, have an image generated, store it, and report progress."""
+"""Workers: fetch a task's original, crop it, have its images generated, store them, and report progress."""
 
 import asyncio
 import math
@@ -37,11 +37,20 @@ from avatarforge.domain.generations import (
     ORIGINAL_MISSING,
     GenerationFailed,
     GenerationFinished,
+    GenerationImage,
     GenerationProgress,
     GenerationTask,
     GenerationUpdate,
 )
-from avatarforge.domain.jobs import Crop, GenerationParameters, JobError, Outcome, Stage, StoredImage
+from avatarforge.domain.jobs import (
+    AvatarImage,
+    Crop,
+    GenerationParameters,
+    JobError,
+    Outcome,
+    Stage,
+    StoredImage,
+)
 from avatarforge.imaging.crop import cut
 from avatarforge.imaging.decode import load_upright
 from avatarforge.imaging.provenance import ContentCredentials
@@ -59,6 +68,8 @@ class GeneratedImage:
     """An image, and how it was made."""
 
     image: Image.Image
+    seed: int
+    style: str | None
     crop: Crop
     model: str
     timings: Mapping[Stage, float] = field(default_factory=dict)
@@ -66,9 +77,10 @@ class GeneratedImage:
 
 
 class TaskWorker(ABC):
-    """Fetches, crops, has an image generated, encodes and uploads; any number of tasks at a time.
+    """Fetches, crops, has images generated, encodes and uploads them; any number of tasks at a time.
 
-    Blocking work runs in threads, so that the next task's photo is ready when the engine is.
+    Blocking work runs in threads, so that the next task's photo is ready when the engine is. The images of a
+    task are generated side by side.
     """
 
     BACKEND: ClassVar[str]
@@ -96,13 +108,16 @@ class TaskWorker(ABC):
         self._storage_pool = BlockingPool(self.MAX_STORAGE_CALLS, "storage")
 
     @abstractmethod
-    async def _generate_image(self, generation: "Generation", original: bytes) -> GeneratedImage:
-        """Generate the task's image. Reports steps through `generation`; stops when it is cancelled."""
+    async def _generate_image(self, generation: "Generation", index: int, original: bytes) -> GeneratedImage:
+        """Generate the task's image of this index. Reports steps through `generation`; stops when it is
+        cancelled."""
 
     async def generate(self, task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
-        """Yield progress while it works or waits, and at last the result or the failure, whatever it was.
+        """Yield progress while it works or waits, each of several images but the last once it is stored, and
+        at last the result or the failure, whatever it was.
 
-        Closing the generator stops the image at its next step; nothing of it stays in storage.
+        An image that fails ends none of the others. Closing the generator stops what is being made at its
+        next step; nothing stays in storage but images that were whole by then.
         """
         generation = Generation(task)
         work = asyncio.create_task(self._run(generation))
@@ -111,11 +126,16 @@ class TaskWorker(ABC):
             yield sent
             while not work.done():
                 await asyncio.wait({work}, timeout=self.PROGRESS_INTERVAL_SECONDS)
+                while generation.unfinished and generation.stored:
+                    yield GenerationImage(image=generation.stored.pop(0))
                 silence = perf_counter() - sent_at
                 if generation.progress != sent or silence >= self.HEARTBEAT_SECONDS:
                     sent, sent_at = generation.progress, perf_counter()
-                    yield replace(sent, preview=generation.take_preview())
-            yield work.result()
+                    yield generation.add_preview(sent)
+            end = work.result()
+            while generation.stored:
+                yield GenerationImage(image=generation.stored.pop(0))
+            yield end
         finally:
             generation.abandoned.set()
             work.cancel()
@@ -135,63 +155,66 @@ class TaskWorker(ABC):
             return await self._run_to_end(generation)
 
     async def _run_to_end(self, generation: "Generation") -> GenerationFinished | GenerationFailed:
-        try:
-            return GenerationFinished(outcome=await self._process(generation))
-        except ObjectNotFound as error:
-            return _create_failure(ORIGINAL_MISSING, f"The original is gone: {error}")
-        except (StorageUnavailable, DeviceFailed, SigningFailed, RemoteFailed, RemoteUnavailable) as error:
-            log.warning("generation given back", reason=str(error))
-            given_back = _create_failure(error.code, str(error), retryable=True)
-            if isinstance(error, RemoteUnavailable):
-                return replace(given_back, away_seconds=error.away_seconds)
-            return given_back
-        except ModelMissing as error:
-            log.warning("generation given back", reason=str(error))
-            # Not the job's fault, and not held against it: another replica may have a model.
-            return replace(_create_failure(error.code, str(error), retryable=True), away_seconds=0.0)
-        except AvatarForgeError as error:
-            return _create_failure(error.code, str(error))
-        except Exception as error:
-            # The edge of a job: a fault of ours must end this attempt, not the replica.
-            log.error("generation broke", exc_info=error)
-            return _create_failure(
-                AvatarForgeError.code, f"The worker met a fault ({type(error).__name__}).", retryable=True
-            )
-
-    async def _process(self, generation: "Generation") -> Outcome:
-        task, seconds = generation.task, generation.seconds
         since, began = time.time(), perf_counter()
-        original = await self._retry_storage(lambda: self._storage.get(task.original.key))
-        seconds[Stage.FETCH] = perf_counter() - began
-        generated = await self._generate_image(generation, original)
-        seconds.update(generated.timings)
-        began = perf_counter()
-        avatar = await self._upload_avatar(generation, generated.image)
-        seconds[Stage.UPLOAD] = perf_counter() - began
-        _record_spans(generation, since)
-        return Outcome(
-            avatar=avatar,
-            model=generated.model,
-            backend=self.BACKEND,
-            crop=generated.crop,
-            timings={stage.value: round(taken, 6) for stage, taken in seconds.items()},
+        try:
+            original = await self._retry_storage(lambda: self._storage.get(generation.task.original.key))
+        except Exception as error:
+            return _describe_failure(error)
+        generation.fetch_seconds = perf_counter() - began
+        outcomes = await asyncio.gather(
+            *(self._make_image(generation, index, original) for index in generation.task.missing),
+            return_exceptions=True,
+        )
+        failures = [_describe_failure(end) for end in outcomes if isinstance(end, BaseException)]
+        if failures:
+            # Those that may yet be made come first: another attempt meets the others' faults again.
+            return next((failure for failure in failures if failure.retryable), failures[0])
+        assert generation.outcome is not None, "all images are there"
+        _record_spans(generation.outcome, since)
+        last = generation.stored.pop()
+        return GenerationFinished(
+            outcome=generation.outcome, image=last if generation.task.parameters.variants > 1 else None
         )
 
+    async def _make_image(self, generation: "Generation", index: int, original: bytes) -> None:
+        try:
+            generated = await self._generate_image(generation, index, original)
+            began = perf_counter()
+            stored = await self._upload_avatar(generation, index, generated.image)
+            seconds = {Stage.FETCH: generation.fetch_seconds, **generated.timings}
+            seconds[Stage.UPLOAD] = perf_counter() - began
+            generation.outcome = Outcome(
+                avatar=stored,
+                model=generated.model,
+                backend=self.BACKEND,
+                crop=generated.crop,
+                timings={stage.value: round(taken, 6) for stage, taken in seconds.items()},
+            )
+            image = AvatarImage(index=index, seed=generated.seed, style=generated.style, stored=stored)
+            generation.stored.append(image)
+        finally:
+            generation.unfinished -= 1
+
     async def _build_request(
-        self, generation: "Generation", original: bytes, manifest: Manifest
+        self, generation: "Generation", parameters: GenerationParameters, original: bytes, manifest: Manifest
     ) -> tuple[EngineRequest, Crop]:
-        """Build the engine's request from the task's parameters and the manifest's defaults.
+        """Build the engine's request from an image's parameters and the manifest's defaults.
 
         Also returns how the photo was cropped. Raises `InvalidRequest` and `DamagedPhoto`.
         """
-        parameters, defaults = generation.task.parameters, manifest.defaults
+        defaults = manifest.defaults
         # First: a request with an unknown style or sampler needs no decoding.
         steps = defaults.steps if parameters.steps is None else parameters.steps
         prompt = manifest.build_prompt(parameters.style, parameters.prompt)
         manifest.check_parameters(parameters)
-        began = perf_counter()
-        image, crop = await asyncio.to_thread(_prepare_photo, original, manifest.size, parameters)
-        generation.seconds[Stage.FETCH] += perf_counter() - began
+        async with generation.preparing:
+            if generation.photo is None:
+                began = perf_counter()
+                generation.photo = await asyncio.to_thread(
+                    _prepare_photo, original, manifest.size, parameters
+                )
+                generation.fetch_seconds += perf_counter() - began
+        image, crop = generation.photo
         request = EngineRequest(
             image=image,
             prompt=prompt,
@@ -209,10 +232,11 @@ class TaskWorker(ABC):
         )
         return request, crop
 
-    async def _upload_avatar(self, generation: "Generation", image: Image.Image) -> StoredImage:
+    async def _upload_avatar(self, generation: "Generation", index: int, image: Image.Image) -> StoredImage:
         task = generation.task
         image_format = task.parameters.format
-        key = avatar_key(task.customer_id, task.job_id, task.attempt, image_format)
+        place = index if task.parameters.variants > 1 else None
+        key = avatar_key(task.customer_id, task.job_id, task.attempt, image_format, place)
         content = await asyncio.to_thread(self._content_credentials.encode, image, image_format)
 
         def put() -> None:
@@ -246,10 +270,10 @@ class TaskWorker(ABC):
         )
 
 
-def _record_spans(generation: "Generation", since: float) -> None:
+def _record_spans(outcome: Outcome, since: float) -> None:
     """Record a span for each stage of an image just stored. Fetching came first, and the others end now, one
     after the other: only between the two there was waiting, for a model and for a place in the batch."""
-    seconds, ended = generation.seconds, time.time()
+    seconds, ended = outcome.timings, time.time()
     traces.record(Stage.FETCH.value, None, since, since + seconds.get(Stage.FETCH, 0.0))
     for stage in (Stage.UPLOAD, Stage.DECODE, Stage.STEPS, Stage.ENCODE):
         if stage in seconds:
@@ -262,15 +286,41 @@ class Generation:
 
     def __init__(self, task: GenerationTask) -> None:
         self.task = task
-        self.progress = GenerationProgress()
-        self.preview: bytes | None = None
-        self.seconds: dict[Stage, float] = {}
         self.abandoned = Event()
+        self.unfinished = len(task.missing)
+        """How many images are neither stored nor have failed."""
+        self.stored: list[AvatarImage] = []
+        """Images that are still to be told."""
+        self.outcome: Outcome | None = None
+        """Of the image that was stored last."""
+        self.fetch_seconds = 0.0
+        self.photo: tuple[Image.Image, Crop] | None = None
+        """The photo as it is cropped for all images, guarded by `preparing`."""
+        self.preparing = asyncio.Lock()
+        self._steps: dict[int, int] = {}
+        self._steps_each = 0
+        self._previews: dict[int, bytes] = {}
 
-    def take_preview(self) -> bytes | None:
-        """Return the newest preview; each is sent once."""
-        preview, self.preview = self.preview, None
-        return preview
+    @property
+    def progress(self) -> GenerationProgress:
+        variants = self.task.parameters.variants
+        before = self._steps_each * (variants - len(self.task.missing))
+        return GenerationProgress(
+            step=before + sum(self._steps.values()), total_steps=self._steps_each * variants
+        )
+
+    def record_step(self, index: int, step: int, total_steps: int, preview: bytes | None = None) -> None:
+        """Note how many of its steps the image of this index has done."""
+        self._steps[index], self._steps_each = step, total_steps
+        if preview is not None:
+            self._previews[index] = preview
+
+    def add_preview(self, progress: GenerationProgress) -> GenerationProgress:
+        """Return the progress with the preview that has waited longest; each is sent once."""
+        if not self._previews:
+            return progress
+        index = next(iter(self._previews))
+        return replace(progress, preview=self._previews.pop(index), preview_index=index)
 
 
 def _prepare_photo(
@@ -290,6 +340,32 @@ def _default_strength(steps: int, manifest: Manifest) -> float:
     Few steps are all right for an upload to a model without strength, and another may serve by now.
     """
     return min(1.0, max(manifest.defaults.strength, math.nextafter(1 / steps, 2)))
+
+
+def _describe_failure(error: BaseException) -> GenerationFailed:
+    """Return an error as the end of its task. Raises what is no error, as a cancellation."""
+    match error:
+        case ObjectNotFound():
+            return _create_failure(ORIGINAL_MISSING, f"The original is gone: {error}")
+        case StorageUnavailable() | DeviceFailed() | SigningFailed() | RemoteFailed() | RemoteUnavailable():
+            log.warning("generation given back", reason=str(error))
+            given_back = _create_failure(error.code, str(error), retryable=True)
+            if isinstance(error, RemoteUnavailable):
+                return replace(given_back, away_seconds=error.away_seconds)
+            return given_back
+        case ModelMissing():
+            log.warning("generation given back", reason=str(error))
+            # Not the job's fault, and not held against it: another replica may have a model.
+            return replace(_create_failure(error.code, str(error), retryable=True), away_seconds=0.0)
+        case AvatarForgeError():
+            return _create_failure(error.code, str(error))
+        case Exception():
+            # The edge of a job: a fault of ours must end this attempt, not the replica.
+            log.error("generation broke", exc_info=error)
+            return _create_failure(
+                AvatarForgeError.code, f"The worker met a fault ({type(error).__name__}).", retryable=True
+            )
+    raise error
 
 
 def _create_failure(code: str, message: str, *, retryable: bool = False) -> GenerationFailed:
@@ -316,15 +392,21 @@ class GenerationWorker(TaskWorker):
         super().__init__(storage, storage_retry_seconds, content_credentials)
         self._models = models
 
-    async def _generate_image(self, generation: Generation, original: bytes) -> GeneratedImage:
+    async def _generate_image(self, generation: Generation, index: int, original: bytes) -> GeneratedImage:
         async with self._models() as model:
-            request, crop = await self._build_request(generation, original, model.manifest)
+            parameters = model.manifest.vary(generation.task.parameters, index)
+            request, crop = await self._build_request(generation, parameters, original, model.manifest)
             try:
-                result = await _run_engine(model, request, generation)
+                result = await _run_engine(model, request, generation, index)
             except InvalidRequest as error:
-                raise _name_client_text(error, generation.task.parameters) from error
+                raise _name_client_text(error, parameters) from error
         return GeneratedImage(
-            image=result.image, crop=crop, model=model.manifest.name, timings=result.timings
+            image=result.image,
+            seed=parameters.seed,
+            style=parameters.style,
+            crop=crop,
+            model=model.manifest.name,
+            timings=result.timings,
         )
 
 
@@ -335,13 +417,14 @@ def _name_client_text(error: InvalidRequest, parameters: GenerationParameters) -
     return InvalidRequest(error.name, parameters.prompt, f"{error.expected}, the words of its style included")
 
 
-async def _run_engine(model: LoadedModel, request: EngineRequest, generation: Generation) -> EngineResult:
+async def _run_engine(
+    model: LoadedModel, request: EngineRequest, generation: Generation, index: int
+) -> EngineResult:
     async with aclosing(model.engine.generate(request)) as updates:
         async for update in updates:
             match update:
                 case EngineStep(step=step, total_steps=total_steps, preview=preview):
-                    generation.progress = GenerationProgress(step=step, total_steps=total_steps)
-                    generation.preview = preview or generation.preview
+                    generation.record_step(index, step, total_steps, preview)
                 case EngineResult():
                     return update
     raise AssertionError("an engine's generator ends with a result or an error")

@@ -13,7 +13,7 @@ from pydantic.alias_generators import to_camel
 
 from avatarforge.diffusion.models.catalogue import Manifest
 from avatarforge.domain.errors import PHOTO_FORMATS, InvalidRequest
-from avatarforge.domain.jobs import GenerationParameters, RequestedParameters, parameter
+from avatarforge.domain.jobs import MAX_SEED, GenerationParameters, RequestedParameters, parameter
 from avatarforge.webhooks.urls import CallbackUrl, UnusableUrl
 
 MAX_KEY_CHARACTERS = 255
@@ -32,7 +32,7 @@ class UploadFields(RequestedParameters):
         "The same seed makes the same avatar; by default a random one.",
         format="int64",
         minimum=0,
-        maximum=2**63 - 1,
+        maximum=MAX_SEED,
     )
     priority: int = parameter(0, "Higher goes first.", minimum=-10, maximum=10)
     callback_url: str | None = parameter(

@@ -10,7 +10,7 @@ from avatarforge.background import BackgroundTasks, BlockingPool, run_periodical
 from avatarforge.domain.changes import JobChange, ObjectDeletion
 from avatarforge.domain.errors import DatabaseUnavailable, StorageUnavailable
 from avatarforge.domain.jobs import ProfilePhotoJob, StoredImage
-from avatarforge.domain.status import ProcessingStatus
+from avatarforge.domain.status import TERMINAL_EVENTS, ProcessingStatus
 from avatarforge.persistence import DeletionRepository
 from avatarforge.storage.interface import ObjectStorage
 from avatarforge.storage.keys import job_prefix
@@ -70,8 +70,9 @@ class Janitor:
     def on_change(self, change: JobChange) -> None:
         """Remove what earlier attempts have stored, once their job has ended."""
         job = change.job
-        has_stale = job.attempt > 1 or (job.attempt and job.status is ProcessingStatus.FAILED)
-        if job.status.is_terminal and not change.is_erasure and has_stale:
+        is_cut_short = job.status is not ProcessingStatus.DONE and job.parameters.variants > 1
+        has_stale = job.attempt > 1 or (job.attempt and job.status is ProcessingStatus.FAILED) or is_cut_short
+        if change.event.kind in TERMINAL_EVENTS and has_stale:
             self._tasks.spawn(self._delete_stale(job), "delete stale objects")
 
     def discard(self, image: StoredImage) -> None:
@@ -93,9 +94,10 @@ class Janitor:
             log.warning("orphaned object was left", key=key, reason=error.reason)
 
     async def _delete_stale(self, job: ProfilePhotoJob) -> None:
-        kept = {job.original.key} | ({job.outcome.avatar.key} if job.outcome is not None else set())
         try:
-            await self._pool.run(self._delete_all_but, job_prefix(job.customer_id, job.job_id), kept)
+            await self._pool.run(
+                self._delete_all_but, job_prefix(job.customer_id, job.job_id), job.object_keys
+            )
         except StorageUnavailable as error:
             log.warning("stale objects were left to the sweeper", job_id=job.job_id, reason=error.reason)
 

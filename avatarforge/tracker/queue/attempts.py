@@ -1,7 +1,7 @@
 """One attempt at one job: from a reserved slot to the attempt's end."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 import structlog
@@ -12,11 +12,12 @@ from avatarforge.domain.generations import (
     WORKER_STOPPING,
     GenerationFailed,
     GenerationFinished,
+    GenerationImage,
     GenerationProgress,
     GenerationTask,
     GenerationUpdate,
 )
-from avatarforge.domain.jobs import JobError, ProfilePhotoJob
+from avatarforge.domain.jobs import AvatarImage, JobError, ProfilePhotoJob
 from avatarforge.telemetry import traces
 from avatarforge.tracker.ports import Reservation
 
@@ -62,6 +63,7 @@ def build_task(job: ProfilePhotoJob) -> GenerationTask:
         attempt=job.attempt,
         original=job.original,
         parameters=job.parameters,
+        missing=job.missing,
         traceparent=traces.traceparent(),
     )
 
@@ -71,21 +73,33 @@ def attempt_identity(job: ProfilePhotoJob) -> dict[str, str | int]:
     return {"job_id": job.job_id, "customer_id": job.customer_id, "attempt": job.attempt}
 
 
+class _ImageRefused(Exception):
+    """An image could not be published: no fault of the worker's."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 async def run_attempt(
     job: ProfilePhotoJob,
     reservation: Reservation,
     *,
     lease_seconds: float,
     on_progress: Callable[[GenerationProgress], None],
+    on_image: Callable[[AvatarImage], Awaitable[None]],
 ) -> AttemptEnd:
     """Generate in the reserved slot and return the attempt's end.
 
-    Every item of the stream renews the lease; when it runs out the generation is stopped.
+    Every item of the stream renews the lease; when it runs out the generation is stopped. So it is when
+    `on_image`, which gets each of several images but the last, raises, and that is raised here.
     """
     try:
         with traces.span("attempt", job.parameters.traceparent, "client", attempt_identity(job)):
             async with aclosing(reservation.generate(build_task(job))) as updates:
-                return await _read_end(updates, lease_seconds, on_progress)
+                return await _read_end(updates, lease_seconds, on_progress, on_image)
+    except _ImageRefused as refused:
+        raise refused.error from None
     except TimeoutError:
         log.warning("replica fell silent", seconds=lease_seconds, **attempt_identity(job))
         return _lose_worker(LEASE_EXPIRED, f"The worker was silent for {lease_seconds:g} seconds.")
@@ -105,6 +119,7 @@ async def _read_end(
     updates: AsyncGenerator[GenerationUpdate, None],
     lease_seconds: float,
     on_progress: Callable[[GenerationProgress], None],
+    on_image: Callable[[AvatarImage], Awaitable[None]],
 ) -> AttemptEnd:
     while True:
         try:
@@ -115,6 +130,11 @@ async def _read_end(
             return _lose_worker(WORKER_LOST, "The worker ended its stream without a result.")
         if isinstance(update, GenerationProgress):
             on_progress(update)
+        elif isinstance(update, GenerationImage):
+            try:
+                await on_image(update.image)
+            except Exception as error:
+                raise _ImageRefused(error) from error
         else:
             return update
 

@@ -15,37 +15,41 @@ from avatarforge.tracker.queue.replica_registry import ReplicaRegistry
 
 
 class Throughput:
-    """Seconds between two finished jobs while there was always work, as an exponential average."""
+    """Seconds between two finished images while there was always work, as an exponential average."""
 
     WEIGHT = 0.2
-    """Share of the newest interval: the last ten or so jobs decide."""
+    """Share of the newest interval: the last ten or so images decide."""
 
     def __init__(self) -> None:
         self.running = 0
-        """Jobs under way."""
+        """Images under way."""
         self.interval: float | None = None
-        """Seconds, `None` until the first job has finished."""
+        """Seconds, `None` until the first image has finished."""
         self._busy_since: float | None = None
 
     def expect_interval(self, at: float) -> float | None:
-        """Return the expected seconds a job: at least those since the last one; `None` if unknown."""
+        """Return the expected seconds an image: at least those since the last one; `None` if unknown."""
         silence = 0.0 if self._busy_since is None else at - self._busy_since
         return max(self.interval or 0.0, silence) or None
 
-    def record_start(self, at: float) -> None:
-        """Note that a job began, at `at` seconds of any steady clock."""
-        self.running += 1
+    def record_start(self, at: float, images: int) -> None:
+        """Note that so many images were begun, at `at` seconds of any steady clock."""
+        self.running += images
         if self._busy_since is None:
             self._busy_since = at
 
-    def record_end(self, at: float, *, has_avatar: bool) -> None:
-        """Note that a job ended. One without an avatar says nothing about the speed."""
-        self.running -= 1
-        if has_avatar and self._busy_since is not None:
+    def record_image(self, at: float) -> None:
+        """Note that an image is there."""
+        if self._busy_since is not None:
             interval = at - self._busy_since
             known = interval if self.interval is None else self.interval
             self.interval = known + self.WEIGHT * (interval - known)
             self._busy_since = at
+        self.record_end(1)
+
+    def record_end(self, images: int) -> None:
+        """Note that so many are made no more. Those that never came say nothing about the speed."""
+        self.running -= images
         if not self.running:
             self._busy_since = None
 
@@ -59,7 +63,9 @@ class Backend:
         self.wake = asyncio.Event()
         """Set when a job has come that it may take, or that is the first in the queue."""
         self.finished = 0
-        """Generations that have made their avatar, since the tracker started."""
+        """Images that it has made, since the tracker started."""
+        self._images: dict[str, int] = {}
+        """Job ids to the images that it is still to make of the job."""
         self._replicas = replicas
         self._clock = clock
         self._throughput, self._overall = Throughput(), overall
@@ -84,15 +90,27 @@ class Backend:
         registry.register_gauge(metrics.BACKEND_AVAILABLE, lambda: not self.is_away, self.name)
         registry.register_gauge(metrics.BACKEND_STARVED, lambda: self.starved_seconds, self.name)
 
-    def record_start(self) -> None:
+    def record_start(self, job: ProfilePhotoJob) -> None:
+        """Note that the job has a slot."""
+        self._images[job.job_id] = len(job.missing)
         for throughput in (self._throughput, self._overall):
-            throughput.record_start(self._clock())
+            throughput.record_start(self._clock(), len(job.missing))
 
-    def record_end(self, *, has_avatar: bool) -> None:
-        self._ended_at = self._clock()
-        self.finished += has_avatar
+    def record_image(self, job_id: str) -> None:
+        """Note that one of the job's images is there."""
+        self.finished += 1
+        self._images[job_id] -= 1
         for throughput in (self._throughput, self._overall):
-            throughput.record_end(self._ended_at, has_avatar=has_avatar)
+            throughput.record_image(self._clock())
+        self.wake.set()
+
+    def record_end(self, job_id: str) -> None:
+        """Note that the job's slot is free again."""
+        self._ended_at = self._clock()
+        left = self._images.pop(job_id)
+        for throughput in (self._throughput, self._overall):
+            throughput.record_end(left)
+        self.wake.set()
 
     def back_off(self, seconds: float) -> None:
         """Take nothing for so long: its server is away."""
@@ -100,7 +118,12 @@ class Backend:
 
     @property
     def running_count(self) -> int:
-        """Generations under way."""
+        """Jobs that have a slot."""
+        return len(self._images)
+
+    @property
+    def image_count(self) -> int:
+        """Images that it is still to make of them."""
         return self._throughput.running
 
     @property
@@ -115,8 +138,8 @@ class Backend:
         return self._clock() - max(self._asking_since, self._ended_at)
 
     def estimate_seconds(self, waiting: int) -> float:
-        """Return the seconds until it has done so many jobs beside those that it runs; 0 while unknown."""
-        return (self._throughput.expect_interval(self._clock()) or 0.0) * (self.running_count + waiting)
+        """Return the seconds until it has made so many images beside those under way; 0 while unknown."""
+        return (self._throughput.expect_interval(self._clock()) or 0.0) * (self.image_count + waiting)
 
 
 class Backends:
@@ -149,6 +172,8 @@ class Backends:
     def is_closed(self, backend: Backend) -> bool:
         """Tell whether the backend may have no job now, whichever it is."""
         if backend is self._local and self._replica_registry.is_local_empty:
+            return True
+        if backend.image_count > backend.running_count and self._is_full(backend):
             return True
         return self._remote is not None and backend.is_away
 
@@ -201,6 +226,12 @@ class Backends:
             return True
         return backend.starved_seconds > self._settings.fallback_after_seconds
 
+    def _is_full(self, backend: Backend) -> bool:
+        """Tell whether its replicas have images enough, with one each to go on with. A slot is a job's, and
+        jobs of several images in all of them would let the next customer wait behind them all."""
+        limits = [report.limit for report in self._replica_registry.all() if report.backend == backend.name]
+        return bool(limits) and backend.image_count >= sum(limits) + len(limits)
+
     def _is_overflowing(self) -> bool:
-        backlog = self._local.estimate_seconds(len(self._queue))
+        backlog = self._local.estimate_seconds(self._queue.image_count)
         return self._is_unreachable(self._local) or backlog > self._settings.overflow_after_seconds

@@ -12,7 +12,7 @@ from avatarforge.background import BackgroundTasks, wait_for_event
 from avatarforge.domain.changes import JobChange
 from avatarforge.domain.errors import AvatarForgeError, StaleEpoch
 from avatarforge.domain.generations import GenerationFinished, GenerationProgress
-from avatarforge.domain.jobs import JobError, ProfilePhotoJob, StoredImage
+from avatarforge.domain.jobs import AvatarImage, JobError, ProfilePhotoJob, StoredImage
 from avatarforge.domain.status import EventKind, ProcessingStatus
 from avatarforge.settings import TrackerSettings
 from avatarforge.telemetry import metrics, traces
@@ -162,10 +162,14 @@ class Dispatcher:
     async def _attempt(self, backend: Backend, reserved: "asyncio.Future[None]") -> None:
         """Wait for a slot, then give it to the job whose turn it is. `reserved` ends the waiting."""
         job: ProfilePhotoJob | None = None
+        is_generated = False
         try:
             async with backend.slot() as reservation:
                 if not self._outage.is_active():
                     job = self.queue.pop(partial(self._backends.accepts, backend))
+                if job is not None:
+                    # Before the next slot is asked for: whether one is depends on what this job makes.
+                    backend.record_start(job)
                 reserved.set_result(None)
                 if job is None:
                     return
@@ -174,6 +178,7 @@ class Dispatcher:
                 )
                 done, _ = await asyncio.wait({starting}, timeout=self.HOLD_SECONDS)
                 if done:
+                    is_generated = not starting.exception()
                     await self._generate(backend, starting.result(), reservation)
                     return
             # The slot is free again; the job has to wait for another.
@@ -188,6 +193,8 @@ class Dispatcher:
             elif job is not None:
                 await self.give_up(job.job_id, error)
         finally:
+            if job is not None and not is_generated:
+                backend.record_end(job.job_id)
             if not reserved.done():
                 reserved.set_result(None)
 
@@ -202,12 +209,13 @@ class Dispatcher:
     # --- generations ------------------------------------------------------------------------------------
 
     async def _generate(self, backend: Backend, job: ProfilePhotoJob, reservation: Reservation) -> None:
-        if self._job_table.get(job.job_id) != job:
+        current = self._job_table.get(job.job_id)
+        if current is None or current.attempt != job.attempt:
+            backend.record_end(job.job_id)
             return  # Cancelled or erased right after its start.
         if job.attempt == 1 and job.started_at is not None:
             waited = job.created_at.timestamp(), job.started_at.timestamp()
             traces.record("wait", job.parameters.traceparent, *waited, attempt_identity(job))
-        backend.record_start()
         running = self.running_jobs[job.job_id] = RunningJob(job=job, backend=backend.name)
         generation = self._generations[job.job_id] = asyncio.create_task(
             run_attempt(
@@ -215,16 +223,17 @@ class Dispatcher:
                 reservation,
                 lease_seconds=self._settings.lease_seconds,
                 on_progress=partial(self._publish_progress, running),
+                on_image=partial(self._publish_image, backend, job),
             ),
             name="generation",
         )
-        has_avatar = False
         try:
             await asyncio.wait({generation})
-            has_avatar = not generation.cancelled() and isinstance(generation.result(), GenerationFinished)
+            if not generation.cancelled() and isinstance(generation.result(), GenerationFinished):
+                backend.record_image(job.job_id)
         finally:
             del self._generations[job.job_id], self.running_jobs[job.job_id]
-            backend.record_end(has_avatar=has_avatar)
+            backend.record_end(job.job_id)
             generation.cancel()
             await asyncio.wait({generation})
         self._registry.count(metrics.ATTEMPTS_ENDED, backend.name, _outcome_label(generation))
@@ -236,6 +245,17 @@ class Dispatcher:
         running.progress = progress
         for listener in self._progress_listeners:
             listener(running.job.job_id, progress)
+
+    async def _publish_image(self, backend: Backend, job: ProfilePhotoJob, image: AvatarImage) -> None:
+        """Commit one of several images; the last one is committed with the job's end."""
+        backend.record_image(job.job_id)
+        try:
+            await self._job_table.update(
+                job.job_id, lambda current: current.publish(image, job.attempt), EventKind.IMAGE
+            )
+        except JobFinished:
+            self._on_unpublished(image.stored)
+            raise
 
     async def _conclude(self, backend: Backend, job: ProfilePhotoJob, end: AttemptEnd) -> None:
         if isinstance(end, GenerationFinished):
@@ -266,7 +286,9 @@ class Dispatcher:
         try:
             with traces.span("publish", job.parameters.traceparent, attributes=attempt_identity(job)):
                 await self._job_table.update(
-                    job.job_id, lambda current: current.complete(end.outcome, self._now()), EventKind.DONE
+                    job.job_id,
+                    lambda current: current.complete(end.outcome, self._now(), end.image),
+                    EventKind.DONE,
                 )
         except JobFinished:
             self._on_unpublished(end.outcome.avatar)

@@ -1,8 +1,9 @@
 """The queue of waiting jobs, fair between customers."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
-from itertools import chain, islice
+from itertools import count, islice
+from typing import NamedTuple
 
 from avatarforge.domain.jobs import ProfilePhotoJob
 
@@ -19,14 +20,17 @@ class FairQueue:
 
     Fair means in turns: within a priority each customer with waiting jobs gives one, then the next customer
     does; whoever joins the queue stands before those who had a turn in this round. So one customer's many
-    jobs delay another's single one by no more than those that run already. Job ids sort by the time they were
-    made (UUIDv7), so that a job that comes back stands before its customer's younger ones.
+    jobs delay another's single one by no more than those that run already. A job of several images takes as
+    many turns: its customer has none in the rounds that follow, for each further image one. Job ids sort by
+    the time they were made (UUIDv7), so that a job that comes back stands before its customer's younger ones.
     """
 
     def __init__(self) -> None:
         self._jobs: dict[str, ProfilePhotoJob] = {}
         self._rounds: dict[int, _RoundRobin] = {}
         """By priority. Ids whose job has left the queue stay in their heap until they come up."""
+        self.image_count = 0
+        """Images that the jobs are waiting for."""
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -39,12 +43,16 @@ class FairQueue:
         if job.job_id in self._jobs:
             return False
         self._jobs[job.job_id] = job
+        self.image_count += len(job.missing)
         heappush(self._rounds.setdefault(job.priority, _RoundRobin()).heap_of(job.customer_id), job.job_id)
         return len(self._jobs) == 1
 
     def remove(self, job_id: str) -> ProfilePhotoJob | None:
         """Take the job out of the queue; `None` if it is not there."""
-        return self._jobs.pop(job_id, None)
+        job = self._jobs.pop(job_id, None)
+        if job is not None:
+            self.image_count -= len(job.missing)
+        return job
 
     def pop(self, fits: Predicate = _accept_any) -> ProfilePhotoJob | None:
         """Take out and return the job whose turn it is among those that fit; `None` when there is none.
@@ -55,8 +63,8 @@ class FairQueue:
             round_robin = self._rounds[priority]
             job, emptied = self._take_first(round_robin, fits)
             if job is not None:
-                del self._jobs[job.job_id]
-                round_robin.record_turn(job.customer_id)
+                self.remove(job.job_id)
+                round_robin.record_turn(job.customer_id, len(job.missing))
             for customer_id in emptied:
                 round_robin.remove(customer_id)
             if not round_robin:
@@ -74,7 +82,7 @@ class FairQueue:
     ) -> tuple[ProfilePhotoJob | None, list[str]]:
         """Take the first job that fits from its heap; return it and the customers whose heaps are empty."""
         emptied = []
-        for customer_id, heap in round_robin.in_order():
+        for _, customer_id, heap in round_robin.in_order():
             while heap and heap[0] not in self._jobs:
                 heappop(heap)
             job = self._find_first(heap, fits)
@@ -98,19 +106,22 @@ class FairQueue:
 
     def _iterate(self) -> Iterator[str]:
         for priority in sorted(self._rounds, reverse=True):
-            # Begun as they are asked for: of very many customers the first ones are.
-            queues: Iterable[Iterator[str]] = (
-                self._iterate_heap(heap) for _, heap in self._rounds[priority].in_order()
-            )
-            while True:
-                left = []
-                for queue in queues:
-                    if (job_id := next(queue, None)) is not None:
-                        yield job_id
-                        left.append(queue)
-                if not left:
+            # Begun as they are asked for: of very many customers the first ones are. Those who had a turn
+            # come back among the others.
+            customers = self._rounds[priority].in_order()
+            coming = next(customers, None)
+            back: list[tuple[_Place, int, Iterator[str]]] = []
+            for number in count():
+                if coming is not None and not (back and back[0][0] < coming[0]):
+                    place, queue = coming[0], self._iterate_heap(coming[2])
+                    coming = next(customers, None)
+                elif back:
+                    place, _, queue = heappop(back)
+                else:
                     break
-                queues = left
+                if (job_id := next(queue, None)) is not None:
+                    yield job_id
+                    heappush(back, (place.after(len(self._jobs[job_id].missing)), number, queue))
 
     def _iterate_heap(self, heap: list[str]) -> Iterator[str]:
         """Yield oldest first. Only what is asked for is put in order: of a long queue the first ones are."""
@@ -120,48 +131,66 @@ class FairQueue:
                 yield job_id
 
 
+class _Place(NamedTuple):
+    """Where a customer stands: in a round, and there before those who had a turn already or among them."""
+
+    round: int
+    had_turn: bool
+
+    def after(self, turns: int) -> "_Place":
+        """Return the place of a customer who takes so many turns here."""
+        return _Place(self.round + turns, had_turn=True)
+
+
 class _RoundRobin:
     """Customers in the order of their turns, each with a heap of job ids."""
 
     def __init__(self) -> None:
-        self._pending: dict[str, list[str]] = {}
-        """Customers whose turn is still to come in this round."""
-        self._new: dict[str, list[str]] = {}
-        """Customers who have joined the queue since the round began: first in the next one."""
-        self._done: dict[str, list[str]] = {}
-        """Customers who have had a turn in this round."""
-        self._served: set[str] = set()
-        """The same, and those who left the queue with it: if they come again they stand behind the others."""
+        self._round = 0
+        """The round that turns are taken in. It goes on when somebody has a turn and nobody stands in it."""
+        self._groups: dict[_Place, dict[str, list[str]]] = {}
+        """The heaps by place and customer; of one place those who came first go first."""
+        self._places: dict[str, _Place] = {}
+        self._had_turn: dict[str, _Place] = {}
+        """The places that turns have led to and that are still to come, also of those who left the queue with
+        their turn: if they come again they stand behind the others."""
 
     def __len__(self) -> int:
-        return sum(map(len, self._groups))
-
-    @property
-    def _groups(self) -> tuple[dict[str, list[str]], ...]:
-        return self._pending, self._new, self._done
+        return len(self._places)
 
     def heap_of(self, customer_id: str) -> list[str]:
-        for group in self._groups:
-            if customer_id in group:
-                return group[customer_id]
-        group = self._done if customer_id in self._served else self._new
-        return group.setdefault(customer_id, [])
+        if customer_id not in self._places:
+            newcomer = _Place(self._round + 1, had_turn=False)
+            self._put(customer_id, self._had_turn.get(customer_id, newcomer), [])
+        return self._groups[self._places[customer_id]][customer_id]
 
-    def in_order(self) -> Iterator[tuple[str, list[str]]]:
-        return chain.from_iterable(group.items() for group in self._groups)
+    def in_order(self) -> Iterator[tuple[_Place, str, list[str]]]:
+        for place in sorted(self._groups):
+            for customer_id, heap in self._groups[place].items():
+                yield place, customer_id, heap
 
-    def record_turn(self, customer_id: str) -> None:
-        if not self._pending:
-            # Only now: whoever came in since the last turn stands before those who had one.
-            self._pending, self._new, self._done = self._new | self._done, {}, {}
-            self._served.clear()
-        self._done[customer_id] = self.remove(customer_id)
-        self._served.add(customer_id)
+    def record_turn(self, customer_id: str, turns: int) -> None:
+        """Put the customer where it stands after so many turns at once."""
+        # Only now: whoever came in since the last turn stands before those who had one.
+        if (first := min(self._groups)).round > self._round:
+            self._round = first.round
+            self._had_turn = {
+                known: place for known, place in self._had_turn.items() if place.round > self._round
+            }
+        place = self._had_turn[customer_id] = _Place(self._round, had_turn=True).after(turns)
+        self._put(customer_id, place, self.remove(customer_id))
 
     def remove(self, customer_id: str) -> list[str]:
         """Take the customer out, and return its heap."""
-        group = next(group for group in self._groups if customer_id in group)
-        return group.pop(customer_id)
+        group = self._groups[place := self._places.pop(customer_id)]
+        heap = group.pop(customer_id)
+        if not group:
+            del self._groups[place]
+        return heap
+
+    def _put(self, customer_id: str, place: _Place, heap: list[str]) -> None:
+        self._places[customer_id] = place
+        self._groups.setdefault(place, {})[customer_id] = heap
 
 
 def _remove_from(heap: list[str], job_id: str) -> None:

@@ -13,7 +13,12 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from avatarforge.background import Backoff, retry
-from avatarforge.domain.generations import GenerationProgress, GenerationTask, GenerationUpdate
+from avatarforge.domain.generations import (
+    GenerationFailed,
+    GenerationFinished,
+    GenerationTask,
+    GenerationUpdate,
+)
 from avatarforge.tracker.ports import Reservation
 
 log = structlog.get_logger(__name__)
@@ -75,7 +80,7 @@ class _ServeReservation:
         finished = False
         try:
             async for update in response:
-                finished = not isinstance(update, GenerationProgress)
+                finished = isinstance(update, GenerationFinished | GenerationFailed)
                 yield update
         finally:
             if not finished:
