@@ -16,7 +16,7 @@ from benchmarks.options import RESULTS, Options
 NAMES = (
     *("start", "demo", "accept", "throughput", "overhead", "peers", "engine", "busy", "eta"),
     *("statuses", "latency", "fanout", "streams", "resuming", "webhooks"),
-    *("autoscaling", "crowd", "cropping"),
+    *("autoscaling", "crowd", "cropping", "variants"),
 )
 """A benchmark is a module of its name with `run(options: Options) -> Report`."""
 

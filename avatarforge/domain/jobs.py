@@ -1,6 +1,6 @@
 """A job: one request for one avatar, or several to choose from, from upload to its terminal state."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -156,6 +156,18 @@ class GenerationParameters(RequestedParameters):
         """The ids by which logs name the upload: `request_id` and `trace_id`, those that there are."""
         ids = {"request_id": self.request_id, "trace_id": (self.traceparent or "").partition("-")[2][:32]}
         return {name: value for name, value in ids.items() if value}
+
+    def for_image(self, index: int, styles: Sequence[str]) -> "GenerationParameters":
+        """Return the parameters of the job's image of this index, with the seed and the style that it has.
+
+        `styles` are the model's, in its order.
+        """
+        seed, style = self.seed + index, self.style
+        is_known = style is None or style in styles
+        if self.vary is Vary.STYLE and self.variants > 1 and styles and is_known:
+            place = index + (0 if style is None else styles.index(style))
+            seed, style = self.seed + index // len(styles), styles[place % len(styles)]
+        return replace(self, seed=seed % (MAX_SEED + 1), style=style)
 
     def for_prepared_photo(self) -> "GenerationParameters":
         """Return the same for a photo that is not cropped any more, and does not leave this server."""

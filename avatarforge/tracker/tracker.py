@@ -248,11 +248,11 @@ class JobTracker:
     def describe(self) -> dict[str, float | None]:
         """Return numbers for operators and for the autoscaler.
 
-        `unfinished` jobs, of which some are `running`; `backlogSeconds`, the time of
-        one replica for all of them, and `estimatedWaitSeconds`, the time until a job that came now would be
-        done (null while nothing was measured); `replicas` of our own that serve; how many images are waited
-        for, these are making and have made, and how many were asked for by `accepted` jobs, since this
-        tracker started; and how often the feed was read.
+        `unfinished` jobs, of which some are `running`; `backlogSeconds`, the time of one replica for all of
+        them, and `estimatedWaitSeconds`, the time until a job that came now would be done (null while nothing
+        was measured); `replicas` of our own that serve; how many images are waited for, how many these are
+        making and have made, and how many `accepted` jobs asked for, since this tracker started; and how
+        often the feed was read.
         """
         forecast = self._forecaster.forecast()
         return {

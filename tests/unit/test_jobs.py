@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from avatarforge.domain.errors import IllegalTransition, InvalidRequest
-from avatarforge.domain.jobs import GenerationParameters, JobError, ProfilePhotoJob
+from avatarforge.domain.jobs import MAX_SEED, GenerationParameters, JobError, ProfilePhotoJob, Vary
 from avatarforge.domain.status import NEXT, EventKind, ProcessingStatus
 from tests.factories import NOON, a_job, a_variant, an_outcome
 
@@ -161,3 +161,32 @@ def test_without_a_choice_the_first_image_stands_for_the_job() -> None:
     job = job.publish(a_variant(job, 1), 1)
     assert job.find_image() is None
     assert job.publish(first := a_variant(job, 0), 1).find_image() == first
+
+
+def test_seeds_count_up_and_begin_anew_after_the_last() -> None:
+    parameters = GenerationParameters(seed=MAX_SEED, variants=3, style="neon")
+    images = [parameters.for_image(index, ["neon", "pencil"]) for index in range(3)]
+    assert [(image.seed, image.style) for image in images] == [(MAX_SEED, "neon"), (0, "neon"), (1, "neon")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (None, ["a", "b", "c", "a"]),
+        ("b", ["b", "c", "a", "b"]),
+        # The model has changed since; the worker refuses it by name.
+        ("gone", ["gone"] * 4),
+    ],
+)
+def test_styles_go_round_and_then_the_seed_counts_up(asked: str | None, expected: list[str]) -> None:
+    parameters = GenerationParameters(seed=5, variants=4, style=asked, vary=Vary.STYLE)
+    images = [parameters.for_image(index, ["a", "b", "c"]) for index in range(4)]
+    assert [image.style for image in images] == expected
+    assert [image.seed for image in images] == ([5, 6, 7, 8] if asked == "gone" else [5, 5, 5, 6])
+
+
+def test_a_model_without_styles_varies_the_seed_and_a_single_image_nothing() -> None:
+    parameters = GenerationParameters(seed=5, variants=2, vary=Vary.STYLE)
+    assert [parameters.for_image(index, []).seed for index in range(2)] == [5, 6]
+    single = GenerationParameters(seed=5, vary=Vary.STYLE)
+    assert single.for_image(0, ["a", "b"]) == single

@@ -8,7 +8,6 @@ import difflib
 import hashlib
 import inspect
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -28,7 +27,7 @@ from pydantic.alias_generators import to_camel
 
 from avatarforge.diffusion.engines.prompts import PromptWeights, UnusablePrompt, read_fragments
 from avatarforge.domain.errors import InvalidRequest, ModelUnusable
-from avatarforge.domain.jobs import MAX_SEED, GenerationParameters, RequestedParameters, Vary
+from avatarforge.domain.jobs import RequestedParameters
 from avatarforge.package_data import package_data
 
 PLACEHOLDER = "{prompt}"
@@ -332,15 +331,6 @@ class Manifest(_Part):
     def fingerprint(self) -> str:
         """A hash of the manifest's content: it changes with every value."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
-
-    def vary(self, parameters: GenerationParameters, index: int) -> GenerationParameters:
-        """Return the parameters of the job's image of this index, with the seed and the style that it has."""
-        seed, style, styles = parameters.seed + index, parameters.style, list(self.styles)
-        is_known = style is None or style in styles
-        if parameters.vary is Vary.STYLE and parameters.variants > 1 and styles and is_known:
-            place = index + (0 if style is None else styles.index(style))
-            seed, style = parameters.seed + index // len(styles), styles[place % len(styles)]
-        return replace(parameters, seed=seed % (MAX_SEED + 1), style=style)
 
     def build_prompt(self, style: str | None, prompt: str) -> str:
         """Build the model's prompt: the client's, in the style's template if one is named.

@@ -48,7 +48,7 @@ class RemoteWorker(TaskWorker):
             generation.record_step(index, step, total_steps)
 
         manifest = await asyncio.to_thread(self._manifest)
-        parameters = manifest.vary(generation.task.parameters, index)
+        parameters = generation.task.parameters.for_image(index, list(manifest.styles))
         request, crop = await self._build_request(generation, parameters, original, manifest)
         began = perf_counter()
         with self._breaker.guard():

@@ -394,7 +394,7 @@ class GenerationWorker(TaskWorker):
 
     async def _generate_image(self, generation: Generation, index: int, original: bytes) -> GeneratedImage:
         async with self._models() as model:
-            parameters = model.manifest.vary(generation.task.parameters, index)
+            parameters = generation.task.parameters.for_image(index, list(model.manifest.styles))
             request, crop = await self._build_request(generation, parameters, original, model.manifest)
             try:
                 result = await _run_engine(model, request, generation, index)

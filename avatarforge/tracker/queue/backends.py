@@ -97,15 +97,17 @@ class Backend:
             throughput.record_start(self._clock(), len(job.missing))
 
     def record_image(self, job_id: str) -> None:
-        """Note that one of the job's images is there."""
+        """Note that one of several images is there."""
         self.finished += 1
         self._images[job_id] -= 1
         for throughput in (self._throughput, self._overall):
             throughput.record_image(self._clock())
         self.wake.set()
 
-    def record_end(self, job_id: str) -> None:
-        """Note that the job's slot is free again."""
+    def record_end(self, job_id: str, *, has_image: bool = False) -> None:
+        """Note that the job's slot is free again, with or without the last of its images."""
+        if has_image:
+            self.record_image(job_id)
         self._ended_at = self._clock()
         left = self._images.pop(job_id)
         for throughput in (self._throughput, self._overall):

@@ -227,13 +227,13 @@ class Dispatcher:
             ),
             name="generation",
         )
+        has_image = False
         try:
             await asyncio.wait({generation})
-            if not generation.cancelled() and isinstance(generation.result(), GenerationFinished):
-                backend.record_image(job.job_id)
+            has_image = not generation.cancelled() and isinstance(generation.result(), GenerationFinished)
         finally:
             del self._generations[job.job_id], self.running_jobs[job.job_id]
-            backend.record_end(job.job_id)
+            backend.record_end(job.job_id, has_image=has_image)
             generation.cancel()
             await asyncio.wait({generation})
         self._registry.count(metrics.ATTEMPTS_ENDED, backend.name, _outcome_label(generation))
