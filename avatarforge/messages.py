@@ -105,7 +105,7 @@ class ProfilePhotoJobStatus(Message):
     customer_id: str
     status: ProcessingStatus
     is_terminal: bool
-    """DONE, FAILED and CANCELLED are terminal: nothing changes any more."""
+    """DONE, FAILED and CANCELLED are terminal: nothing changes any more, but for what the client keeps."""
     progress: Progress | None
     """Live steps while PROCESSING, of all images together; not stored."""
     eta_seconds: float | None

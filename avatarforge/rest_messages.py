@@ -5,7 +5,7 @@ The server writes them and `avatarforge.client` reads them, so that they are sai
 
 from typing import Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from avatarforge.domain.deliveries import DeliveryState
 from avatarforge.domain.jobs import Crop
@@ -70,6 +70,8 @@ class StreamProgress(ProfilePhotoJobStatus):
 
     preview: str | None = None
     """A small image as a data URL, if `previews=true` asks for it."""
+    index: int | None = None
+    """Which of the job's images the preview shows."""
 
 
 class StreamErased(Message):
@@ -256,9 +258,22 @@ class TicketMessage(Message):
     expires_at: Time
 
 
+class KeptImage(Message):
+    index: int = Field(ge=0)
+    """The image's number among the job's `images`."""
+
+
+class ImageLink(Message):
+    index: int
+    """The image's number among the job's `images`."""
+    generated_url: PublicPath
+
+
 class ImageLinks(Message):
     original_url: PublicPath | None
     generated_url: PublicPath | None
     """Null until the job is DONE."""
+    images: tuple[ImageLink, ...]
+    """Of each of the job's images that there are."""
     expires_at: Time
     """When these URLs stop working."""

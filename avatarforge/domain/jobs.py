@@ -54,7 +54,7 @@ class Stage(StrEnum):
 _MODEL_DEFAULT = "By default as `GET /models` says."
 _PROMPT_LIMIT = "With more than 600 tokens, some 450 words of English, the job fails."
 _MAX_TIMEOUT_SECONDS = 7 * 86_400
-_MAX_VARIANTS = 8
+MAX_VARIANTS = 8
 MAX_SEED = 2**63 - 1
 _SIDE = {"minimum": 64, "maximum": 4096, "multipleOf": 8}
 
@@ -113,7 +113,7 @@ class RequestedParameters:
     allow_remote: bool = parameter(
         True, "Whether the photo may go to another server where this one uses one."
     )
-    variants: int = parameter(1, "How many images to make of the photo.", minimum=1, maximum=_MAX_VARIANTS)
+    variants: int = parameter(1, "How many images to make of the photo.", minimum=1, maximum=MAX_VARIANTS)
     vary: Vary = parameter(
         Vary.SEED,
         "How several images differ: `seed` counts the seed up; `style` goes through the model's styles, from "

@@ -1,10 +1,11 @@
 import datetime
 
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -25,7 +26,7 @@ PROCESSING_STATUS_FAILED: ProcessingStatus
 PROCESSING_STATUS_CANCELLED: ProcessingStatus
 
 class SubmitPhotoRequest(_message.Message):
-    __slots__ = ("customer_id", "photo", "callback_url", "prompt", "negative_prompt", "style", "strength", "steps", "guidance", "seed", "format", "priority", "allow_remote", "crop_to_face", "timeout_seconds", "start_timeout_seconds", "image_guidance", "sampler", "width", "height")
+    __slots__ = ("customer_id", "photo", "callback_url", "prompt", "negative_prompt", "style", "strength", "steps", "guidance", "seed", "format", "priority", "allow_remote", "crop_to_face", "timeout_seconds", "start_timeout_seconds", "image_guidance", "sampler", "width", "height", "variants", "vary")
     CUSTOMER_ID_FIELD_NUMBER: _ClassVar[int]
     PHOTO_FIELD_NUMBER: _ClassVar[int]
     CALLBACK_URL_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +47,8 @@ class SubmitPhotoRequest(_message.Message):
     SAMPLER_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
+    VARY_FIELD_NUMBER: _ClassVar[int]
     customer_id: str
     photo: bytes
     callback_url: str
@@ -66,7 +69,9 @@ class SubmitPhotoRequest(_message.Message):
     sampler: str
     width: int
     height: int
-    def __init__(self, customer_id: _Optional[str] = ..., photo: _Optional[bytes] = ..., callback_url: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., style: _Optional[str] = ..., strength: _Optional[float] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., seed: _Optional[int] = ..., format: _Optional[str] = ..., priority: _Optional[int] = ..., allow_remote: _Optional[bool] = ..., crop_to_face: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ..., start_timeout_seconds: _Optional[float] = ..., image_guidance: _Optional[float] = ..., sampler: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
+    variants: int
+    vary: str
+    def __init__(self, customer_id: _Optional[str] = ..., photo: _Optional[bytes] = ..., callback_url: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., style: _Optional[str] = ..., strength: _Optional[float] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., seed: _Optional[int] = ..., format: _Optional[str] = ..., priority: _Optional[int] = ..., allow_remote: _Optional[bool] = ..., crop_to_face: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ..., start_timeout_seconds: _Optional[float] = ..., image_guidance: _Optional[float] = ..., sampler: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., variants: _Optional[int] = ..., vary: _Optional[str] = ...) -> None: ...
 
 class JobStatusRequest(_message.Message):
     __slots__ = ("customer_id", "job_id", "wait_seconds", "after_seq")
@@ -81,14 +86,16 @@ class JobStatusRequest(_message.Message):
     def __init__(self, customer_id: _Optional[str] = ..., job_id: _Optional[str] = ..., wait_seconds: _Optional[int] = ..., after_seq: _Optional[int] = ...) -> None: ...
 
 class StatusStreamRequest(_message.Message):
-    __slots__ = ("customer_id", "job_id", "after_seq")
+    __slots__ = ("customer_id", "job_id", "after_seq", "previews")
     CUSTOMER_ID_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     AFTER_SEQ_FIELD_NUMBER: _ClassVar[int]
+    PREVIEWS_FIELD_NUMBER: _ClassVar[int]
     customer_id: str
     job_id: str
     after_seq: int
-    def __init__(self, customer_id: _Optional[str] = ..., job_id: _Optional[str] = ..., after_seq: _Optional[int] = ...) -> None: ...
+    previews: bool
+    def __init__(self, customer_id: _Optional[str] = ..., job_id: _Optional[str] = ..., after_seq: _Optional[int] = ..., previews: _Optional[bool] = ...) -> None: ...
 
 class CancelJobRequest(_message.Message):
     __slots__ = ("customer_id", "job_id")
@@ -97,6 +104,16 @@ class CancelJobRequest(_message.Message):
     customer_id: str
     job_id: str
     def __init__(self, customer_id: _Optional[str] = ..., job_id: _Optional[str] = ...) -> None: ...
+
+class KeepImageRequest(_message.Message):
+    __slots__ = ("customer_id", "job_id", "index")
+    CUSTOMER_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    customer_id: str
+    job_id: str
+    index: int
+    def __init__(self, customer_id: _Optional[str] = ..., job_id: _Optional[str] = ..., index: _Optional[int] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("step", "total_steps")
@@ -113,6 +130,26 @@ class JobError(_message.Message):
     code: str
     message: str
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class Image(_message.Message):
+    __slots__ = ("index", "seed", "style", "generated_url")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    STYLE_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_URL_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    seed: int
+    style: str
+    generated_url: str
+    def __init__(self, index: _Optional[int] = ..., seed: _Optional[int] = ..., style: _Optional[str] = ..., generated_url: _Optional[str] = ...) -> None: ...
+
+class Preview(_message.Message):
+    __slots__ = ("index", "picture")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    PICTURE_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    picture: bytes
+    def __init__(self, index: _Optional[int] = ..., picture: _Optional[bytes] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queued", "fetch", "encode", "steps", "decode", "upload")
@@ -131,7 +168,7 @@ class Timings(_message.Message):
     def __init__(self, queued: _Optional[float] = ..., fetch: _Optional[float] = ..., encode: _Optional[float] = ..., steps: _Optional[float] = ..., decode: _Optional[float] = ..., upload: _Optional[float] = ...) -> None: ...
 
 class Parameters(_message.Message):
-    __slots__ = ("prompt", "negative_prompt", "style", "strength", "steps", "guidance", "format", "priority", "allow_remote", "crop_to_face", "timeout_seconds", "start_timeout_seconds", "image_guidance", "sampler", "width", "height")
+    __slots__ = ("prompt", "negative_prompt", "style", "strength", "steps", "guidance", "format", "priority", "allow_remote", "crop_to_face", "timeout_seconds", "start_timeout_seconds", "image_guidance", "sampler", "width", "height", "variants", "vary")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     NEGATIVE_PROMPT_FIELD_NUMBER: _ClassVar[int]
     STYLE_FIELD_NUMBER: _ClassVar[int]
@@ -148,6 +185,8 @@ class Parameters(_message.Message):
     SAMPLER_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
+    VARY_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     negative_prompt: str
     style: str
@@ -164,10 +203,12 @@ class Parameters(_message.Message):
     sampler: str
     width: int
     height: int
-    def __init__(self, prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., style: _Optional[str] = ..., strength: _Optional[float] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., format: _Optional[str] = ..., priority: _Optional[int] = ..., allow_remote: _Optional[bool] = ..., crop_to_face: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ..., start_timeout_seconds: _Optional[float] = ..., image_guidance: _Optional[float] = ..., sampler: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
+    variants: int
+    vary: str
+    def __init__(self, prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., style: _Optional[str] = ..., strength: _Optional[float] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., format: _Optional[str] = ..., priority: _Optional[int] = ..., allow_remote: _Optional[bool] = ..., crop_to_face: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ..., start_timeout_seconds: _Optional[float] = ..., image_guidance: _Optional[float] = ..., sampler: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., variants: _Optional[int] = ..., vary: _Optional[str] = ...) -> None: ...
 
 class ProfilePhotoJobStatus(_message.Message):
-    __slots__ = ("job_id", "customer_id", "status", "is_terminal", "progress", "eta_seconds", "queue_position", "original_url", "generated_url", "callback_url", "error", "attempt", "retry_of", "backend", "model", "seed", "crop", "seq", "created_at", "started_at", "finished_at", "timings", "parameters", "reset")
+    __slots__ = ("job_id", "customer_id", "status", "is_terminal", "progress", "eta_seconds", "queue_position", "original_url", "generated_url", "callback_url", "error", "attempt", "retry_of", "backend", "model", "seed", "crop", "seq", "created_at", "started_at", "finished_at", "timings", "parameters", "reset", "images", "kept", "preview")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     CUSTOMER_ID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -192,6 +233,9 @@ class ProfilePhotoJobStatus(_message.Message):
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     RESET_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    PREVIEW_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     customer_id: str
     status: ProcessingStatus
@@ -216,4 +260,7 @@ class ProfilePhotoJobStatus(_message.Message):
     timings: Timings
     parameters: Parameters
     reset: bool
-    def __init__(self, job_id: _Optional[str] = ..., customer_id: _Optional[str] = ..., status: _Optional[_Union[ProcessingStatus, str]] = ..., is_terminal: _Optional[bool] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., eta_seconds: _Optional[float] = ..., queue_position: _Optional[int] = ..., original_url: _Optional[str] = ..., generated_url: _Optional[str] = ..., callback_url: _Optional[str] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., attempt: _Optional[int] = ..., retry_of: _Optional[str] = ..., backend: _Optional[str] = ..., model: _Optional[str] = ..., seed: _Optional[int] = ..., crop: _Optional[str] = ..., seq: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., parameters: _Optional[_Union[Parameters, _Mapping]] = ..., reset: _Optional[bool] = ...) -> None: ...
+    images: _containers.RepeatedCompositeFieldContainer[Image]
+    kept: int
+    preview: Preview
+    def __init__(self, job_id: _Optional[str] = ..., customer_id: _Optional[str] = ..., status: _Optional[_Union[ProcessingStatus, str]] = ..., is_terminal: _Optional[bool] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., eta_seconds: _Optional[float] = ..., queue_position: _Optional[int] = ..., original_url: _Optional[str] = ..., generated_url: _Optional[str] = ..., callback_url: _Optional[str] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., attempt: _Optional[int] = ..., retry_of: _Optional[str] = ..., backend: _Optional[str] = ..., model: _Optional[str] = ..., seed: _Optional[int] = ..., crop: _Optional[str] = ..., seq: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., parameters: _Optional[_Union[Parameters, _Mapping]] = ..., reset: _Optional[bool] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., kept: _Optional[int] = ..., preview: _Optional[_Union[Preview, _Mapping]] = ...) -> None: ...

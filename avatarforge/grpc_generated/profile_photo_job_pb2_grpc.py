@@ -64,6 +64,11 @@ class ProfilePhotoJobServiceStub:
                 request_serializer=avatarforge_dot_grpc__generated_dot_profile__photo__job__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=avatarforge_dot_grpc__generated_dot_profile__photo__job__pb2.ProfilePhotoJobStatus.FromString,
                 _registered_method=True)
+        self.KeepImage = channel.unary_unary(
+                '/avatarforge.v1.ProfilePhotoJobService/KeepImage',
+                request_serializer=avatarforge_dot_grpc__generated_dot_profile__photo__job__pb2.KeepImageRequest.SerializeToString,
+                response_deserializer=avatarforge_dot_grpc__generated_dot_profile__photo__job__pb2.ProfilePhotoJobStatus.FromString,
+                _registered_method=True)
 
 
 class ProfilePhotoJobServiceServicer:
@@ -125,6 +130,13 @@ class ProfilePhotoJobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def KeepImage(self, request, context):
+        """Choose which of the job's images the client keeps: any that is among `images`, and another one later.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ProfilePhotoJobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -151,6 +163,11 @@ def add_ProfilePhotoJobServiceServicer_to_server(servicer, server):
             'CancelJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelJob,
                     request_deserializer=avatarforge_dot_grpc__generated_dot_profile__photo__job__pb2.CancelJobRequest.FromString,
+                    response_serializer=avatarforge_dot_grpc__generated_dot_profile__photo__job__pb2.ProfilePhotoJobStatus.SerializeToString,
+            ),
+            'KeepImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.KeepImage,
+                    request_deserializer=avatarforge_dot_grpc__generated_dot_profile__photo__job__pb2.KeepImageRequest.FromString,
                     response_serializer=avatarforge_dot_grpc__generated_dot_profile__photo__job__pb2.ProfilePhotoJobStatus.SerializeToString,
             ),
     }
@@ -293,6 +310,33 @@ class ProfilePhotoJobService:
             target,
             '/avatarforge.v1.ProfilePhotoJobService/CancelJob',
             avatarforge_dot_grpc__generated_dot_profile__photo__job__pb2.CancelJobRequest.SerializeToString,
+            avatarforge_dot_grpc__generated_dot_profile__photo__job__pb2.ProfilePhotoJobStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def KeepImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/avatarforge.v1.ProfilePhotoJobService/KeepImage',
+            avatarforge_dot_grpc__generated_dot_profile__photo__job__pb2.KeepImageRequest.SerializeToString,
             avatarforge_dot_grpc__generated_dot_profile__photo__job__pb2.ProfilePhotoJobStatus.FromString,
             options,
             channel_credentials,

@@ -73,6 +73,16 @@ class Submitted:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FoundImage:
+    """One of a job's images."""
+
+    stored: StoredImage
+    made_at: datetime
+    may_change: bool = False
+    """Whether another image may stand in its place later: of several the client may keep another one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Page:
     """Part of a customer's jobs, newest first."""
 
@@ -250,6 +260,14 @@ class ProfilePhotoService:
         await self._trackers.execute(JobTrackerActor.erase_customer, validate_customer_id(customer_id))
         self.live.remove_customer(customer_id)
 
+    # --- choosing ---------------------------------------------------------------------------------------
+
+    async def keep_image(self, customer_id: str, job_id: str, index: int) -> LiveJob:
+        """Note which of the job's images the client keeps. Raises `JobNotFound`, and `InvalidRequest` for an
+        image that is not there (yet)."""
+        self._check_ids(customer_id, job_id)
+        return self.live.put(await self._trackers.execute(JobTrackerActor.keep, customer_id, job_id, index))
+
     # --- following --------------------------------------------------------------------------------------
 
     async def status(
@@ -325,17 +343,26 @@ class ProfilePhotoService:
 
     # --- images ------------------------------------------------------------------------------------------
 
-    async def image(self, customer_id: str, job_id: str, kind: ImageKind) -> tuple[StoredImage, datetime]:
-        """Return an image's record and when it was made.
+    async def original(self, customer_id: str, job_id: str) -> FoundImage:
+        """Find the photo as it was uploaded. Raises `JobNotFound`."""
+        job = (await self.status(customer_id, job_id)).job
+        return FoundImage(stored=job.original, made_at=job.created_at)
 
-        Raises `JobNotFound`, or `ImageNotFound` while there is none.
+    async def avatar(self, customer_id: str, job_id: str, index: int | None = None) -> FoundImage:
+        """Find one of the job's avatars; by default that which the client keeps, or else the first, once the
+        job is DONE. Raises `JobNotFound`, or `ImageNotFound` while there is none.
         """
         job = (await self.status(customer_id, job_id)).job
-        if kind is ImageKind.ORIGINAL:
-            return job.original, job.created_at
-        if job.outcome is None:
-            raise ImageNotFound(job_id, kind)
-        return job.outcome.avatar, job.finished_at or job.created_at
+        if index is None and job.outcome is None:
+            raise ImageNotFound(job_id, ImageKind.GENERATED)
+        image = job.find_image(index)
+        if image is None:
+            raise ImageNotFound(job_id, f"{ImageKind.GENERATED}/{index}")
+        return FoundImage(
+            stored=image.stored,
+            made_at=job.finished_at or job.created_at,
+            may_change=index is None and job.parameters.variants > 1,
+        )
 
     async def sign_url(self, image: StoredImage) -> str | None:
         """Return a URL where a client may fetch the image for a while; `None` if storage signs none."""

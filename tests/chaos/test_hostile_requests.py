@@ -18,7 +18,7 @@ from tests.chaos.conftest import IS_LONG, Rig, told
 
 REQUESTS = 2000 if IS_LONG else 240
 SERVICE = "/avatarforge.v1.ProfilePhotoJobService/"
-UNARY, STREAMING = ("SubmitPhoto", "GetStatus", "CancelJob"), ("StreamStatus",)
+UNARY, STREAMING = ("SubmitPhoto", "GetStatus", "CancelJob", "KeepImage"), ("StreamStatus",)
 OURS = {
     grpc.StatusCode.OK,
     grpc.StatusCode.INVALID_ARGUMENT,

@@ -38,7 +38,7 @@ from avatarforge.telemetry.exposition import ShardMetrics
 from avatarforge.tracker.availability import DatabaseOutage, StartupGate
 from avatarforge.tracker.eta import Forecast
 from avatarforge.tracker.feed import Feed, FeedBatch, FeedCursor
-from tests.factories import an_image, an_outcome
+from tests.factories import a_variant, an_image, an_outcome
 from tests.keys import an_authorizer
 from tests.waiting import wait_until
 
@@ -221,6 +221,18 @@ async def finished(rest: Rest, job: ProfilePhotoJob, avatar: bytes = b"\x89PNG a
     committed = rest.tracker.commit(done, EventKind.DONE)
     await rest.live.wait_for(job.customer_id, job.job_id, lambda current: current.status.is_terminal, 10)
     return committed
+
+
+async def published(rest: Rest, job: ProfilePhotoJob, *avatars: bytes) -> ProfilePhotoJob:
+    """The job of several images as it runs with these, in storage; the view has heard of it."""
+    running = rest.tracker.commit(job.start(job.created_at), EventKind.STARTED)
+    for index, avatar in enumerate(avatars):
+        sha256 = hashlib.sha256(avatar).hexdigest()
+        image = a_variant(running, index, size=len(avatar), sha256=sha256)
+        rest.storage.put(image.stored.key, io.BytesIO(avatar), "image/png")
+        running = rest.tracker.commit(running.publish(image, running.attempt), EventKind.IMAGE)
+    await rest.live.wait_for(job.customer_id, job.job_id, lambda seen: seen.seq >= running.seq, 10)
+    return running
 
 
 def problem(answer: httpx.Response) -> dict[str, Any]:

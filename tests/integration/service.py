@@ -25,11 +25,12 @@ from avatarforge.domain.errors import StorageUnavailable
 from avatarforge.domain.generations import (
     GenerationFailed,
     GenerationFinished,
+    GenerationImage,
     GenerationProgress,
     GenerationTask,
     GenerationUpdate,
 )
-from avatarforge.domain.jobs import JobError, ProfilePhotoJob
+from avatarforge.domain.jobs import AvatarImage, JobError, ProfilePhotoJob
 from avatarforge.ingress.app import create_api
 from avatarforge.ingress.grpc import JobMethods
 from avatarforge.ingress.grpc.serving import add_job_service_to_server
@@ -115,21 +116,35 @@ class Generations:
     def __init__(self, storage: FolderStorage) -> None:
         self._storage = storage
         self.avatar = lambda task: b"\x89PNG avatar of " + task.job_id.encode()
-        """The bytes of a task's avatar: no picture, unless a test puts one in its place."""
+        """The bytes of a task's avatar: no picture, unless a test puts one in its place. Of several each has
+        its index behind them."""
 
-    def publish(self, task: GenerationTask) -> GenerationFinished:
-        """The end of a generation that went well, its avatar in storage."""
-        avatar = self.avatar(task)
-        key = avatar_key(task.customer_id, task.job_id, task.attempt, task.parameters.format)
+    def image(self, task: GenerationTask, index: int) -> AvatarImage:
+        """One image of a generation, in storage."""
+        several = task.parameters.variants > 1
+        avatar = self.avatar(task) + (str(index).encode() if several else b"")
+        key = avatar_key(
+            task.customer_id, task.job_id, task.attempt, task.parameters.format, index if several else None
+        )
         self._storage.put(key, io.BytesIO(avatar), "image/png")
-        image = an_image(
+        stored = an_image(
             key=key, media_type="image/png", size=len(avatar), sha256=hashlib.sha256(avatar).hexdigest()
         )
-        return GenerationFinished(outcome=an_outcome(avatar=image))
+        parameters = task.parameters
+        return AvatarImage(index=index, seed=parameters.seed + index, style=parameters.style, stored=stored)
+
+    def publish(self, task: GenerationTask, index: int = 0) -> GenerationFinished:
+        """The end of a generation that went well, its last image in storage."""
+        image = self.image(task, index)
+        outcome = an_outcome(avatar=image.stored)
+        return GenerationFinished(outcome=outcome, image=image if task.parameters.variants > 1 else None)
 
     async def done(self, task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
         yield GenerationProgress(step=1, total_steps=2)
-        yield self.publish(task)
+        *others, last = task.missing
+        for index in others:
+            yield GenerationImage(image=self.image(task, index))
+        yield self.publish(task, last)
 
     async def failing(self, task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
         yield WITHHELD
@@ -149,19 +164,34 @@ class Puppet:
 
     def __init__(self, generations: Generations) -> None:
         self._generations = generations
-        self._updates: asyncio.Queue[GenerationUpdate | None] = asyncio.Queue()
+        self._updates: asyncio.Queue[GenerationUpdate | int | None] = asyncio.Queue()
+        """An index stands for its image, and `None` for the end."""
         self.runs = asyncio.Event()
 
     async def __call__(self, task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
         self.runs.set()
+        missing = list(task.missing)
         while (update := await self._updates.get()) is not None:
+            if isinstance(update, int):
+                missing.remove(update)
+                update = GenerationImage(image=self._generations.image(task, update))
             yield update
-        yield self._generations.publish(task)
+        *others, last = missing
+        for index in others:
+            yield GenerationImage(image=self._generations.image(task, index))
+        yield self._generations.publish(task, last)
 
-    def step(self, step: int, total_steps: int = 20, preview: bytes | None = None) -> None:
-        self._updates.put_nowait(GenerationProgress(step=step, total_steps=total_steps, preview=preview))
+    def step(self, step: int, total_steps: int = 20, preview: bytes | None = None, index: int = 0) -> None:
+        self._updates.put_nowait(
+            GenerationProgress(step=step, total_steps=total_steps, preview=preview, preview_index=index)
+        )
+
+    def publish(self, index: int) -> None:
+        """Make one of several images, but the last."""
+        self._updates.put_nowait(index)
 
     def finish(self) -> None:
+        """Make the images that are still missing."""
         self._updates.put_nowait(None)
 
     def fail(self) -> None:

@@ -62,6 +62,7 @@ class Guarded:
             "{customerId}": customer_id,
             "{jobId}": self.job_id,
             "{deliveryId}": "nothing",
+            "{index}": "0",
             "{version}": "-",
             "{name:path}": "theme.js",
             "{path:path}": "swagger-ui.css",
@@ -221,7 +222,8 @@ async def test_a_refusal_does_not_tell_whether_there_is_such_a_customer(guarded:
 async def test_the_job_of_another_customer_is_not_found_under_ones_own_name(guarded: Guarded) -> None:
     for method, template, rule in CLOSED:
         if rule in OF_CUSTOMERS and "{jobId}" in template:
-            answer = await guarded.ask(method, guarded.path(template, "ana"), guarded.of_ana)
+            body = {"json": {"index": 0}} if method == "PUT" else {}
+            answer = await guarded.ask(method, guarded.path(template, "ana"), guarded.of_ana, **body)
             assert (answer.status_code, problem(answer)["code"]) == (404, "job_not_found"), template
     answer = await guarded.ask("GET", f"/customers/ana/photos/stream?jobId={guarded.job_id}", guarded.of_ana)
     assert answer.status_code == 404
@@ -378,8 +380,11 @@ async def links_of(guarded: Guarded) -> dict[str, Any]:
 
 async def test_a_link_shows_its_image_without_a_key_until_it_expires(guarded: Guarded) -> None:
     links = await links_of(guarded)
-    for kind in ("original", "generated"):
-        shown = await guarded.ask("GET", links[f"{kind}Url"])
+    [image] = links["images"]
+    assert image["index"] == 0
+    urls = {kind: links[f"{kind}Url"] for kind in ("original", "generated")}
+    for kind, url in (urls | {"generated/0": image["generatedUrl"]}).items():
+        shown = await guarded.ask("GET", url)
         path = f"/customers/ben/photos/{guarded.job_id}/{kind}"
         assert shown.status_code == 200
         assert shown.content == (await guarded.ask("GET", path, guarded.key)).content
@@ -454,6 +459,7 @@ REQUESTS: dict[str, Any] = {
     "UploadPhoto": lambda customer_id, _: [pb.SubmitPhotoRequest(customer_id=customer_id, photo=a_jpeg())],
     "GetStatus": lambda customer_id, job_id: pb.JobStatusRequest(customer_id=customer_id, job_id=job_id),
     "StreamStatus": lambda customer_id, _: pb.StatusStreamRequest(customer_id=customer_id),
+    "KeepImage": lambda customer_id, job_id: pb.KeepImageRequest(customer_id=customer_id, job_id=job_id),
     "CancelJob": lambda customer_id, job_id: pb.CancelJobRequest(customer_id=customer_id, job_id=job_id),
 }
 

@@ -14,6 +14,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse, H
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from avatarforge.domain.errors import DatabaseUnavailable
+from avatarforge.domain.generations import GenerationProgress
 from avatarforge.domain.jobs import ProfilePhotoJob, new_job_id
 from avatarforge.domain.status import EventKind
 from avatarforge.embedded import MESSAGE_BYTES
@@ -273,6 +274,8 @@ async def test_a_call_that_waits_for_a_change_hears_of_the_next_one(api: Grpc) -
             "INVALID_ARGUMENT",
             "is 99",
         ),
+        ("KeepImage", pb.KeepImageRequest(customer_id="ana"), "INVALID_ARGUMENT", "job_id is ''"),
+        ("KeepImage", pb.KeepImageRequest(customer_id="", job_id="x"), "INVALID_ARGUMENT", "is ''"),
         ("CancelJob", pb.CancelJobRequest(customer_id="ana"), "INVALID_ARGUMENT", "job_id is ''"),
         ("CancelJob", pb.CancelJobRequest(customer_id="", job_id="x"), "INVALID_ARGUMENT", "is ''"),
     ],
@@ -301,6 +304,24 @@ async def test_a_stream_tells_a_jobs_life_and_ends_with_it(api: Grpc) -> None:
     assert (step.progress.step, step.progress.total_steps) == (3, 10)
     assert last == job_status(LiveJob(job=done))
     assert await stream.code() is grpc.StatusCode.OK
+
+
+async def test_a_stream_has_previews_where_they_are_asked_for(api: Grpc) -> None:
+    job = api.job(await api.submitted())
+    request = pb.StatusStreamRequest(customer_id="ana", job_id=job.job_id)
+    asked = pb.StatusStreamRequest(customer_id="ana", job_id=job.job_id, previews=True)
+    plain, pictured = (api.jobs.StreamStatus(each) for each in (request, asked))
+    await plain.read()
+    await pictured.read()
+    progress = GenerationProgress(step=1, total_steps=4, preview=b"picture", preview_index=2)
+    api.rest.tracker.feed.on_progress(job.job_id, progress)
+    without, with_picture = await plain.read(), await pictured.read()
+
+    assert with_picture.preview == pb.Preview(index=2, picture=b"picture")
+    with_picture.ClearField("preview")
+    assert without == with_picture
+    for stream in (plain, pictured):
+        stream.cancel()
 
 
 async def test_a_client_that_was_away_misses_nothing(api: Grpc) -> None:

@@ -219,6 +219,7 @@ def test_reflection_shows_the_services(channel: grpc.Channel) -> None:
         "GetStatus",
         "StreamStatus",
         "CancelJob",
+        "KeepImage",
     ]
 
 

@@ -39,6 +39,10 @@ def chapter(status: dict[str, Any]) -> Chapter:
     told["status"] = told["status"].removeprefix("PROCESSING_STATUS_")
     for part in ("timings", "parameters"):
         told[part] = {name: value for name, value in told[part].items() if value is not None}
+    told["images"] = [
+        {name: value for name, value in image.items() if value is not None} | {"seed": int(image["seed"])}
+        for image in told["images"]
+    ]
     return told
 
 
@@ -229,3 +233,54 @@ async def test_every_channel_tells_the_same_story(
         if end is not None:
             assert await channels.webhook() == story[-1]
         assert len(channels.receiver.received) == (1 if end else 0)
+
+
+async def test_every_channel_tells_of_each_image_and_of_the_choice(service: Service) -> None:
+    async with all_channels(service) as channels, asyncio.TaskGroup() as group:
+        generation = service.puppet()
+        fields = {"variants": "3", "seed": "5", "callbackUrl": channels.receiver.url()}
+        job_id = await service.submitted(**fields)
+        await generation.runs.wait()
+        listeners = [Listener(follow(job_id)) for follow in channels.followed]
+        for listener in listeners:
+            group.create_task(listener.listen())
+        await heard(listeners, 1)
+        generation.publish(2)
+        await heard(listeners, 2)
+        path = f"/customers/ana/photos/{job_id}/kept"
+        assert (await service.client.put(path, json={"index": 2})).status_code == 200
+        await heard(listeners, 3)
+        generation.publish(0)
+        await heard(listeners, 4)
+        generation.finish()
+        await heard(listeners, 5)
+
+        story = listeners[0].heard
+        assert [listener.heard for listener in listeners] == [story] * len(listeners)
+        assert [[image["index"] for image in told["images"]] for told in story] == [
+            *([], [2], [2], [0, 2], [0, 1, 2])
+        ]
+        assert [told.get("kept") for told in story] == [None, None, 2, 2, 2]
+        assert [image["seed"] for image in story[-1]["images"]] == [5, 6, 7]
+        numbers = [number for number, _ in service.story(job_id)]
+        assert [kind for _, kind in service.story(job_id)] == [
+            *("submitted", "started", "image", "kept", "image", "done")
+        ]
+        assert await replayed(service, job_id, numbers[1] - 1) == story
+        assert await channels.webhook() == story[-1]
+
+
+async def test_a_choice_after_the_end_is_told_and_calls_no_webhook(service: Service) -> None:
+    async with all_channels(service) as channels:
+        job_id = await service.submitted(variants="2", callbackUrl=channels.receiver.url())
+        done = await service.ended(job_id)
+        await channels.webhook()
+        following = service.stream(after=done["seq"])
+        async with following as stream:
+            kept = await service.client.put(f"/customers/ana/photos/{job_id}/kept", json={"index": 1})
+            event = await stream.next()
+        late = await replayed(service, job_id, done["seq"])
+
+    assert kept.json() == {**done, "kept": 1, "seq": done["seq"] + 1}
+    assert [chapter(event.data)] == late == [chapter(kept.json())]
+    assert len(service.deliveries.list_reports("ana", job_id)) == 1

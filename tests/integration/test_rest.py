@@ -407,6 +407,8 @@ async def test_every_call_is_described_with_its_errors(rest: Rest) -> None:
         "POST /customers/{customerId}/photos/{jobId}/deliveries/{deliveryId}/redeliver",
         "GET /customers/{customerId}/photos/{jobId}/original",
         "GET /customers/{customerId}/photos/{jobId}/generated",
+        "GET /customers/{customerId}/photos/{jobId}/generated/{index}",
+        "PUT /customers/{customerId}/photos/{jobId}/kept",
         "GET /customers/{customerId}/photos/{jobId}/links",
         "POST /customers/{customerId}/tickets",
         "GET /models",

@@ -134,8 +134,10 @@ async def test_a_data_url_is_taken_and_pictures_can_be_asked_not_to_come_back(se
         ({"init_images": ["a", "b"]}, "init_images", "a list with one image in base64"),
         ({"init_images": ["https://example.org/x.png"]}, "init_images", "an image in base64"),
         ({"mask": "aGk="}, "mask", "null"),
-        ({"batch_size": 4}, "batch_size", "1: each request makes one avatar"),
-        ({"n_iter": 2}, "n_iter", "1: each request makes one avatar"),
+        ({"batch_size": 0}, "batch_size", "1 or more"),
+        ({"n_iter": -1}, "n_iter", "1 or more"),
+        ({"n_iter": 9}, "n_iter", "less: batch_size times n_iter is 9, and at most 8 are made"),
+        ({"batch_size": 4, "n_iter": 3}, "batch_size", "batch_size times n_iter is 12"),
         ({"width": 512, "height": 768}, "width", "a multiple of 8 from 64 to 128"),
         ({"width": 512}, "width", "given together with the height"),
         ({"width": 8, "height": 8}, "width", "from 64 to 2048"),
@@ -268,6 +270,34 @@ async def test_an_interrupted_picture_comes_as_far_as_it_got(service: Service) -
 
 async def has_preview(replica: Replica) -> bool:
     return (await progress_of(replica))["current_image"] is not None
+
+
+async def test_batches_are_one_job_whose_images_all_come_back(service: Service) -> None:
+    answer = (await asked(service, batch_size=2, n_iter=2)).json()
+    [job] = service.records.list_jobs("sdapi", None, 10)
+    made = [service.storage.get(image.stored.key) for image in job.images]
+    info = json.loads(answer["info"])
+
+    assert job.parameters.variants == 4
+    assert [base64.b64decode(image) for image in answer["images"]] == made
+    assert (info["seed"], info["all_seeds"], info["batch_size"]) == (7, [7, 8, 9, 10], 2)
+    assert [f"Seed: {seed}," in text for seed, text in zip(range(7, 11), info["infotexts"], strict=True)]
+    assert {len(info[name]) for name in ("all_prompts", "all_negative_prompts", "all_subseeds")} == {4}
+
+
+async def test_an_interrupted_batch_comes_with_the_images_that_are_there(service: Service) -> None:
+    puppet = service.puppet()
+    asking = asyncio.create_task(asked(service, batch_size=3))
+    puppet.publish(1)
+    await wait_until(lambda: any(live.job.images for live in service.live.list_unfinished("sdapi")))
+    await service.client.post("/sdapi/v1/interrupt")
+    answer = (await asking).json()
+    [job] = service.records.list_jobs("sdapi", None, 10)
+
+    assert [base64.b64decode(image) for image in answer["images"]] == [
+        service.storage.get(image.stored.key) for image in job.images
+    ]
+    assert json.loads(answer["info"])["all_seeds"] == [8]
 
 
 async def test_an_interrupt_by_name_ends_only_that_picture(service: Service) -> None:

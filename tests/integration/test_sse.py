@@ -81,12 +81,14 @@ async def test_steps_are_told_without_a_number_and_with_a_picture_only_when_aske
     puppet = service.puppet()
     async with service.stream() as plain, service.stream(previews=True) as pictured:
         await service.submitted()
-        puppet.step(7, 20, a_preview())
+        puppet.step(7, 20, a_preview(), 2)
         [*_, without] = await plain.until("progress")
         [*_, with_picture] = await pictured.until("progress")
 
     assert (without.id, without.data["progress"]) == (None, {"step": 7, "totalSteps": 20})
     assert "preview" not in without.data
+    assert "index" not in without.data
+    assert with_picture.data.pop("index") == 2
     kind, _, content = with_picture.data.pop("preview").partition(",")
     assert kind == "data:image/webp;base64"
     with Image.open(io.BytesIO(base64.b64decode(content))) as picture:

@@ -10,14 +10,14 @@ from google.protobuf.json_format import MessageToDict
 
 from avatarforge.domain.errors import InvalidRequest
 from avatarforge.domain.generations import GenerationProgress
-from avatarforge.domain.jobs import JobError, ProfilePhotoJob
+from avatarforge.domain.jobs import JobError, ProfilePhotoJob, Vary
 from avatarforge.grpc_generated import profile_photo_job_pb2 as pb
 from avatarforge.ingress.grpc import messages
 from avatarforge.ingress.live.events import Changed, Erased, Progressed
 from avatarforge.ingress.live.streams import Snapshot
 from avatarforge.ingress.upload.form import FORM_NAMES, read_submission
 from avatarforge.messages import LiveJob, ProfilePhotoJobStatus
-from tests.factories import NOON, a_job, a_manifest, an_outcome
+from tests.factories import NOON, a_job, a_manifest, a_variant, an_outcome
 
 MANIFEST = a_manifest()
 EVERY_FIELD = a_manifest(capabilities={"strength": True, "image_guidance": True}, samplers=["Euler a"])
@@ -31,6 +31,12 @@ def started(job: ProfilePhotoJob) -> ProfilePhotoJob:
     return job.start(NOON + timedelta(seconds=2))
 
 
+def of_several() -> ProfilePhotoJob:
+    job = started(numbered(16, parameters=replace(a_job().parameters, variants=3, vary=Vary.STYLE)))
+    first, last = a_variant(job, 0), a_variant(job, 2)
+    return job.publish(last, 1).publish(replace(first, seed=2**63 - 1, style=None), 1).keep(2)
+
+
 LIVES = {
     "waiting": LiveJob(job=numbered(12, retry_of="r"), queue_position=3, eta_seconds=4.25),
     "running": LiveJob(
@@ -39,6 +45,7 @@ LIVES = {
         eta_seconds=0.0,
     ),
     "done": LiveJob(job=started(numbered(2**40)).complete(an_outcome(), NOON + timedelta(seconds=5))),
+    "several": LiveJob(job=of_several()),
     "failed": LiveJob(
         job=started(numbered(15)).fail(
             JobError(code="device_failed", message="The device failed: out of memory"), NOON
@@ -51,6 +58,8 @@ def as_rest_tells_it(message: pb.ProfilePhotoJobStatus) -> dict[str, Any]:
     """Protobuf's own JSON, but for its ways with enumerations and 64-bit numbers."""
     told: dict[str, Any] = MessageToDict(message, always_print_fields_with_no_presence=True)
     told["status"] = told["status"].removeprefix("PROCESSING_STATUS_")
+    for image in told["images"]:
+        image["seed"] = int(image["seed"])
     return told | {name: int(told[name]) for name in ("seed", "seq")}
 
 
@@ -62,7 +71,7 @@ def comparable(value: Any) -> Any:
             for name, inner in value.items()
             if inner is not None
         }
-    return value
+    return [comparable(inner) for inner in value] if isinstance(value, list) else value
 
 
 @pytest.mark.parametrize("live", LIVES.values(), ids=LIVES)
@@ -73,8 +82,8 @@ def test_a_job_is_told_as_rest_tells_it(live: LiveJob) -> None:
 
 def test_both_have_the_same_fields() -> None:
     fields = set(pb.ProfilePhotoJobStatus.DESCRIPTOR.fields_by_name)
-    assert fields - {"reset"} == set(ProfilePhotoJobStatus.model_fields), (
-        "REST has an event of its own for it"
+    assert fields - {"reset", "preview"} == set(ProfilePhotoJobStatus.model_fields), (
+        "REST has events of their own for them"
     )
 
 
@@ -98,6 +107,8 @@ def test_a_request_becomes_the_form_that_rest_reads() -> None:
         crop_to_face=False,
         timeout_seconds=90.5,
         start_timeout_seconds=30,
+        variants=8,
+        vary="style",
     )
     fields = messages.form_fields(request)
     assert set(fields) == set(FORM_NAMES.values())
@@ -105,6 +116,7 @@ def test_a_request_becomes_the_form_that_rest_reads() -> None:
     parameters = submission.parameters
     assert (submission.callback_url, submission.priority) == ("https://example.org/hook", -3)
     assert (parameters.allow_remote, parameters.crop_to_face) == (False, False)
+    assert (parameters.variants, parameters.vary) == (8, Vary.STYLE)
     assert (parameters.timeout_seconds, parameters.start_timeout_seconds) == (90.5, 30)
     assert (parameters.prompt, parameters.negative_prompt) == ("smiling, 50 % {brighter}", "hat")
     assert (parameters.strength, parameters.guidance, parameters.steps) == (0.1 + 0.2, 7, 20)
@@ -169,6 +181,19 @@ def test_a_stream_tells_each_thing_in_its_message() -> None:
         [pb.ProfilePhotoJobStatus(customer_id="ana", job_id=job.job_id, seq=11)],
     ]
     assert told[5][0].status == pb.PROCESSING_STATUS_UNSPECIFIED
+
+
+def test_a_live_step_has_its_preview_where_previews_are_asked_for() -> None:
+    step = Progressed(live=LiveJob(job=started(numbered(7))), preview=b"picture", index=3)
+    bare = Progressed(live=step.live, preview=None)
+
+    def told(item: Progressed, *, previews: bool) -> pb.ProfilePhotoJobStatus:
+        [message] = messages.stream_messages("ana", item, previews=previews)
+        return message
+
+    assert told(step, previews=True).preview == pb.Preview(index=3, picture=b"picture")
+    for message in (told(step, previews=False), told(bare, previews=True)):
+        assert message == messages.job_status(step.live)
 
 
 def test_all_who_follow_a_customer_share_a_changes_message() -> None:

@@ -118,7 +118,9 @@ class JobMethods:
                     if isinstance(event, Overflowed):
                         raise StreamOverflowed(event.seq)
                     if event is not None:
-                        for message in messages.stream_messages(request.customer_id, event, self._prefix):
+                        for message in messages.stream_messages(
+                            request.customer_id, event, self._prefix, previews=request.previews
+                        ):
                             yield message
 
     async def CancelJob(
@@ -130,6 +132,21 @@ class JobMethods:
             caller.check_scope(request.customer_id)
             live = await self._photos.cancel(
                 validate_customer_id(request.customer_id), messages.parse_job_id(request.job_id)
+            )
+            return messages.job_status(live, self._prefix)
+        return pb.ProfilePhotoJobStatus()
+
+    async def KeepImage(
+        self, requests: AsyncIterator[pb.KeepImageRequest], grpc_context: CallContext
+    ) -> pb.ProfilePhotoJobStatus:
+        with handle_errors(grpc_context, "KeepImage", self._photos.registry):
+            caller = await self._authenticate("KeepImage", grpc_context)
+            request = await read_request(requests)
+            caller.check_scope(request.customer_id)
+            live = await self._photos.keep_image(
+                validate_customer_id(request.customer_id),
+                messages.parse_job_id(request.job_id),
+                request.index,
             )
             return messages.job_status(live, self._prefix)
         return pb.ProfilePhotoJobStatus()

@@ -71,15 +71,29 @@ def job_status(live: LiveJob, prefix: str = "") -> pb.ProfilePhotoJobStatus:
         finished_at=message.finished_at,
         timings=dict(message.timings),
         parameters=pb.Parameters(**{name: getattr(message.parameters, name) for name in _PARAMETERS}),
+        images=[
+            pb.Image(
+                index=image.index,
+                seed=image.seed,
+                style=image.style,
+                generated_url=prefix + image.generated_url,
+            )
+            for image in message.images
+        ],
+        kept=message.kept,
     )
 
 
 def stream_messages(
-    customer_id: str, item: Snapshot | Changed | Erased | Progressed, prefix: str = ""
+    customer_id: str,
+    item: Snapshot | Changed | Erased | Progressed,
+    prefix: str = "",
+    *,
+    previews: bool = False,
 ) -> Iterator[pb.ProfilePhotoJobStatus]:
     """Yield the messages of an event, which all clients of the customer share."""
     if not isinstance(item, Snapshot):
-        yield _event_message(item, prefix)
+        yield _event_message(item, prefix, previews)
         return
     if item.reset:
         yield pb.ProfilePhotoJobStatus(customer_id=customer_id, reset=True)
@@ -93,7 +107,12 @@ def stream_messages(
 
 # A change goes to all clients that follow its customer, one after the other.
 @lru_cache(maxsize=256)
-def _event_message(item: Changed | Erased | Progressed, prefix: str) -> pb.ProfilePhotoJobStatus:
+def _event_message(
+    item: Changed | Erased | Progressed, prefix: str, previews: bool
+) -> pb.ProfilePhotoJobStatus:
     if isinstance(item, Erased):
         return pb.ProfilePhotoJobStatus(customer_id=item.customer_id, job_id=item.job_id, seq=item.seq)
-    return job_status(item.live, prefix)
+    message = job_status(item.live, prefix)
+    if previews and isinstance(item, Progressed) and item.preview is not None:
+        message.preview.MergeFrom(pb.Preview(index=item.index, picture=item.preview))
+    return message

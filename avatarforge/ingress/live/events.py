@@ -38,6 +38,8 @@ class Progressed:
     live: LiveJob
     preview: bytes | None
     """A small image (WebP)."""
+    index: int = 0
+    """Which of the job's images the preview shows."""
 
     @property
     def job_id(self) -> str:

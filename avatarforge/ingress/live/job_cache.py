@@ -238,7 +238,8 @@ class JobCache:
             job = shard.unfinished.get(job_id)
             if job is None or not (listeners := self._subscriptions.get(job.customer_id)):
                 continue
-            step = Progressed(live=shard.live(job), preview=batch.progress[job_id].preview)
+            progress = batch.progress[job_id]
+            step = Progressed(live=shard.live(job), preview=progress.preview, index=progress.preview_index)
             for subscription in listeners:
                 subscription.put(step)
 

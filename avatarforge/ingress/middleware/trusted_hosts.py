@@ -64,7 +64,7 @@ def cors(settings: AccessSettings) -> Middleware:
     return Middleware(
         CORSMiddleware,
         allow_origins=list(settings.origins),
-        allow_methods=["GET", "HEAD", "POST", "DELETE"],
+        allow_methods=["GET", "HEAD", "POST", "PUT", "DELETE"],
         allow_headers=[
             "Authorization",
             "Content-Type",

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Generator
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC
 from email.utils import format_datetime, parsedate_to_datetime
 from typing import Any
 
@@ -12,13 +12,13 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.types import Send
 
-from avatarforge.ingress.service import ImageKind, ProfilePhotoService
+from avatarforge.ingress.service import FoundImage, ImageKind, ProfilePhotoService
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 class ImageAnswer:
-    """The answer to a request for a job's image, which never changes under its URL (RFC 9110, 13 and 14)."""
+    """The answer to a request for a job's image (RFC 9110, sections 13 and 14)."""
 
     def __init__(
         self, request: Request, photos: ProfilePhotoService, customer_id: str, job_id: str, *, download: bool
@@ -29,14 +29,25 @@ class ImageAnswer:
         self._customer_id, self._job_id = customer_id, job_id
         self._download = download
 
-    async def image(self, kind: ImageKind, *, redirect: bool = True) -> Response:
+    async def original(self, *, redirect: bool) -> Response:
+        """Answer with the photo, as `_image` does."""
+        found = await self._photos.original(self._customer_id, self._job_id)
+        return await self._image(ImageKind.ORIGINAL, found, f"photo-{self._job_id}", redirect)
+
+    async def avatar(self, index: int | None = None, *, redirect: bool) -> Response:
+        """Answer with one of the job's avatars, as `_image` does."""
+        found = await self._photos.avatar(self._customer_id, self._job_id, index)
+        name = f"avatar-{self._job_id}" if index is None else f"avatar-{self._job_id}-{index}"
+        return await self._image(ImageKind.GENERATED, found, name, redirect)
+
+    async def _image(self, kind: ImageKind, found: FoundImage, name: str, redirect: bool) -> Response:
         """Answer with the image or a part of it, or 304 for a client that has it.
 
         Without `redirect` the bytes are always passed through: pages may load images from their own host
         only.
         """
-        image, made_at = await self._photos.image(self._customer_id, self._job_id, kind)
-        headers = self._describe(image.sha256, made_at)
+        image = found.stored
+        headers = self._describe(found, image.sha256)
         if self._is_known(headers):
             return Response(status_code=304, headers=headers)
         passes_through = self._download or not redirect
@@ -46,11 +57,7 @@ class ImageAnswer:
         wanted = self._find_range(image.size, headers)
         chunks = await self._photos.stream_image(self._job_id, kind, image, wanted)
         suffix = image.key.rpartition(".")[2]
-        name = "avatar" if kind is ImageKind.GENERATED else "photo"
-        headers |= {
-            "Accept-Ranges": "bytes",
-            "Content-Disposition": self._disposition(f"{name}-{self._job_id}.{suffix}"),
-        }
+        headers |= {"Accept-Ranges": "bytes", "Content-Disposition": self._disposition(f"{name}.{suffix}")}
         if wanted is None:
             headers["Content-Length"] = str(image.size)
             return _ImageStream(chunks, media_type=image.media_type, headers=headers)
@@ -60,20 +67,21 @@ class ImageAnswer:
 
     async def square(self) -> Response:
         """Answer with the square of the photo that the avatar is made from, to be laid beside it; or 304."""
-        image, made_at = await self._photos.image(self._customer_id, self._job_id, ImageKind.ORIGINAL)
-        headers = self._describe(f"{image.sha256}-square", made_at)
+        photo = await self._photos.original(self._customer_id, self._job_id)
+        headers = self._describe(photo, f"{photo.stored.sha256}-square")
         if self._is_known(headers):
             return Response(status_code=304, headers=headers)
         headers["Content-Disposition"] = self._disposition(f"square-{self._job_id}.jpg")
         content = await self._photos.crop_original(self._customer_id, self._job_id)
         return Response(content, media_type="image/jpeg", headers=headers)
 
-    def _describe(self, etag: str, made_at: datetime) -> dict[str, str]:
-        return {
-            "ETag": f'"{etag}"',
-            "Last-Modified": format_datetime(made_at.astimezone(UTC), usegmt=True),
-            "Cache-Control": "private, max-age=3600",
-        }
+    def _describe(self, found: FoundImage, etag: str) -> dict[str, str]:
+        headers = {"ETag": f'"{etag}"'}
+        if found.may_change:
+            # Without a date: another image that takes its place is not younger.
+            return {**headers, "Cache-Control": "private, no-cache"}
+        modified = format_datetime(found.made_at.astimezone(UTC), usegmt=True)
+        return {**headers, "Last-Modified": modified, "Cache-Control": "private, max-age=3600"}
 
     def _disposition(self, filename: str) -> str:
         return f'{"attachment" if self._download else "inline"}; filename="{filename}"'
@@ -85,7 +93,7 @@ class ImageAnswer:
             return "*" in tags or headers["ETag"] in tags
         try:
             since = parsedate_to_datetime(self._headers.get("if-modified-since", ""))
-            return parsedate_to_datetime(headers["Last-Modified"]) <= since
+            return parsedate_to_datetime(headers.get("Last-Modified", "")) <= since
         except (TypeError, ValueError, OverflowError):
             return False
 
@@ -94,7 +102,8 @@ class ImageAnswer:
 
         Raises `HTTPException` (416) for a range that the image does not have.
         """
-        if self._headers.get("if-range", headers["ETag"]) not in (headers["ETag"], headers["Last-Modified"]):
+        validators = headers["ETag"], headers.get("Last-Modified")
+        if self._headers.get("if-range", headers["ETag"]) not in validators:
             return None
         found = _RANGE.fullmatch(self._headers.get("range", "").replace(" ", ""))
         if found is None or not (found[1] or found[2]):

@@ -3,18 +3,26 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Request
+from pydantic import ValidationError
 from starlette.responses import Response
 
 from avatarforge import rest_messages
 from avatarforge.domain import errors
+from avatarforge.domain.errors import InvalidRequest
 from avatarforge.ingress.rest import responses
 from avatarforge.ingress.rest.openapi import ACCEPTED, error_responses
 from avatarforge.ingress.rest.photos import KEY_SCHEMA, CustomerId, JobId, respond_accepted
 from avatarforge.ingress.rest.responses import get_service, json_response
+from avatarforge.ingress.upload.multipart import drain, until_silence
 from avatarforge.messages import ProfilePhotoJobStatus
 from avatarforge.telemetry import traces
 
 router = APIRouter()
+
+MAX_BODY_BYTES = 1024
+"""Of a command's JSON."""
+_KEPT = rest_messages.KeptImage.model_json_schema()
+_KEPT_EXAMPLE = 'the number of an image, from 0 up: {"index": 0}'
 
 IdempotencyKey = Annotated[
     str | None,
@@ -67,6 +75,41 @@ async def retry_photo(
     """Make a new job with the photo and the parameters of one that has ended. `Location` names its status."""
     with traces.upload(request.headers.get("traceparent")):
         return respond_accepted(await get_service(request).retry(customer_id, job_id, idempotency_key))
+
+
+@router.put(
+    "/customers/{customerId}/photos/{jobId}/kept",
+    response_model=ProfilePhotoJobStatus,
+    openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": _KEPT}}}},
+    responses=error_responses(errors.JobNotFound, errors.InvalidRequest, errors.TrackerUnavailable),
+    tags=["photos"],
+)
+async def keep_image(request: Request, customer_id: CustomerId, job_id: JobId) -> Response:
+    """Choose which of the job's images the client keeps: `…/generated` is that one from then on.
+
+    It may be any that is among `images`, also while the job runs, and another one later.
+    """
+    # Read by hand: FastAPI would take a body of any size into memory.
+    index = await _read_index(request)
+    return json_response((await get_service(request).keep_image(customer_id, job_id, index)).to_message())
+
+
+async def _read_index(request: Request) -> int:
+    body, stream = bytearray(), request.stream()
+    async with until_silence() as heard:
+        async for chunk in stream:
+            heard()
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                await drain(stream, None)
+                raise InvalidRequest("body", f"more than {MAX_BODY_BYTES} bytes", _KEPT_EXAMPLE)
+    try:
+        return rest_messages.KeptImage.model_validate_json(body.decode(errors="replace"), strict=True).index
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = "index" if fault["loc"] else "body"
+        value = None if fault["type"] == "missing" else fault["input"]
+        raise InvalidRequest(name, value, _KEPT_EXAMPLE) from error
 
 
 @router.delete(

@@ -23,7 +23,7 @@ from avatarforge.ingress.rest.openapi import (
     error_responses,
 )
 from avatarforge.ingress.rest.responses import crop_message, get_service, json_response
-from avatarforge.ingress.service import CustomerDetails, ImageKind, Page, Submitted
+from avatarforge.ingress.service import CustomerDetails, Page, Submitted
 from avatarforge.ingress.upload.form import MAX_KEY_CHARACTERS, parse_number
 from avatarforge.ingress.upload.multipart import PHOTO, acquire_upload_slot, receive_upload
 from avatarforge.messages import PUBLIC_PREFIX, ProfilePhotoJobStatus, photo_url
@@ -316,7 +316,7 @@ async def get_original(
     answer = ImageAnswer(request, get_service(request), customer_id, job_id, download=download)
     if square:
         return await answer.square()
-    return await answer.image(ImageKind.ORIGINAL, redirect=redirect)
+    return await answer.original(redirect=redirect)
 
 
 @router.get(
@@ -332,9 +332,28 @@ async def get_avatar(
     redirect: Redirect = True,
     download: Download = False,
 ) -> Response:
-    """Get the avatar, once the job is DONE."""
+    """Get the avatar, once the job is DONE: of several that which the client keeps, or else the first."""
     answer = ImageAnswer(request, get_service(request), customer_id, job_id, download=download)
-    return await answer.image(ImageKind.GENERATED, redirect=redirect)
+    return await answer.avatar(redirect=redirect)
+
+
+@router.get(
+    "/customers/{customerId}/photos/{jobId}/generated/{index}",
+    response_class=Response,
+    responses=_IMAGE_RESPONSES,
+    tags=["images"],
+)
+async def get_image(
+    request: Request,
+    customer_id: CustomerId,
+    job_id: JobId,
+    index: Annotated[int, Path(ge=0, description="The image's `index` in the job's `images`.")],
+    redirect: Redirect = True,
+    download: Download = False,
+) -> Response:
+    """Get one of the job's images, as soon as it is among the job's `images`."""
+    answer = ImageAnswer(request, get_service(request), customer_id, job_id, download=download)
+    return await answer.avatar(index, redirect=redirect)
 
 
 @router.get(

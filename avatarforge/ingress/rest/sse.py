@@ -128,4 +128,4 @@ def _encode_progress(item: Progressed, previews: bool) -> str:
     if not previews or item.preview is None:
         return message
     image = base64.b64encode(item.preview).decode()
-    return f'{message[:-1]},"preview":"data:image/webp;base64,{image}"}}'
+    return f'{message[:-1]},"preview":"data:image/webp;base64,{image}","index":{item.index}}}'

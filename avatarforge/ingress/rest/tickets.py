@@ -12,7 +12,7 @@ from avatarforge.ingress.middleware.authentication import get_api_key
 from avatarforge.ingress.rest.openapi import error_responses
 from avatarforge.ingress.rest.photos import CustomerId, JobId
 from avatarforge.ingress.rest.responses import get_service, json_response
-from avatarforge.rest_messages import ImageLinks, KeyMessage, TicketMessage
+from avatarforge.rest_messages import ImageLink, ImageLinks, KeyMessage, TicketMessage
 from avatarforge.settings import MAX_LINK_SECONDS
 
 router = APIRouter()
@@ -83,6 +83,10 @@ async def get_links(
             generated_url=None
             if status.generated_url is None
             else authorizer.sign_link(status.generated_url, end),
+            images=tuple(
+                ImageLink(index=image.index, generated_url=authorizer.sign_link(image.generated_url, end))
+                for image in status.images
+            ),
             expires_at=end,
         )
     )

@@ -1,4 +1,4 @@
-"""The calls of AUTOMATIC1111's API. Each image is a job as any other, of one customer of its own."""
+"""The calls of AUTOMATIC1111's API. Each request is a job as any other, of one customer of its own."""
 
 import asyncio
 import base64
@@ -24,7 +24,7 @@ from avatarforge.domain.errors import (
     PhotoTooLarge,
     Unavailable,
 )
-from avatarforge.domain.jobs import ImageFormat, ProfilePhotoJob
+from avatarforge.domain.jobs import ImageFormat, ProfilePhotoJob, StoredImage
 from avatarforge.domain.status import ProcessingStatus
 from avatarforge.imaging.provenance import open_content_credentials
 from avatarforge.ingress.live.events import Overflowed, Progressed
@@ -144,22 +144,22 @@ class _Calls:
         """Job ids by the names that clients gave to jobs which are waited for here."""
 
     async def img2img(self, request: Request) -> Response:
-        """Make an image from another: a job, and its end."""
+        """Make images from another: a job, and its end."""
         body, live = await self._submit(request)
         with self._register_task(body.force_task_id, live.job.job_id):
             job, preview = await self._wait_for_end(live.job.job_id, request)
-        image, manifest = None, await self._service.model.manifest()
-        size = body.width or manifest.size, body.height or manifest.size
-        if job.outcome is not None:
-            avatar = job.outcome.avatar
-            size = body.width or avatar.width, body.height or avatar.height
-            image = await self._load_avatar(job, size)
-        elif job.status is not ProcessingStatus.CANCELLED:
+        if job.status not in (ProcessingStatus.DONE, ProcessingStatus.CANCELLED):
             return _response(SdapiError.from_job(job))
-        elif preview is not None:
+        manifest = await self._service.model.manifest()
+        size = body.width or manifest.size, body.height or manifest.size
+        if job.images:
+            made = job.images[0].stored
+            size = body.width or made.width, body.height or made.height
+        files = [await self._load(job.job_id, image.stored, size) for image in job.images]
+        if not files and preview is not None:
             # As AUTOMATIC1111 does, an interrupted image comes as far as it got.
-            image = await asyncio.to_thread(self._scale, preview, size)
-        return JSONResponse(await asyncio.to_thread(img2img_response, body, job, manifest, image, size))
+            files = [await asyncio.to_thread(self._scale, preview, size)]
+        return JSONResponse(await asyncio.to_thread(img2img_response, body, job, manifest, files, size))
 
     async def txt2img(self, request: Request) -> Response:
         """Refuse: every avatar begins with a photo."""
@@ -322,10 +322,9 @@ class _Calls:
         with suppress(IllegalTransition, JobNotFound, Unavailable):
             await self._service.cancel(CUSTOMER, job_id)
 
-    async def _load_avatar(self, job: ProfilePhotoJob, size: tuple[int, int]) -> bytes:
-        """Return the avatar as a PNG file, scaled where another size was asked for."""
-        image, _ = await self._service.image(CUSTOMER, job.job_id, ImageKind.GENERATED)
-        chunks = await self._service.stream_image(job.job_id, ImageKind.GENERATED, image)
+    async def _load(self, job_id: str, image: StoredImage, size: tuple[int, int]) -> bytes:
+        """Return the image as a PNG file, scaled where another size was asked for."""
+        chunks = await self._service.stream_image(job_id, ImageKind.GENERATED, image)
         content = await self._service.read(b"".join, chunks)
         if size == (image.width, image.height):
             return content

@@ -3,7 +3,7 @@
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 import avatarforge
 from avatarforge.diffusion.models.catalogue import Manifest, image_guidance_for
 from avatarforge.domain.errors import AvatarForgeError, InvalidRequest, truncate_repr
-from avatarforge.domain.jobs import ProfilePhotoJob
+from avatarforge.domain.jobs import MAX_VARIANTS, ProfilePhotoJob
 from avatarforge.ingress.problems import http_status_of, problem_type_of
 from avatarforge.ingress.upload.form import FORM_NAMES, Submission, read_submission
 from avatarforge.messages import LiveJob
@@ -89,8 +89,14 @@ class Img2Img(BaseModel):
                 [_describe_fault(fault) for fault in error.errors(include_input=False)]
             ) from error
         for name in ("batch_size", "n_iter"):
-            if getattr(body, name) not in (None, 1):
-                raise InvalidRequest(name, getattr(body, name), "1: each request makes one avatar")
+            if (number := getattr(body, name)) is not None and number < 1:
+                raise InvalidRequest(name, number, "1 or more")
+        if body.variants > MAX_VARIANTS:
+            name = "n_iter" if body.batch_size in (None, 1) else "batch_size"
+            expected = (
+                f"less: batch_size times n_iter is {body.variants}, and at most {MAX_VARIANTS} are made"
+            )
+            raise InvalidRequest(name, getattr(body, name), expected)
         if body.mask is not None:
             raise InvalidRequest("mask", body.mask, "null: this service paints no parts of images")
         if (body.width is None) != (body.height is None):
@@ -100,6 +106,11 @@ class Img2Img(BaseModel):
             if side is not None and not SHORTEST_SIDE <= side <= LONGEST_SIDE:
                 raise InvalidRequest(name, side, f"from {SHORTEST_SIDE} to {LONGEST_SIDE}")
         return body
+
+    @property
+    def variants(self) -> int:
+        """The number of images."""
+        return (self.batch_size or 1) * (self.n_iter or 1)
 
     def decode_photo(self) -> bytes:
         """Return the image to begin with, as a file. Blocks. Raises `InvalidRequest`."""
@@ -119,7 +130,7 @@ class Img2Img(BaseModel):
         given = self.model_dump(include=set(_FORM_FIELDS)) | {"seed": seed}
         fields = {_FORM_FIELDS[name]: str(value) for name, value in given.items() if value is not None}
         fields |= self._choose_image_guidance(manifest) | self._choose_sampler(manifest)
-        fields |= self._choose_size(manifest)
+        fields |= self._choose_size(manifest) | {"variants": str(self.variants)}
         if (style := next((name for name in self.styles or () if name in manifest.styles), None)) is not None:
             # Several cannot be laid over each other here.
             fields["style"] = style
@@ -214,10 +225,11 @@ class SdapiError:
 
 
 def img2img_response(
-    body: Img2Img, job: ProfilePhotoJob, manifest: Manifest, avatar: bytes | None, size: tuple[int, int]
+    body: Img2Img, job: ProfilePhotoJob, manifest: Manifest, files: Sequence[bytes], size: tuple[int, int]
 ) -> dict[str, Any]:
-    """Build the answer for an avatar, given its file; `None` for an interrupted one that had not begun."""
+    """Build the answer for the images, given their files; none for a job that was interrupted before."""
     parameters, defaults = job.parameters, manifest.defaults
+    seeds = [image.seed for image in job.images] or [parameters.seed]
     width, height = size
     sampler = Sampler.parse(parameters.sampler or manifest.own_sampler)
     model = manifest.name if job.outcome is None else job.outcome.model
@@ -227,21 +239,22 @@ def img2img_response(
     if strength is None and manifest.capabilities.strength:
         strength = defaults.strength
     version = f"AvatarForge {avatarforge.__version__}"
-    infotext = (
+    infotexts = [
         f"{parameters.prompt}\nNegative prompt: {parameters.negative_prompt}\nSteps: {steps}, "
         f"Sampler: {sampler.name}, Schedule type: {sampler.schedule}, CFG scale: {guidance:g}, "
-        f"Seed: {parameters.seed}, Size: {width}x{height}, Model: {model}, "
+        f"Seed: {seed}, Size: {width}x{height}, Model: {model}, "
         f"Denoising strength: {strength}, Version: {version}"
-    )
+        for seed in seeds
+    ]
     info = {
         "prompt": parameters.prompt,
-        "all_prompts": [parameters.prompt],
+        "all_prompts": [parameters.prompt] * len(seeds),
         "negative_prompt": parameters.negative_prompt,
-        "all_negative_prompts": [parameters.negative_prompt],
-        "seed": parameters.seed,
-        "all_seeds": [parameters.seed],
+        "all_negative_prompts": [parameters.negative_prompt] * len(seeds),
+        "seed": seeds[0],
+        "all_seeds": seeds,
         "subseed": -1,
-        "all_subseeds": [-1],
+        "all_subseeds": [-1] * len(seeds),
         "subseed_strength": 0.0,
         "width": width,
         "height": height,
@@ -250,7 +263,7 @@ def img2img_response(
         "steps": steps,
         "denoising_strength": strength,
         "image_cfg_scale": parameters.image_guidance,
-        "batch_size": 1,
+        "batch_size": body.batch_size or 1,
         "restore_faces": False,
         "face_restoration_model": None,
         "sd_model_name": model,
@@ -261,7 +274,7 @@ def img2img_response(
         "seed_resize_from_h": -1,
         "extra_generation_params": {"Schedule type": sampler.schedule},
         "index_of_first_image": 0,
-        "infotexts": [infotext],
+        "infotexts": infotexts,
         "styles": [parameters.style] if parameters.style else [],
         "job_timestamp": job.created_at.strftime("%Y%m%d%H%M%S"),
         "clip_skip": 1,
@@ -271,7 +284,7 @@ def img2img_response(
         "interrupted": job.outcome is None,
     }
     return {
-        "images": [base64.b64encode(avatar).decode()] if body.send_images and avatar is not None else [],
+        "images": [base64.b64encode(file).decode() for file in files] if body.send_images else [],
         "parameters": body.model_dump(),
         "info": json.dumps(info),
     }

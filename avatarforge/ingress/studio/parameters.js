@@ -17,7 +17,7 @@ const DIALS = {
   strength: { min: FREEST, max: 1, step: 0.05, dir: "ltr", digits: 2 },
   imageGuidance: { min: 1, max: 3, step: 0.1, dir: "rtl", digits: 1 }, // more is closer to the photo
 };
-const IN_OTHER_FIELDS = ["cropToFace", "width", "height"];
+const IN_OTHER_FIELDS = ["cropToFace", "width", "height", "variants", "vary"];
 const PROMPTS = 4;
 let restored = null; // of the draft: what waits for the styles to be known
 let defaults = {};
@@ -79,7 +79,7 @@ export function remix({ parameters = {}, seed }) {
   changed();
 }
 
-// The frame says how the photo is cropped; a dial that the model lacks would be refused.
+// The frame says how the photo is cropped, and one image is made; a dial that the model lacks would be refused.
 function isCarried([name, value]) {
   if (value === null || name in DIALS || IN_OTHER_FIELDS.includes(name) || form.elements[name]) return false;
   return name !== "allowRemote" || !value;
