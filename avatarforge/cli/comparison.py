@@ -1,5 +1,7 @@
-"""The before/after image: the photo and its avatar side by side, labelled."""
+"""The before/after image: the photo and its avatars side by side, labelled."""
 
+import math
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -16,17 +18,23 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 BACKGROUND, INK, FAINT = (250, 249, 246), (38, 38, 44), (128, 128, 138)
 
 
-def write_comparison(before: tuple[bytes, str], after: tuple[bytes, str], target: Path) -> None:
-    """Write a PNG of 1120 x 632 pixels: the square photo left, the avatar right, each with its caption."""
-    width = 2 * _SIDE + 3 * _MARGIN
-    canvas = Image.new("RGB", (width, _SIDE + 2 * _MARGIN + _LABEL), BACKGROUND)
-    draw = ImageDraw.Draw(canvas)
-    for column, (title, (content, caption)) in enumerate((("photo", before), ("avatar", after))):
-        left = _MARGIN + column * (_SIDE + _MARGIN)
+def write_comparison(before: tuple[bytes, str], after: Sequence[tuple[bytes, str]], target: Path) -> None:
+    """Write a PNG: the square photo and its avatars, each with its caption, in about as many rows as columns.
+
+    With one avatar it has 1120 x 632 pixels, the avatar right of the photo.
+    """
+    tiles = [("photo", *before), *(("avatar", *each) for each in after)]
+    columns = math.ceil(math.sqrt(len(tiles)))
+    rows = math.ceil(len(tiles) / columns)
+    pitch = _SIDE + _MARGIN, _SIDE + _MARGIN + _LABEL
+    canvas = Image.new("RGB", (columns * pitch[0] + _MARGIN, rows * pitch[1] + _MARGIN), BACKGROUND)
+    draw, mask = ImageDraw.Draw(canvas), draw_rounded_mask(_SIDE, 24)
+    for place, (title, content, caption) in enumerate(tiles):
+        left, top = _MARGIN + place % columns * pitch[0], _MARGIN + place // columns * pitch[1]
         with Image.open(BytesIO(content)) as file:
             image = ImageOps.fit(file.convert("RGB"), (_SIDE, _SIDE), Image.Resampling.LANCZOS)
-        canvas.paste(image, (left, _MARGIN), draw_rounded_mask(_SIDE, 24))
-        _draw_label(draw, (left, _MARGIN + _SIDE + 16), title, caption)
+        canvas.paste(image, (left, top), mask)
+        _draw_label(draw, (left, top + _SIDE + 16), title, caption)
     target.write_bytes(ContentCredentials().encode(canvas, ImageFormat.PNG))
 
 

@@ -47,7 +47,8 @@ class Result:
     """The files that were made of one photo."""
 
     photo: Path
-    avatar: Path
+    avatars: list[Path]
+    """By their index; one, unless more were asked for."""
     comparison: Path
     job: ProfilePhotoJobStatus
 
@@ -170,20 +171,22 @@ class _Forge:
         except JobFailed:
             del self.unsaved[accepted.job_id]
             raise
-        image = await client.download(done)
-        avatar = stem.with_name(f"{stem.name}-avatar{image.suffix}")
-        comparison = stem.with_name(f"{stem.name}-before-after.png")
-        avatar.write_bytes(image.content)
+        avatars, after = [], []
+        for image in done.images:
+            file = await client.download(done, index=image.index)
+            number, caption = "", f"{done.model}, seed {image.seed}"
+            if len(done.images) > 1:
+                number = f"-{image.index}"
+                caption = f"{image.index}: {image.style or done.model}, seed {image.seed}"
+            avatars.append(stem.with_name(f"{stem.name}-avatar{number}{file.suffix}"))
+            avatars[-1].write_bytes(file.content)
+            after.append((file.content, caption))
         del self.unsaved[accepted.job_id]
+        comparison = stem.with_name(f"{stem.name}-before-after.png")
         square = await client.download(done, "square")
-        await asyncio.to_thread(
-            write_comparison,
-            (square.content, photo.name),
-            (image.content, f"{done.model}, seed {done.seed}"),
-            comparison,
-        )
+        await asyncio.to_thread(write_comparison, (square.content, photo.name), after, comparison)
         bars.finish(stem.name)
-        return Result(photo=photo, avatar=avatar, comparison=comparison, job=done)
+        return Result(photo=photo, avatars=avatars, comparison=comparison, job=done)
 
     async def _follow(
         self, client: AsyncClient, job: ProfilePhotoJobStatus, key: str, bars: ProgressBars
@@ -221,7 +224,8 @@ def _print_results(results: list[Result | Failure], as_json: bool, seconds: floa
     else:
         for result in results:
             if isinstance(result, Result):
-                out.print(f"avatar        {result.avatar.resolve()}", highlight=False)
+                for avatar in result.avatars:
+                    out.print(f"avatar        {avatar.resolve()}", highlight=False)
                 out.print(f"before/after  {result.comparison.resolve()}", highlight=False)
     for failure in failures:
         print_error(f"{failure.photo}: {failure.error}")
@@ -237,7 +241,7 @@ def _result_to_json(result: Result | Failure) -> dict[str, Any]:
         return {"photo": str(result.photo), "error": {"code": code, "message": str(result.error)}}
     return {
         "photo": str(result.photo),
-        "avatar": str(result.avatar.resolve()),
+        "avatars": [str(avatar.resolve()) for avatar in result.avatars],
         "beforeAfter": str(result.comparison.resolve()),
         "job": json.loads(result.job.json_bytes()),
     }

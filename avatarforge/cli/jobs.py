@@ -195,13 +195,13 @@ def save_avatars(
     for text in jobs:
         try:
             job = client.wait(_find_job(client, text, customer), seconds=timeout)
-            path = _save_avatar(client, job, out_dir)
+            paths = _save_images(client, job, out_dir)
         except ClientError as error:
             print_error(f"{text}: {error}")
             failures.append(error)
             continue
-        saved.append({"jobId": job.job_id, "avatar": str(path)})
-        if not as_json:
+        saved.append({"jobId": job.job_id, "avatars": paths})
+        for path in paths if not as_json else ():
             out.print(f"avatar        {path}", highlight=False)
     if as_json:
         out.print_json(data=saved)
@@ -209,12 +209,18 @@ def save_avatars(
         raise typer.Exit(get_exit_code(failures[0]))
 
 
-def _save_avatar(client: "Client", job: "ProfilePhotoJobStatus", folder: Path) -> Path:
-    image = client.download(job)
-    name = "-".join(filter(None, (job.customer_id, job.parameters.style, job.job_id)))
-    path = folder.resolve() / f"{name}{image.suffix}"
-    path.write_bytes(image.content)
-    return path
+def _save_images(client: "Client", job: "ProfilePhotoJobStatus", folder: Path) -> list[str]:
+    """Save the job's images, and return their paths. The names of several end with their index."""
+    paths = []
+    for image in job.images:
+        file, number = client.download(job, index=image.index), ""
+        if len(job.images) > 1:
+            number = str(image.index)
+        name = "-".join(filter(None, (job.customer_id, image.style, job.job_id, number)))
+        path = folder.resolve() / f"{name}{file.suffix}"
+        path.write_bytes(file.content)
+        paths.append(str(path))
+    return paths
 
 
 @app.command("cancel")
@@ -224,6 +230,19 @@ def cancel_job(
 ) -> None:
     """End a job that waits or runs."""
     _print_job(client.cancel(_find_job(client, job, customer)), as_json)
+
+
+@app.command("keep")
+@client_command
+def keep_image(
+    client: "Client",
+    job: JobArgument,
+    index: Annotated[int, typer.Argument(min=0, help="The image's number, as `jobs show` lists it.")],
+    customer: OwnerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose which of a job's images is its avatar."""
+    _print_job(client.keep(_find_job(client, job, customer), index), as_json)
 
 
 @app.command("retry")
@@ -285,9 +304,15 @@ def _tell_story(
 
 
 def _tell_changes(changes: Iterable["LoggedChange"]) -> Iterator[dict[str, Any]]:
+    from avatarforge.domain.status import EventKind
+
     for change in changes:
         event, job, detail = change.event, change.job, ""
-        if job is not None and job.outcome is not None:
+        if job is not None and event.kind is EventKind.KEPT:
+            detail = f"image {job.kept}"
+        elif job is not None and event.kind is EventKind.IMAGE:
+            detail = f"{len(job.images)} of {job.parameters.variants} images"
+        elif job is not None and job.outcome is not None:
             detail = f"{job.outcome.backend}, {job.outcome.model}"
         elif job is not None and job.error is not None:
             detail = f"{job.error.message} ({job.error.code})"
@@ -395,7 +420,11 @@ def _describe_job(
         yield "style", escape(job.parameters.style)
     if job.parameters.prompt:
         yield "prompt", escape(job.parameters.prompt)
-    yield "seed", str(job.seed)
+    if job.parameters.variants == 1:
+        yield "seed", str(job.seed)
+    for image in job.images if job.parameters.variants > 1 else ():
+        style, is_kept = f", {image.style}" if image.style else "", image.index == job.kept
+        yield f"image {image.index}", f"seed {image.seed}{escape(style)}" + ", [bold]kept[/]" * is_kept
     if job.model is not None:
         yield "made with", escape(f"{job.model}, {job.backend}")
     times = [f"{name} {seconds:.2f}" for name, seconds in job.timings if seconds is not None]
@@ -409,6 +438,8 @@ def _describe_job(
 
 
 def _format_position(job: "ProfilePhotoJobStatus") -> str:
+    if job.images and not job.is_terminal:
+        return f", {len(job.images)} of {job.parameters.variants} images"
     if job.progress is not None:
         return f", step {job.progress.step} of {job.progress.total_steps}"
     return "" if job.queue_position is None else f", number {job.queue_position} in the queue"

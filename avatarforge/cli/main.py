@@ -128,6 +128,10 @@ def forge(
         float | None,
         typer.Option(help="Seconds until it fails a job that has not started (startTimeoutSeconds)."),
     ] = None,
+    variants: Annotated[int | None, typer.Option(help="1 to 8: how many avatars of each photo.")] = None,
+    vary: Annotated[
+        str | None, typer.Option(help="How they differ: by seed, or by style, each the next one.")
+    ] = None,
     customer: CustomerOption = "me",
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the images.")] = Path("out"),
     url: UrlOption = None,
@@ -163,6 +167,8 @@ def forge(
             "crop_to_face": crop_to_face,
             "timeout_seconds": job_timeout,
             "start_timeout_seconds": start_timeout,
+            "variants": variants,
+            "vary": vary,
         },
         customer=customer,
         folder=out_dir,

@@ -30,11 +30,12 @@ from avatarforge.client.sync_client import Client
 from avatarforge.client.webhooks import Webhook, verify_webhook
 from avatarforge.domain.deliveries import DeliveryState
 from avatarforge.domain.status import ProcessingStatus
-from avatarforge.messages import ProfilePhotoJobStatus
+from avatarforge.messages import Image, ProfilePhotoJobStatus
 from avatarforge.rest_messages import (
     Customer,
     CustomerWithPhotos,
     DeliveryMessage,
+    ImageLink,
     ImageLinks,
     KeyMessage,
     ModelList,
@@ -55,7 +56,9 @@ __all__ = [
     "CustomerWithPhotos",
     "DeliveryMessage",
     "DeliveryState",
+    "Image",
     "ImageFile",
+    "ImageLink",
     "ImageLinks",
     "InvalidRequest",
     "InvalidWebhook",

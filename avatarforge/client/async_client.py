@@ -127,6 +127,8 @@ class AsyncClient:
         crop_to_face: bool | None = None,
         timeout_seconds: float | None = None,
         start_timeout_seconds: float | None = None,
+        variants: int | None = None,
+        vary: Literal["seed", "style"] | None = None,
         idempotency_key: str | None = None,
     ) -> ProfilePhotoJobStatus:
         """Upload a photo, and return the accepted job.
@@ -155,6 +157,8 @@ class AsyncClient:
             crop_to_face: Crop the photo around the face; `False` takes one of the same proportions as it is.
             timeout_seconds: Seconds after which the server gives the job up.
             start_timeout_seconds: The same for a job that has not been started.
+            variants: 1 to 8: how many images to make; the job's `images` tells of each.
+            vary: How they differ: by `seed`, or by `style`, each the next of the model's.
             idempotency_key: A key of your own, if your program may be started again meanwhile.
         """
         form = encode_form(
@@ -176,6 +180,8 @@ class AsyncClient:
             crop_to_face=crop_to_face,
             timeout_seconds=timeout_seconds,
             start_timeout_seconds=start_timeout_seconds,
+            variants=variants,
+            vary=vary,
         )
         response = await self._request(
             "POST",
@@ -278,19 +284,34 @@ class AsyncClient:
         response = await self._request("POST", job_path(job, "retry"), headers=make_key_header())
         return parse_response(ProfilePhotoJobStatus, response)
 
+    async def keep(self, job: Job, index: int) -> ProfilePhotoJobStatus:
+        """Choose which of the job's images is kept: `download` returns that one from then on. It may be
+        chosen anew. Raises `InvalidRequest` for an image that is not there (yet)."""
+        response = await self._request("PUT", job_path(job, "kept"), json={"index": index})
+        return parse_response(ProfilePhotoJobStatus, response)
+
     async def erase(self, job: Job) -> None:
         """Remove the job with its images and webhooks."""
         await self._request("DELETE", job_path(job))
 
     async def download(
-        self, job: Job, kind: Literal["generated", "original", "square"] = "generated"
+        self,
+        job: Job,
+        kind: Literal["generated", "original", "square"] = "generated",
+        *,
+        index: int | None = None,
     ) -> ImageFile:
         """Return the avatar, the photo as it was uploaded, or the square of it that the avatar is made from.
 
-        Raises `NotFound` while there is none.
+        Of several avatars it is the one of this `index` in the job's `images`; without an index, once the job
+        is DONE, the one that is kept, or else the first. Raises `NotFound` while there is none.
         """
-        path = job_path(job, "original?square=true" if kind == "square" else kind)
-        response = await self._request("GET", path)
+        resource: str = "original?square=true" if kind == "square" else kind
+        if index is not None:
+            if kind != "generated":
+                raise ValueError(f"index={index!r} is for 'generated' images, not for {kind!r}.")
+            resource = f"generated/{index}"
+        response = await self._request("GET", job_path(job, resource))
         media_type = response.headers.get("content-type", "").partition(";")[0].strip()
         return ImageFile(content=response.content, media_type=media_type)
 

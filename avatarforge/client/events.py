@@ -44,6 +44,8 @@ class JobProgressed:
     job: ProfilePhotoJobStatus
     preview: bytes | None
     """A small image (WebP), if previews were asked for."""
+    index: int | None
+    """Which of the job's images it shows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,6 +158,7 @@ def _parse_event(received: ServerSentEvent) -> JobEvent | None:
             return JobProgressed(
                 job=ProfilePhotoJobStatus.model_validate(data),
                 preview=None if preview is None else base64.b64decode(preview.partition("base64,")[2]),
+                index=data.get("index"),
             )
         case "erased":
             data = json.loads(received.data)

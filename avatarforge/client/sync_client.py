@@ -126,6 +126,8 @@ class Client:
         crop_to_face: bool | None = None,
         timeout_seconds: float | None = None,
         start_timeout_seconds: float | None = None,
+        variants: int | None = None,
+        vary: Literal["seed", "style"] | None = None,
         idempotency_key: str | None = None,
     ) -> ProfilePhotoJobStatus:
         """Upload a photo, and return the accepted job.
@@ -154,6 +156,8 @@ class Client:
             crop_to_face: Crop the photo around the face; `False` takes one of the same proportions as it is.
             timeout_seconds: Seconds after which the server gives the job up.
             start_timeout_seconds: The same for a job that has not been started.
+            variants: 1 to 8: how many images to make; the job's `images` tells of each.
+            vary: How they differ: by `seed`, or by `style`, each the next of the model's.
             idempotency_key: A key of your own, if your program may be started again meanwhile.
         """
         form = encode_form(
@@ -175,6 +179,8 @@ class Client:
             crop_to_face=crop_to_face,
             timeout_seconds=timeout_seconds,
             start_timeout_seconds=start_timeout_seconds,
+            variants=variants,
+            vary=vary,
         )
         response = self._request(
             "POST",
@@ -277,17 +283,34 @@ class Client:
         response = self._request("POST", job_path(job, "retry"), headers=make_key_header())
         return parse_response(ProfilePhotoJobStatus, response)
 
+    def keep(self, job: Job, index: int) -> ProfilePhotoJobStatus:
+        """Choose which of the job's images is kept: `download` returns that one from then on. It may be
+        chosen anew. Raises `InvalidRequest` for an image that is not there (yet)."""
+        response = self._request("PUT", job_path(job, "kept"), json={"index": index})
+        return parse_response(ProfilePhotoJobStatus, response)
+
     def erase(self, job: Job) -> None:
         """Remove the job with its images and webhooks."""
         self._request("DELETE", job_path(job))
 
-    def download(self, job: Job, kind: Literal["generated", "original", "square"] = "generated") -> ImageFile:
+    def download(
+        self,
+        job: Job,
+        kind: Literal["generated", "original", "square"] = "generated",
+        *,
+        index: int | None = None,
+    ) -> ImageFile:
         """Return the avatar, the photo as it was uploaded, or the square of it that the avatar is made from.
 
-        Raises `NotFound` while there is none.
+        Of several avatars it is the one of this `index` in the job's `images`; without an index, once the job
+        is DONE, the one that is kept, or else the first. Raises `NotFound` while there is none.
         """
-        path = job_path(job, "original?square=true" if kind == "square" else kind)
-        response = self._request("GET", path)
+        resource: str = "original?square=true" if kind == "square" else kind
+        if index is not None:
+            if kind != "generated":
+                raise ValueError(f"index={index!r} is for 'generated' images, not for {kind!r}.")
+            resource = f"generated/{index}"
+        response = self._request("GET", job_path(job, resource))
         media_type = response.headers.get("content-type", "").partition(";")[0].strip()
         return ImageFile(content=response.content, media_type=media_type)
 

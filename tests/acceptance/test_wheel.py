@@ -70,7 +70,7 @@ def test_the_installed_wheel_forges_an_avatar_in_an_unrelated_folder(installed: 
     forge = [sys.executable, "-m", "avatarforge", "forge", "--start", "--json", "--seed", "1"]
     results = json.loads(_run(forge, cwd=tmp_path, env=environ))
     assert [result["job"]["status"] for result in results] == ["DONE"]
-    with Image.open(results[0]["avatar"]) as avatar:
+    with Image.open(results[0]["avatars"][0]) as avatar:
         side = Catalogue(None).read("avatar-mini").size
         assert avatar.size == (side, side)
 

@@ -182,6 +182,29 @@ async def test_the_blocking_client_does_the_same(service: Service) -> None:
     assert (heard[0], set(heard[1:]) <= {JobChanged}) == (Snapshot, True)
 
 
+async def test_of_several_images_one_is_kept(client: AsyncClient, service: Service) -> None:
+    puppet = service.puppet()
+    accepted = await client.submit("ana", a_jpeg(), variants=3, vary="seed", seed=5)
+    puppet.publish(1)
+    first = await client.get_status(accepted, wait_seconds=SECONDS, after=accepted.seq + 1)
+    early = await client.download(first, index=1)
+    puppet.finish()
+    done = await client.wait(accepted, seconds=SECONDS)
+    kept = await client.keep(done, 2)
+
+    assert (accepted.images, [image.index for image in first.images]) == ((), [1])
+    assert [(image.index, image.seed) for image in done.images] == [(0, 5), (1, 6), (2, 7)]
+    files = [await client.download(done, index=image.index) for image in done.images]
+    assert (files[1], len({file.content for file in files})) == (early, 3)
+    assert (kept.kept, await client.download(done)) == (2, files[2])
+    with pytest.raises(InvalidRequest, match="0, 1, 2"):
+        await client.keep(done, 3)
+    with pytest.raises(NotFound):
+        await client.download(done, index=3)
+    with pytest.raises(ValueError, match="not for 'square'"):
+        await client.download(done, "square", index=1)
+
+
 async def test_jobs_are_cancelled_made_anew_and_erased(client: AsyncClient, service: Service) -> None:
     running = JobRef("ana", await service.running())
     with pytest.raises(Conflict) as refused:
@@ -301,7 +324,7 @@ async def test_watching_a_job_ends_with_the_job_and_shows_its_steps(
     await within(puppet.runs.wait())
     heard = Heard(client.watch(accepted, previews=True))
     await wait_until(lambda: heard.events)
-    puppet.step(3, preview=a_preview())
+    puppet.step(3, preview=a_preview(), index=1)
     await wait_until(lambda: any(isinstance(event, JobProgressed) for event in heard.events))
     puppet.finish()
     events = await heard.end()
@@ -309,7 +332,7 @@ async def test_watching_a_job_ends_with_the_job_and_shows_its_steps(
     assert isinstance(events[0], Snapshot)
     assert [job.job_id for job in events[0].jobs] == [accepted.job_id]
     step = next(each for each in events if isinstance(each, JobProgressed))
-    assert step.preview == a_preview()
+    assert (step.preview, step.index) == (a_preview(), 1)
     assert step.job.progress is not None
     assert step.job.progress.step == 3
     assert isinstance(events[-1], JobChanged)

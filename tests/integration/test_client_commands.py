@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from avatarforge.cli import app
@@ -368,7 +369,7 @@ async def test_a_photo_comes_from_standard_input_and_the_avatar_in_the_asked_for
     out, err = await asyncio.wait_for(process.communicate(SAMPLE.read_bytes()), 30)
     assert process.returncode == 0, err
     [made] = json.loads(out)
-    assert Path(made["avatar"]).name.startswith("stdin-avatar.")
+    assert Path(made["avatars"][0]).name.startswith("stdin-avatar.")
     assert service.recorded(made["job"]["jobId"], "me").parameters.format == "jpeg"
     wrong = await run("forge", "--format", "gif")
     assert (wrong.code, "'gif'" in wrong.err) == (ExitCode.USAGE, True)
@@ -388,6 +389,38 @@ async def test_forge_hands_its_options_on(run: Shell, service: Service) -> None:
     refused = await run.process("forge", "--sampler", "Euler a")
     assert refused.code == ExitCode.API_ERROR
     assert "this model has its own sampler alone" in refused.err
+
+
+async def test_of_several_avatars_all_are_saved_and_one_is_kept(
+    run: Shell, service: Service, tmp_path: Path
+) -> None:
+    service.generations.avatar = lambda task: a_jpeg(128, 128)
+    [made] = (await run.process("forge", "--variants", "3", "--vary", "style", "--json")).json
+    job_id = made["job"]["jobId"]
+    kept = await run("jobs", "keep", job_id, "2", "--json")
+    shown = await run("jobs", "show", job_id)
+    missing = await run("jobs", "keep", job_id, "3")
+    [saved] = (await run("jobs", "save", job_id, "--json", "--out", str(tmp_path))).json
+    story = (await run("jobs", "trace", job_id, "--data-dir", str(service.settings.data_dir), "--json")).json
+
+    assert service.recorded(job_id, "me").parameters.vary == "style"
+    images = [service.storage.get(image.stored.key) for image in service.recorded(job_id, "me").images]
+    for paths, stem in ((made["avatars"], "portrait-avatar"), (saved["avatars"], f"me-{job_id}")):
+        files = [Path(path) for path in paths]
+        assert [file.name for file in files] == [f"{stem}-{index}.png" for index in range(3)]
+        assert [file.read_bytes() for file in files] == images
+    with Image.open(made["beforeAfter"]) as sheet:
+        assert sheet.size == (1120, 1232)
+    assert kept.json["kept"] == 2
+    told = dict(line.split("  ", 1) for line in shown.out.splitlines() if line.startswith("image "))
+    assert ["kept" in told[f"image {index}"] for index in range(3)] == [False, False, True]
+    assert (missing.code, "0, 1, 2" in missing.err) == (ExitCode.API_ERROR, True)
+    assert [(step["event"], step["detail"]) for step in story["story"]][2:] == [
+        ("image", "1 of 3 images"),
+        ("image", "2 of 3 images"),
+        ("done", "local, avatar-mini"),
+        ("kept", "image 2"),
+    ]
 
 
 async def test_a_bench_measures_and_leaves_nothing_behind(run: Shell, service: Service) -> None:

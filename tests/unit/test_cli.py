@@ -210,7 +210,7 @@ def test_the_carried_model_is_listed_with_its_styles() -> None:
 
 def test_before_and_after_stand_side_by_side(tmp_path: Path) -> None:
     green, red = (png(Image.new("RGB", (64, 64), colour)) for colour in ((30, 200, 30), (200, 30, 30)))
-    write_comparison((green, "me.jpg"), (red, "avatar-mini, seed " + "9" * 100), tmp_path / "both.png")
+    write_comparison((green, "me.jpg"), [(red, "avatar-mini, seed " + "9" * 100)], tmp_path / "both.png")
     with Image.open(tmp_path / "both.png") as both:
         assert both.size == (1120, 632)
         assert both.getpixel((32 + 256, 32 + 256)) == (30, 200, 30)
