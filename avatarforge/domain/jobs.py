@@ -27,7 +27,7 @@ class ImageFormat(StrEnum):
 
 
 class Vary(StrEnum):
-    """What differs between the images of a job."""
+    """How the images of a job differ."""
 
     SEED = "seed"
     STYLE = "style"
