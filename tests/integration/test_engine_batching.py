@@ -18,6 +18,7 @@ from avatarforge.diffusion.engines.sequential import SequentialEngine
 from avatarforge.diffusion.models.catalogue import SchedulerName
 from avatarforge.domain.errors import InvalidRequest, ModelUnusable
 from tests.families import EDITING_FAMILIES, FAMILIES, SCHEDULERS, photo, scheduled, tiny
+from tests.waiting import wait_until
 
 # Euler's schedulers in diffusers convert tensors in a way that NumPy gives up.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -110,6 +111,31 @@ async def test_every_family_makes_the_pictures_that_diffusers_makes(family: str)
     pipeline = tiny(family)
     made = await together(pipeline, REQUESTS)
     assert furthest(made, [by_diffusers(pipeline, request) for request in REQUESTS]) < ALIKE
+
+
+@pytest.mark.parametrize("family", ["sd-epsilon", "edit", "edit-xl"])
+async def test_images_of_one_photo_are_what_they_are_alone_and_the_photo_is_encoded_once(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, encoded = tiny(family), list[int]()
+    requests = [*(replace(REQUESTS[0], seed=seed) for seed in range(3)), replace(REQUESTS[0], image=photo(5))]
+    alone = [by_diffusers(pipeline, request) for request in requests]
+    encode = pipeline.vae.encode
+
+    def counting(pixels: Any) -> Any:
+        encoded.append(len(pixels))
+        return encode(pixels)
+
+    monkeypatch.setattr(pipeline.vae, "encode", counting)
+    with Decoded(pipeline) as decoded, BatchingEngine(pipeline, "tiny", threads=2) as engine:
+        # All of them wait when the engine looks for the first time.
+        with engine._changed:
+            making = [asyncio.create_task(result_of(engine, request)) for request in requests]
+            await wait_until(lambda: len(engine._queue) == len(requests))
+        images = await asyncio.gather(*making)
+        made = [decoded.of(image) for image in images]
+    assert furthest(made, alone) < ALIKE
+    assert sum(encoded) == 2
 
 
 @pytest.mark.parametrize(

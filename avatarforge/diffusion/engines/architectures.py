@@ -293,20 +293,18 @@ class Architecture:
         assert isinstance(pixels, Tensor)
         return pixels
 
-    def encode(self, pixels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        """Return the photos' latents (B, C, h, w), drawn from their distribution if the VAE has one."""
+    def encode(self, photos: Tensor, draws: Sequence[tuple[int, torch.Generator]]) -> Tensor:
+        """Return latents (len(draws), C, h, w), each of the photo at a place in `photos` (B, 3, H, W), drawn
+        from its distribution if the VAE has one."""
         from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-        encoded = self._pipeline.vae.encode(pixels.to(self.device, self._vae_dtype))
+        encoded = self._pipeline.vae.encode(photos.to(self.device, self._vae_dtype))
         if hasattr(encoded, "latents"):
-            latents = encoded.latents
+            latents = encoded.latents[[place for place, _ in draws]]
         else:
             parameters = encoded.latent_dist.parameters.split(1)
             latents = torch.cat(
-                [
-                    DiagonalGaussianDistribution(one).sample(generator)
-                    for one, generator in zip(parameters, generators, strict=True)
-                ]
+                [DiagonalGaussianDistribution(parameters[place]).sample(chance) for place, chance in draws]
             )
         return self._scale_latents(latents.to(self.dtype))
 
@@ -509,9 +507,9 @@ class _PhotoConcatenation(Architecture):
         """`None`: these pipelines have no distilled guidance."""
         return None
 
-    def encode(self, pixels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        """Return the photos' likeliest latents (B, C, h, w), unscaled. Nothing is drawn."""
-        return self._encode_mode(pixels)
+    def encode(self, photos: Tensor, draws: Sequence[tuple[int, torch.Generator]]) -> Tensor:
+        """Return the photos' likeliest latents (len(draws), C, h, w), unscaled. Nothing is drawn."""
+        return self._encode_mode(photos)[[place for place, _ in draws]]
 
     def _apply_guidance(
         self, request: EngineRequest, photo: Tensor, positive: UNetInputs, *negatives: UNetInputs
@@ -547,8 +545,8 @@ class InstructPix2PixArchitecture(_PhotoConcatenation):
 class SDXLInstructPix2PixArchitecture(_PhotoConcatenation, SDXLArchitecture):
     """InstructPix2Pix of Stable Diffusion XL. Of CosXL Edit the photo's latents are scaled."""
 
-    def encode(self, pixels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        latents = super().encode(pixels, generators)
+    def encode(self, photos: Tensor, draws: Sequence[tuple[int, torch.Generator]]) -> Tensor:
+        latents = super().encode(photos, draws)
         if self._pipeline.is_cosxl_edit:
             latents = latents * self._pipeline.vae.config.scaling_factor
         return latents

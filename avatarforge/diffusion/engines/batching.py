@@ -264,7 +264,7 @@ class BatchingEngine(Engine):
         self._cpu_pool.run(
             [
                 *(partial(self._run_isolated, group, self._decode) for group in self._group(denoised)),
-                *(partial(self._run_isolated, group, self._encode) for group in self._group(admitted)),
+                *(partial(self._run_isolated, group, self._encode) for group in self._group_photos(admitted)),
             ]
         )
         self._run_isolated(admitted, self._build_conditions)
@@ -292,6 +292,14 @@ class BatchingEngine(Engine):
     def _group(self, requests: Sequence[ActiveRequest]) -> Iterable[Sequence[ActiveRequest]]:
         """Group for the autoencoder: by size, each group within its limit."""
         return _split(requests, _pixel_shape, self._autoencoder_limits)
+
+    def _group_photos(self, requests: Sequence[ActiveRequest]) -> Iterator[Sequence[ActiveRequest]]:
+        """Group for encoding, where a photo counts once, whoever wants images of it."""
+        by_photo: dict[int, list[ActiveRequest]] = {}
+        for request in requests:
+            by_photo.setdefault(id(request.params.image), []).append(request)
+        for group in self._group([several[0] for several in by_photo.values()]):
+            yield [request for first in group for request in by_photo[id(first.params.image)]]
 
     def _split_into_batches(self, requests: Sequence[ActiveRequest]) -> Iterable[Sequence[ActiveRequest]]:
         """Group for a step: by shape, each group within its limit."""
@@ -383,11 +391,17 @@ class BatchingEngine(Engine):
             )
 
     def _encode(self, requests: Sequence[ActiveRequest]) -> None:
+        photos = {id(request.params.image): request.pixels for request in requests}
+        places = {photo: place for place, photo in enumerate(photos)}
         generators = [torch.Generator().manual_seed(request.params.seed) for request in requests]
-        latents = self._architecture.encode(torch.cat([request.pixels for request in requests]), generators)
+        draws = [
+            (places[id(request.params.image)], generator)
+            for request, generator in zip(requests, generators, strict=True)
+        ]
+        latents = self._architecture.encode(torch.cat(list(photos.values())), draws)
         for request, one, generator in zip(requests, latents, generators, strict=True):
             request.set_latents(one, Trajectory.start(request.plan, one, generator))
-        self._autoencoder_limits.record_success(_pixel_shape(requests[0]), len(requests))
+        self._autoencoder_limits.record_success(_pixel_shape(requests[0]), len(photos))
 
     def _step(self, requests: Sequence[ActiveRequest]) -> None:
         trajectories = [request.trajectory for request in requests]
@@ -439,9 +453,8 @@ class BatchingEngine(Engine):
         params = EngineRequest(
             image=Image.new("RGB", (size, size)), prompt="", seed=0, strength=1.0, steps=2, guidance=guidance
         )
-        latents = self._architecture.encode(self._architecture.to_pixels(params.image), [torch.Generator()])[
-            0
-        ]
+        photo = self._architecture.to_pixels(params.image)
+        [latents] = self._architecture.encode(photo, [(0, torch.Generator())])
         texts = [text for text in self._architecture.list_texts(params) if text is not None]
         embeddings: dict[Text, Embedding] = dict(zip(texts, self._architecture.embed(texts), strict=True))
         conditions = self._architecture.build_conditions(params, embeddings, latents, (size, size))
