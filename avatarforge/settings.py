@@ -248,9 +248,9 @@ class TrackerSettings(Group):
     job_retention_days: float = Field(0, ge=0)
     """Days after its upload at which a job that has ended is erased, with original and avatar; 0: never."""
     max_backlog: int = Field(20_000, ge=1)
-    """Unfinished jobs of a shard; more are refused (429)."""
+    """Unfinished jobs of a shard, by the images that they make; more are refused (429)."""
     max_backlog_per_customer: int = Field(5000, ge=1)
-    """Unfinished jobs of one customer; more are refused (429)."""
+    """Unfinished jobs of one customer, by the images that they make; more are refused (429)."""
     sweep_interval_hours: float = Field(24, gt=0)
     """Hours between two searches of storage for objects that belong to no job."""
     sweep_age_hours: float = Field(48, ge=1)

@@ -1,4 +1,4 @@
-"""From counts to a load: how long a job takes a replica, and how much work arrives."""
+"""From counts to a load: how long an image takes a replica, and how much work arrives."""
 
 import math
 
@@ -7,10 +7,11 @@ from avatarforge.autoscaling.desired_replicas import Load
 
 
 class LoadEstimator:
-    """An estimate of the load, by how long a job takes: as the trackers say, or else by counting.
+    """An estimate of the load, by how long an image takes: as the trackers say, or else by counting.
 
-    The counted time of a job is that of a replica divided by the jobs that it does side by side, so that
-    batches count as what they are. A job that runs alone takes longer by this measure than one of eight.
+    A job of several images counts as so many jobs here. The counted time of one is that of a replica divided
+    by those that it does side by side, so that batches count as what they are. A job that runs alone takes
+    longer by this measure than one of eight.
     """
 
     MEMORY_JOBS = 50.0

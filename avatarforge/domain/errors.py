@@ -379,21 +379,21 @@ class RateLimited(LimitReached):
 
 
 class BacklogFull(LimitReached):
-    """The service has as many unfinished jobs as it takes; nothing was kept, try again later."""
+    """The service has jobs for as many images as it takes; nothing was kept, try again later."""
 
     code = "backlog_full"
     message = (
-        "As many jobs as the service takes at a time ({limit}) have not ended yet. "
+        "As many images as the service takes jobs for at a time ({limit}) are still to be made. "
         "Try again in {retry_after} seconds."
     )
 
 
 class CustomerBacklogFull(BacklogFull):
-    """The customer has as many unfinished jobs as one may; nothing was kept, try again later."""
+    """The customer waits for as many images as one may; nothing was kept, try again later."""
 
     code = "customer_backlog_full"
     message = (
-        "As many jobs as a customer may have at a time ({limit}) have not ended yet. "
+        "As many images as a customer may wait for at a time ({limit}) are still to be made. "
         "Try again in {retry_after} seconds."
     )
 

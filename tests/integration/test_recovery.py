@@ -11,7 +11,12 @@ import pytest_asyncio
 from avatarforge.diffusion.replica.draining import GIVEN_BACK
 from avatarforge.domain.changes import JobChange
 from avatarforge.domain.errors import DatabaseUnavailable
-from avatarforge.domain.generations import GenerationProgress, GenerationTask, GenerationUpdate
+from avatarforge.domain.generations import (
+    GenerationImage,
+    GenerationProgress,
+    GenerationTask,
+    GenerationUpdate,
+)
 from tests.integration.rest import problem
 from tests.integration.service import Service, running_service
 from tests.waiting import wait_until
@@ -48,6 +53,26 @@ async def test_a_job_whose_attempts_are_all_lost_keeps_nothing_but_its_original(
         "message": "The worker was lost (ConnectionError). 3 attempts were lost.",
     }
     await wait_until(lambda: [key.rpartition("/")[2] for key in service.objects(job_id)] == ["original.jpg"])
+
+
+async def test_a_worker_that_is_lost_among_several_images_leaves_those_that_it_has_told(
+    service: Service,
+) -> None:
+    async def lost(task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
+        yield GenerationImage(image=service.generations.image(task, 0))
+        service.generations.image(task, 1)
+        raise ConnectionError
+
+    service.script(lost)
+    job_id = await service.submitted(variants="3")
+    ended = await service.ended(job_id)
+    assert (ended["status"], ended["attempt"]) == ("DONE", 2)
+    assert [image["index"] for image in ended["images"]] == [0, 1, 2]
+    assert [kind for _, kind in service.story(job_id)] == [
+        *("submitted", "started", "image", "requeued", "started", "image", "done")
+    ]
+    wanted = ["avatar-1-0.png", "avatar-2-1.png", "avatar-2-2.png", "original.jpg"]
+    await wait_until(lambda: [key.rpartition("/")[2] for key in service.objects(job_id)] == wanted)
 
 
 async def test_work_that_is_given_back_by_stopping_workers_burns_no_attempt(service: Service) -> None:

@@ -5,6 +5,7 @@ import base64
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from ipaddress import IPv4Address
@@ -23,6 +24,7 @@ from avatarforge.diffusion.remote import CircuitBreaker, RemoteServer, RemoteWor
 from avatarforge.domain.generations import (
     GenerationFailed,
     GenerationFinished,
+    GenerationImage,
     GenerationProgress,
     GenerationUpdate,
 )
@@ -88,6 +90,17 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         yield bench
         for server in bench.servers:
             await server.close()
+
+
+async def test_several_images_are_asked_for_one_by_one_and_told_as_they_come(bench: Bench) -> None:
+    task = replace(a_task(bench.storage, variants=3, seed=7), missing=(0, 2))
+    worker = bench.worker()
+    *updates, finished = [update async for update in worker.generate(task)]
+    assert isinstance(finished, GenerationFinished)
+    assert finished.image is not None
+    told = [update.image for update in updates if isinstance(update, GenerationImage)]
+    assert sorted((image.index, image.seed) for image in (*told, finished.image)) == [(0, 7), (2, 9)]
+    assert sorted(asked["seed"] for asked in bench.twin.requests) == [7, 9]
 
 
 async def test_a_photo_becomes_an_avatar_through_the_server(bench: Bench) -> None:
