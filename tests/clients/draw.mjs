@@ -27,4 +27,4 @@ const result = await client.img2img({
 });
 const { width, height } = await result.image.metadata();
 const info = JSON.parse(result.info);
-console.log(JSON.stringify({ size: [width, height], seed: info.seed, sampler: info.sampler_name }));
+console.log(JSON.stringify({ sizes: [[width, height]], seed: info.seed, sampler: info.sampler_name }));

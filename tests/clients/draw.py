@@ -31,10 +31,11 @@ if client == "webuiapi":
         seed=5,
         width=128,
         height=128,
+        batch_size=2,
         sampler_name=api.util_get_sampler_names()[0],
         scheduler=api.util_get_scheduler_names()[0],
     )
-    made, info = result.image, result.info
+    images, info = result.images, result.info
 else:
     from sd_backend_client import DiffusionParams, connect_to_backend
 
@@ -43,5 +44,6 @@ else:
     assert all(call() is not None for call in (*lists, backend.get_script_info, backend.get_upscalers))
     params = DiffusionParams(prompt="smiling", seed=5, width=128, height=128, init_images=[image])
     answer = backend.submit_img2img(params).wait(timeout=60)
-    made, info = answer.images[0], answer.raw_info.model_dump()
-print(json.dumps({"size": made.size, "seed": info["seed"], "sampler": info["sampler_name"]}))
+    images, info = answer.images, answer.raw_info.model_dump()
+told = {"sizes": [image.size for image in images], "seed": info["seed"], "sampler": info["sampler_name"]}
+print(json.dumps(told))

@@ -40,6 +40,6 @@ async def test_a_client_has_an_avatar_made(client: str, tmp_path: Path) -> None:
         [job] = service.records.list_jobs("sdapi", None, 10)
 
     # The first by name, or what the client sends by itself.
-    sampler = "DDIM" if client == "webuiapi" else "Euler a"
-    assert told == {"size": [128, 128], "seed": 5, "sampler": sampler}
+    sampler, images = ("DDIM", 2) if client == "webuiapi" else ("Euler a", 1)
+    assert told == {"sizes": [[128, 128]] * images, "seed": 5, "sampler": sampler}
     assert (job.parameters.prompt, job.parameters.seed) == ("smiling", 5)

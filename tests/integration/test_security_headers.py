@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Page, async_playwright
 
+from avatarforge.access.permissions import HTTP
 from avatarforge.embedded import access_variables
 from avatarforge.settings import load_settings
 from tests.integration.rest import Rest, a_jpeg, problem, running_rest
@@ -62,6 +63,8 @@ async def test_a_site_that_settings_name_may_read_answers_even_refusals(tmp_path
         asked = await rest.client.get("/styles", headers={"Origin": SHOP, "Authorization": f"Bearer {key}"})
         stranger = await rest.client.get("/healthz", headers={"Origin": "https://evil.example"})
     assert preflight.status_code == 200
+    used = {method for methods in HTTP.values() for method in methods}
+    assert {method.lower() for method in used} <= _names(preflight, "access-control-allow-methods")
     allowed = _names(preflight, "access-control-allow-headers")
     assert {"authorization", "idempotency-key", "traceparent", "range"} <= allowed
     exposed = _names(asked, "access-control-expose-headers")
