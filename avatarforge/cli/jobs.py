@@ -187,20 +187,29 @@ def save_avatars(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for a job that has not ended.")] = 600,
     as_json: JsonOption = False,
 ) -> None:
-    """Save the avatars of jobs, each as soon as it is done. One that fails does not stop the others."""
-    from avatarforge.client import ClientError
+    """Save the avatars of jobs, each as soon as it is done. One that fails does not stop the others; what it
+    made of several images before is saved too."""
+    from avatarforge.client import ClientError, JobFailed
 
     out_dir.mkdir(parents=True, exist_ok=True)
-    saved, failures = [], []
+    saved: list[dict[str, Any]] = []
+    failures: list[ClientError] = []
     for text in jobs:
         try:
-            job = client.wait(_find_job(client, text, customer), seconds=timeout)
+            job = _find_job(client, text, customer)
+            try:
+                job = client.wait(job, seconds=timeout)
+            except JobFailed as failure:
+                print_error(f"{text}: {failure}")
+                failures.append(failure)
+                job = failure.job
             paths = _save_images(client, job, out_dir)
         except ClientError as error:
             print_error(f"{text}: {error}")
             failures.append(error)
             continue
-        saved.append({"jobId": job.job_id, "avatars": paths})
+        if paths:
+            saved.append({"jobId": job.job_id, "avatars": paths})
         for path in paths if not as_json else ():
             out.print(f"avatar        {path}", highlight=False)
     if as_json:
@@ -214,7 +223,7 @@ def _save_images(client: "Client", job: "ProfilePhotoJobStatus", folder: Path) -
     paths = []
     for image in job.images:
         file, number = client.download(job, index=image.index), ""
-        if len(job.images) > 1:
+        if job.parameters.variants > 1:
             number = str(image.index)
         name = "-".join(filter(None, (job.customer_id, image.style, job.job_id, number)))
         path = folder.resolve() / f"{name}{file.suffix}"

@@ -423,6 +423,21 @@ async def test_of_several_avatars_all_are_saved_and_one_is_kept(
     ]
 
 
+async def test_what_a_job_made_before_it_failed_is_saved(
+    run: Shell, service: Service, tmp_path: Path
+) -> None:
+    puppet = service.puppet()
+    job_id = await service.submitted("me", variants="3")
+    puppet.publish(1)
+    puppet.fail()
+    await service.ended(job_id, "me")
+
+    saved = await run("jobs", "save", job_id, "--out", str(tmp_path / "new"))
+
+    assert (saved.code, "withheld" in saved.err) == (ExitCode.NO_AVATAR, True)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [f"me-{job_id}-1.png"]
+
+
 async def test_a_bench_measures_and_leaves_nothing_behind(run: Shell, service: Service) -> None:
     report = (await run.process("bench", "--photos", "5", "--at-once", "2", "--json")).json
     assert (report["photos"], report["atOnce"], report["models"]) == (5, 2, ["avatar-mini"])
