@@ -59,9 +59,9 @@ class Dispatcher:
     RECHECK_SECONDS = 0.25
     """Seconds until a backend that may have none of the waiting jobs is thought of again, and a job that a
     stopping worker has given back."""
-    RECHECK_SECONDS_PER_JOB = 2e-5
-    """Seconds that are added for each waiting job: every one of them is looked at, which takes a few
-    microseconds, and a long queue must not keep the event loop busy with it."""
+    RECHECK_SECONDS_PER_IMAGE = 2e-5
+    """Seconds that are added for each image that is waited for: every waiting job is looked at, which takes a
+    few microseconds, and a long queue must not keep the event loop busy with it."""
     FAILED_RESERVATION_DELAY_SECONDS = 2.0
     BACKEND_ERROR_CODES = frozenset({"model_unusable", "remote_refused"})
     """Codes of errors that lie with the backend, so that the other one may do better."""
@@ -156,8 +156,9 @@ class Dispatcher:
         fits = partial(self._backends.accepts, backend)
         while self._outage.is_active() or self._backends.is_closed(backend) or not self.queue.has(fits):
             backend.wake.clear()
-            pause = self.RECHECK_SECONDS + self.RECHECK_SECONDS_PER_JOB * len(self.queue)
-            await wait_for_event(backend.wake, pause if self.queue else None)
+            waited_for = self.queue.image_count
+            pause = self.RECHECK_SECONDS + self.RECHECK_SECONDS_PER_IMAGE * waited_for
+            await wait_for_event(backend.wake, pause if waited_for else None)
 
     async def _attempt(self, backend: Backend, reserved: "asyncio.Future[None]") -> None:
         """Wait for a slot, then give it to the job whose turn it is. `reserved` ends the waiting."""
