@@ -115,6 +115,14 @@ async def become(page: Page, customer: str) -> None:
     await expect(page.locator("#customer-name")).to_have_text(customer)
 
 
+LISTEN = """() => {
+  window.announced = [];
+  const region = document.querySelector("#said");
+  new MutationObserver(() => announced.push(region.textContent)).observe(region, { childList: true });
+}"""
+"""Notes what is announced."""
+
+
 async def leave(page: Page) -> None:
     """Look at something else."""
     await page.evaluate(

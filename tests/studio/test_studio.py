@@ -23,6 +23,7 @@ from tests.factories import NOON, a_manifest, a_model, a_report, write_model
 from tests.integration.rest import a_jpeg
 from tests.integration.service import Service, a_preview, running_service
 from tests.studio.browser import (
+    LISTEN,
     PHONE,
     PORTRAIT,
     become,
@@ -609,14 +610,6 @@ async def test_a_wrong_value_is_told_at_its_field(page: Page) -> None:
     await expect(error).to_have_count(0)
 
 
-LISTEN = """() => {
-  window.announced = [];
-  const region = document.querySelector("#said");
-  new MutationObserver(() => announced.push(region.textContent)).observe(region, { childList: true });
-}"""
-"""Notes what is announced."""
-
-
 async def test_the_keyboard_is_enough(service: Service, page: Page) -> None:
     await page.evaluate(LISTEN)
     async with page.expect_file_chooser() as chooser:
@@ -650,7 +643,7 @@ async def test_the_keyboard_is_enough(service: Service, page: Page) -> None:
     await expect(page.locator(".compare")).to_be_visible()
     await tab_to(page, ".divider")
     await page.keyboard.press("Home")
-    await expect(page.locator(".divider")).to_have_attribute("aria-valuetext", "100 per cent after")
+    await expect(page.locator(".divider")).to_have_attribute("aria-valuetext", "After: 100 per cent")
     buttons = page.locator("#facts .actions button")
     name = r"Flat illustration of \d+:\d+ .M"
     await expect(buttons.first).to_have_accessible_name(re.compile(f"^Download: {name}$"))

@@ -105,11 +105,23 @@ export const styles = () => json("/styles");
 export const models = () => json("/models");
 export const readiness = () => json("/readyz");
 
-// Where in the studio the job is shown.
-export const pageOf = (job) => `#/photo/${job.customerId}/${job.jobId}`;
+export const keep = (job, index) =>
+  json(`${photo(job)}/kept`, {
+    method: "PUT",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ index }),
+  });
+
+// Where in the studio the job, or one image of it, is shown.
+export const pageOf = ({ customerId, jobId, index }) =>
+  `#/photo/${customerId}/${jobId}${index === undefined ? "" : `/${index}`}`;
 
 // Images come through this host, wherever they are stored.
-export const avatarOf = (job) => `${photo(job)}/generated?redirect=false`;
+export function avatarOf(job) {
+  const isOne = job.index === undefined && !(job.images?.length > 1);
+  const image = isOne ? "generated" : `generated/${job.index ?? job.kept ?? job.images[0].index}`;
+  return `${photo(job)}/${image}?redirect=false`;
+}
 export const originalOf = (job) => `${photo(job)}/original?redirect=false`;
 export const squareOf = (job) => `${photo(job)}/original?square=true`;
 

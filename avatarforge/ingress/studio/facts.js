@@ -9,20 +9,23 @@ import { duration, number, t } from "./i18n.js";
 import * as jobs from "./jobs.js";
 import { choose } from "./photo.js";
 import { endingOf, file, saveAs } from "./images.js";
-import { attempt } from "./say.js";
-import { badge, fileNameOf, hasSteps, nameOf, reasonOf } from "./states.js";
+import { attempt, say } from "./say.js";
+import { badge, countOf, fileNameOf, hasSteps, nameOf, reasonOf, timeOf } from "./states.js";
 import { remix } from "./parameters.js";
 import { send } from "./sending.js";
 import { session } from "./session.js";
-import { canCopyImages, canCopyLinks, copyImage, copyLink } from "./sharing.js";
+import { canCopyImages, canCopyLinks, copyImage, copyLink, saveArchive } from "./sharing.js";
 import { allStyles, drawing, titleOf } from "./styles.js";
 
 const STAGES = ["queued", "fetch", "encode", "steps", "decode", "upload"];
-const restyling = new Set(); // what is on its way: a second press makes no second job
+const MORE = 4; // images that are like one
+const underWay = new Set(); // a second press makes no second job
 let remixes = 0; // counted: of several pressed in a row the last one counts
 
 export function drawFacts(job) {
-  const wanted = job ? `${job.jobId} ${job.seq} ${hasSteps(job)} ${allStyles()} ${document.documentElement.lang}` : "";
+  const { jobId, index, seq } = job ?? {};
+  const { lang } = document.documentElement;
+  const wanted = job ? [jobId, index, seq, hasSteps(job), allStyles(), lang].join(" ") : "";
   if ($("#facts").dataset.for === wanted) return;
   $("#facts").dataset.for = wanted;
   if (!job) return replace($("#facts"));
@@ -42,7 +45,7 @@ export function drawFacts(job) {
     h("div.actions", {}, actions(job, true)),
     !job.isTerminal && hasSteps(job) && h("p.hint", {}, t("stepsWhy")),
     otherStyles(job),
-    job.status === "DONE" && exporting(job),
+    job.status === "DONE" && countOf(job) === 1 && exporting(job),
     h("dl", {}, rows(job)),
     timings(job),
   );
@@ -55,8 +58,11 @@ export function actions(job, alone = false) {
       "data-key": `${text} ${job.jobId}`,
       "aria-label": `${text}: ${nameOf(job)}`,
     });
+  if (countOf(job) > 1 && alone) return severalActions(job, act);
   return [
     job.status === "DONE" && act("primary", "download", t("download"), save),
+    job.index !== undefined && keepButton(job),
+    job.index !== undefined && act("secondary", "spark", t("moreLike"), moreLike),
     job.isTerminal && job.status !== "DONE" && act("primary", "retry", t("retry"), again),
     job.status === "DONE" && alone && canCopyImages() && act("secondary", "copy", t("copyImage"), copyImage),
     job.status === "DONE" && alone && canCopyLinks() && act("secondary", "link", t("copyLink"), copyLink),
@@ -67,10 +73,34 @@ export function actions(job, alone = false) {
   ].filter(Boolean);
 }
 
+// Of a job whose images are all shown.
+function severalActions(job, act) {
+  const saveAll = () => saveArchive([job], fileNameOf(job, timeOf(job)));
+  return [
+    job.images.length > 0 && act("primary", "download", t("saveAll"), saveAll),
+    job.isTerminal && job.status !== "DONE" && act("secondary", "retry", t("retry"), again),
+    !job.isTerminal && act("secondary", "close", t("cancel"), cancel),
+    !job.isTerminal && notifyButton(),
+    job.isTerminal && act("secondary", "again", t("remix"), remixed),
+    job.isTerminal && act("plain.danger", "erase", t("erase"), () => erase([job])),
+  ].filter(Boolean);
+}
+
+function keepButton(job) {
+  const isKept = job.kept === job.index;
+  const keep = async () => {
+    jobs.learn(await api.keep(job, job.index));
+    say(t("keptName", { name: nameOf(job) }));
+  };
+  return button("secondary", "star", t("keep"), () => attempt(keep), {
+    "aria-pressed": String(isKept),
+    "data-key": "keep",
+  });
+}
+
 async function save(job) {
   const blob = await file(api.avatarOf(job));
-  const time = new Date(job.createdAt).toTimeString().slice(0, 5).replace(":", "");
-  saveAs(blob, `${fileNameOf(job, time)}.${endingOf(blob)}`);
+  saveAs(blob, `${fileNameOf(job, timeOf(job))}.${endingOf(blob)}`);
 }
 
 export async function cancel(job) {
@@ -102,21 +132,26 @@ async function remixed(job) {
 }
 
 // The same photo, wishes and seed in another style.
-async function restyle(job, style) {
-  const name = `${job.jobId} ${style}`;
-  if (restyling.has(name)) return;
-  restyling.add(name);
-  await sendRestyled(job, style).finally(() => restyling.delete(name));
+const restyle = (job, style) => makeAgain(job, { seed: job.seed, style });
+
+// Others of the same photo, style and words.
+const moreLike = (job) => makeAgain(job, { variants: MORE });
+
+async function makeAgain(job, changes) {
+  const name = [job.jobId, job.index, ...Object.values(changes)].join(" ");
+  if (underWay.has(name)) return;
+  underWay.add(name);
+  await sendAgain(job, changes).finally(() => underWay.delete(name));
 }
 
-async function sendRestyled(job, style) {
+async function sendAgain(job, changes) {
   const form = new FormData();
-  for (const [name, value] of Object.entries({ ...job.parameters, seed: job.seed, style }))
-    if (value !== null && value !== "") form.append(name, value);
+  const wishes = { ...job.parameters, ...changes };
+  for (const [name, value] of Object.entries(wishes)) if (value !== null && value !== "") form.append(name, value);
   const made = await send({
     customer: job.customerId,
     key: api.newKey(),
-    name: titleOf(style),
+    name: wishes.style ? titleOf(wishes.style) : nameOf(job),
     async prepare() {
       const photo = await original(job);
       form.append("photo", photo, photo.name);
@@ -130,7 +165,7 @@ async function sendRestyled(job, style) {
 
 function otherStyles(job) {
   const others = allStyles().filter((style) => style !== job.parameters?.style);
-  if (job.status !== "DONE" || !others.length) return null;
+  if (job.status !== "DONE" || countOf(job) > 1 || !others.length) return null;
   const chip = (style) =>
     h(
       "button.style",

@@ -3,12 +3,12 @@
 import { avatarOf, pageOf, squareOf } from "./api.js";
 import { $, button, h, icon, replace } from "./dom.js";
 import { actions } from "./facts.js";
-import { moment, t } from "./i18n.js";
+import { moment, number, t } from "./i18n.js";
 import * as jobs from "./jobs.js";
 import { show } from "./images.js";
 import { attempt } from "./say.js";
 import { choice, drawTools, isSearching, searched } from "./selection.js";
-import { badge, bar, nameOf, remaining, shortNameOf, situation } from "./states.js";
+import { badge, bar, countOf, nameOf, remaining, shortNameOf, situation } from "./states.js";
 import { allStyles } from "./styles.js";
 
 const IN_STRIP = 10;
@@ -48,6 +48,7 @@ function built(job, wanted) {
       "data-key": `card ${job.jobId}`,
     },
     thumbnail(job),
+    countOf(job) > 1 && h("span.number", { "aria-hidden": "true" }, number(countOf(job))),
   );
   return h(
     "li.card",

@@ -8,7 +8,7 @@ const listeners = new Set();
 const stateListeners = new Set();
 let known = new Map();
 let hidden = new Set(); // ids of jobs that are being erased
-let previews = new Map();
+let previews = new Map(); // of each job by the image's index
 let stream = null;
 let connected = true; // until the stream is lost: what is known may be old then
 let following = null; // the path of the next page of older jobs
@@ -19,7 +19,7 @@ export const onConnection = (listener) => stateListeners.add(listener);
 export const isConnected = () => connected;
 export const isHidden = (jobId) => hidden.has(jobId);
 export const get = (jobId) => (hidden.has(jobId) ? undefined : known.get(jobId));
-export const previewOf = (jobId) => previews.get(jobId);
+export const previewOf = (jobId, index = 0) => previews.get(jobId)?.get(index);
 export const all = () =>
   [...known.values()].filter(({ jobId }) => !hidden.has(jobId)).sort((a, b) => (a.jobId < b.jobId ? 1 : -1));
 export const unfinished = () => all().filter((job) => !job.isTerminal);
@@ -94,8 +94,13 @@ function heard(kind, data) {
   if (kind === "snapshot" || kind === "reset") data.photos.forEach(learn);
   if (kind === "reset") load().catch(() => {});
   if (kind === "erased") forget(data.jobId);
-  if (kind === "progress" && data.preview) previews.set(data.jobId, data.preview);
+  if (kind === "progress" && data.preview) keepPreview(data);
   if (kind === "status" || kind === "progress") learn(data);
+}
+
+function keepPreview({ jobId, preview, index = 0 }) {
+  if (!previews.has(jobId)) previews.set(jobId, new Map());
+  previews.get(jobId).set(index, preview);
 }
 
 function merge(job) {

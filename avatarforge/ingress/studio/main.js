@@ -14,7 +14,7 @@ import { refreshModels } from "./models.js";
 import { clear, look, onPhoto, photo, restorePhoto } from "./photo.js";
 import { forgetImages } from "./images.js";
 import { drawQueue, drawQueueCount, refreshQueue } from "./queue.js";
-import { nameOf, reasonOf } from "./states.js";
+import { countOf, nameOf, oneOf, reasonOf, situation } from "./states.js";
 import { attempt, note, persist, say } from "./say.js";
 import { startSelection } from "./selection.js";
 import { drawSending, onSending } from "./sending.js";
@@ -40,6 +40,7 @@ const JOB_SECONDS = 3; // until a job that could not be asked for is asked for a
 
 let view = "studio";
 let jobId = null;
+let index = null; // of the image that is shown, of a job of several
 let arrivals = 0; // counted: an answer that comes late is not about this address
 let absent = {}; // why the job of this address is not shown: another customer's, or what the server says
 let wasLost = false;
@@ -48,9 +49,10 @@ let galleryPlace = 0; // how far it was scrolled when it was left
 // --- where one is: #/, #/photo/<customer>/<id>, #/gallery, #/queue, #/models ---
 
 function route() {
-  const [, name, customer, id] = location.hash.split("/");
+  const [, name, customer, id, place] = location.hash.split("/");
   view = VIEWS.includes(name) ? name : "studio";
   jobId = name === "photo" && id ? id : null;
+  index = Number.parseInt(place, 10);
   absent = {};
   if (jobId && customer !== session.customer)
     absent = GRAMMAR.test(customer) ? { customer } : { problem: t("customerWrong") };
@@ -96,7 +98,8 @@ function arrive() {
 // --- drawing ---
 
 function draw() {
-  const job = jobId && jobs.get(jobId);
+  const whole = jobId && jobs.get(jobId);
+  const job = whole && oneOf(whole, index);
   drawTab(job ? nameOf(job) : t(view));
   $("#parameters").hidden = Boolean(jobId);
   $("#facts").hidden = !jobId;
@@ -105,9 +108,9 @@ function draw() {
   if (view === "gallery") drawGallery();
   if (view === "queue") drawQueue();
   if (view !== "studio") return;
-  if (jobId) drawStage(jobId, absent);
+  if (jobId) drawStage(jobId, absent, job);
   drawStrip(jobId);
-  if (jobId) drawFacts(jobs.get(jobId));
+  if (jobId) drawFacts(job);
 }
 
 function drawLanguage() {
@@ -155,6 +158,8 @@ async function askQueue() {
 const endOf = (job) => t(`said_${job.status}`, { reason: reasonOf(job) });
 
 function onJob({ job, before, erased }) {
+  if (job && before && !job.isTerminal && countOf(job) > 1 && job.images.length > before.images.length)
+    say(situation(job));
   if (job && before && job.status !== before.status && job.status !== "PENDING") {
     const text = endOf(job);
     say(text);

@@ -9,7 +9,7 @@ import { onPhoto, photo, setShape, upload } from "./photo.js";
 import { note } from "./say.js";
 import { isSending, send as sendUpload, shareSent } from "./sending.js";
 import { session } from "./session.js";
-import { drawing, learnTitles, titleOf } from "./styles.js";
+import { allStyles, drawing, learnTitles, titleOf } from "./styles.js";
 
 const form = $("#parameters");
 const FREEST = 0.05; // of the strengths; 0 would give the photo back
@@ -17,7 +17,8 @@ const DIALS = {
   strength: { min: FREEST, max: 1, step: 0.05, dir: "ltr", digits: 2 },
   imageGuidance: { min: 1, max: 3, step: 0.1, dir: "rtl", digits: 1 }, // more is closer to the photo
 };
-const IN_OTHER_FIELDS = ["cropToFace", "width", "height", "variants", "vary"];
+const IN_OTHER_FIELDS = ["cropToFace", "width", "height"];
+const USUAL = { format: "png", variants: 1, vary: "seed" }; // what an empty field stands for
 const PROMPTS = 4;
 let restored = null; // of the draft: what waits for the styles to be known
 let defaults = {};
@@ -65,8 +66,10 @@ export function remix({ parameters = {}, seed }) {
   form.reset();
   for (const name of ["prompt", "negativePrompt", "steps", "guidance"])
     form.elements[name].value = parameters[name] ?? "";
-  const { format } = parameters;
-  form.elements.format.value = format === "png" ? "" : (format ?? "");
+  for (const [name, usual] of Object.entries(USUAL)) {
+    const value = parameters[name] ?? usual;
+    form.elements[name].value = value === usual ? "" : value;
+  }
   chooseSize(parameters.width && `${parameters.width}x${parameters.height}`);
   for (const radio of $$("[name=style]", form)) radio.checked = radio.value === (parameters.style ?? "");
   dialTurned = false;
@@ -79,7 +82,7 @@ export function remix({ parameters = {}, seed }) {
   changed();
 }
 
-// The frame says how the photo is cropped, and one image is made; a dial that the model lacks would be refused.
+// The frame says how the photo is cropped; a dial that the model lacks would be refused.
 function isCarried([name, value]) {
   if (value === null || name in DIALS || IN_OTHER_FIELDS.includes(name) || form.elements[name]) return false;
   return name !== "allowRemote" || !value;
@@ -138,7 +141,8 @@ function promptChip(prompt) {
     $("#prompt").focus();
     changed();
   };
-  return h("li", {}, h("button.chip", { type: "button", onclick: take, title: prompt, "data-key": prompt }, h("span", { dir: "auto" }, prompt)));
+  const words = h("span", { dir: "auto" }, prompt);
+  return h("li", {}, h("button.chip", { type: "button", onclick: take, title: prompt, "data-key": prompt }, words));
 }
 
 // The styles and defaults of the model that serves.
@@ -164,7 +168,8 @@ export async function loadStyles() {
 // A square as the model makes it, a larger one where it can, and both ways of three to four.
 function drawSizes({ size, maxSize }, wanted) {
   const shorter = Math.floor((maxSize * 0.75) / 8) * 8;
-  const sizes = [[maxSize, maxSize], [shorter, maxSize], [maxSize, shorter]].filter(([width, height]) => width !== size || height !== size);
+  const all = [[maxSize, maxSize], [shorter, maxSize], [maxSize, shorter]];
+  const sizes = all.filter(([width, height]) => width !== size || height !== size);
   const own = h("option", { value: "" }, sizeText(size, size));
   replace($("#size"), own, sizes.map(([width, height]) => sizeOption(`${width}x${height}`)));
   chooseSize(wanted);
@@ -192,6 +197,9 @@ export function showWhatActs() {
   $("#dial").closest(".field").hidden = !dial || (dial === "imageGuidance" && !guided);
   $("#negative-prompt").closest(".field").hidden = !guided && !$("#negative-prompt").value;
   $("#guidance-why").hidden = guided;
+  const several = $("#variants").value !== "";
+  if (!several) $("#vary").value = "";
+  $("#vary").closest(".field").hidden = !several || !allStyles().length;
   const isPlain = !form.elements.style?.value && !$("#prompt").value.trim();
   $("#plain-why").hidden = !isPlain || !defaults.prompt;
   $("#plain-why q").textContent = defaults.prompt;

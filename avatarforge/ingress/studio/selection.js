@@ -1,16 +1,14 @@
 // The gallery's tools: which jobs are shown, and which are chosen, to be erased or taken along as an archive.
 
-import { avatarOf } from "./api.js";
 import { $, h } from "./dom.js";
 import { erase } from "./erasing.js";
-import { endingOf, file, saveAs } from "./images.js";
 import { number, t } from "./i18n.js";
 import * as jobs from "./jobs.js";
-import { attempt, note } from "./say.js";
+import { attempt } from "./say.js";
 import { onSession, session } from "./session.js";
-import { fileNameOf, nameOf } from "./states.js";
+import { saveArchive } from "./sharing.js";
+import { nameOf } from "./states.js";
 import { titleOf } from "./styles.js";
-import { zip } from "./zip.js";
 
 const chosen = new Set(); // ids
 
@@ -66,28 +64,6 @@ function choose(ids) {
 
 const chosenJobs = () => jobs.all().filter(({ jobId }) => chosen.has(jobId));
 
-// 2026-11-30-1842, by the clock here.
-function stampOf({ createdAt }) {
-  const time = new Date(createdAt);
-  const local = new Date(time - time.getTimezoneOffset() * 60_000).toISOString();
-  return local.slice(0, 16).replace(":", "").replace("T", "-");
-}
-
-async function saveZip() {
-  const done = chosenJobs().filter((job) => job.status === "DONE");
-  if (!done.length) return note(t("nothingToSave"));
-  const names = new Map();
-  const files = [];
-  for (const job of done) {
-    const blob = await file(avatarOf(job));
-    const name = fileNameOf(job, stampOf(job));
-    names.set(name, (names.get(name) ?? 0) + 1);
-    const counted = names.get(name) > 1 ? `${name}-${names.get(name)}` : name;
-    files.push({ name: `${counted}.${endingOf(blob)}`, blob });
-  }
-  return saveAs(await zip(files), `${session.customer}-avatars.zip`);
-}
-
 function eraseChosen() {
   const list = chosenJobs();
   choose([]);
@@ -102,7 +78,7 @@ export function startSelection(draw) {
     choose([]);
   });
   $("#choose-all").addEventListener("click", () => choose(searched(jobs.all()).map(({ jobId }) => jobId)));
-  $("#zip").addEventListener("click", () => attempt(saveZip));
+  $("#zip").addEventListener("click", () => attempt(() => saveArchive(chosenJobs(), `${session.customer}-avatars`)));
   $("#erase-chosen").addEventListener("click", eraseChosen);
   onSession(() => {
     $("#search").value = "";
