@@ -43,7 +43,7 @@ async def test_a_photo_becomes_an_avatar_on_the_page(installation: Installation,
         await page.check("[name=style][value=watercolor]")
         await page.click("summary")
         await page.fill("#seed", "7")
-        await page.fill("#steps", "8")
+        await page.fill("#steps", "40")
         await send(page)
         job_id = await job_shown(page)
         await expect(page.locator("#situation")).to_have_text(re.compile(r"Step \d+ of \d+"), timeout=60_000)
