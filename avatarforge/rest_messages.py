@@ -19,6 +19,11 @@ class PhotoPage(Message):
     """Path of the next page; null on the last."""
 
 
+class FoundPhotos(Message):
+    photos: tuple[ProfilePhotoJobStatus, ...]
+    """Oldest first."""
+
+
 class CropMessage(Message):
     """The square that a photo would be cropped to, in pixels of the photo as people see it."""
 

@@ -72,6 +72,7 @@ HTTP: Mapping[str, Mapping[str, Permission]] = {
     f"{_JOB}/deliveries": {"GET": Permission.CUSTOMER},
     f"{_JOB}/deliveries/{{deliveryId}}/redeliver": {"POST": Permission.CUSTOMER},
     "/customers": {"GET": Permission.ADMIN_OF_ALL},
+    "/photos": {"GET": Permission.ADMIN_OF_ALL},
     "/crop": {"POST": Permission.KEY},
     "/keys/self": {"GET": Permission.KEY},
     "/models": {"GET": Permission.KEY},

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from avatarforge.cli.keys import open_database
 from avatarforge.cli.options import (
+    DEFAULT_CUSTOMER,
+    MIN_ID_LENGTH,
+    SHORT_ID_LENGTH,
     CustomerOption,
     DataDirOption,
     JobArgument,
@@ -22,6 +26,7 @@ from avatarforge.cli.options import (
     YesOption,
     client_command,
     to_variables,
+    validate_id_beginning,
 )
 from avatarforge.cli.terminal import ExitCode, confirm, err, get_exit_code, out, print_error, report_errors
 from avatarforge.settings import SettingsError, load_settings
@@ -34,8 +39,12 @@ if TYPE_CHECKING:
 app = typer.Typer(help="The jobs of a server.", no_args_is_help=True)
 
 _COLOURS = {"PENDING": "cyan", "PROCESSING": "blue", "DONE": "green", "FAILED": "red", "CANCELLED": "yellow"}
-_MIN_TABLE_COLUMNS, _MIN_FULL_TABLE_COLUMNS = 64, 80
-"""Of a terminal: with fewer, a job takes two lines; with more, a table shows everything."""
+_MIN_TABLE_COLUMNS = 64
+"""Of a terminal: with fewer, a job takes two lines."""
+_COLUMN_GAP = 2
+_MIN_PROMPT_COLUMNS, _MIN_CUSTOMER_COLUMNS = 10, 10
+_OPTIONAL = ("Model", "Prompt", "Took", "Style")
+"""Columns that are left out in this order where a terminal has no room for them."""
 
 
 def _parse_state(text: str | None) -> str | None:
@@ -48,7 +57,7 @@ def _parse_state(text: str | None) -> str | None:
 @client_command
 def list_jobs(
     client: "Client",
-    customer: CustomerOption = "me",
+    customer: CustomerOption = DEFAULT_CUSTOMER,
     everyone: Annotated[bool, typer.Option("--all", help="The latest job of every customer.")] = False,
     state: Annotated[
         str | None,
@@ -113,7 +122,7 @@ def watch_jobs(
     """
     from avatarforge.client import JobFailed, JobProgressed
 
-    target = customer or "me" if job is None else _find_job(client, job, customer)
+    target = customer or DEFAULT_CUSTOMER if job is None else _find_job(client, job, customer)
     last = None
     with err.status("Waiting for changes …") as line:
         for event in client.watch(target, after=after):
@@ -139,6 +148,7 @@ def trace_job(job: JobArgument, data_dir: DataDirOption = None, as_json: JsonOpt
     from avatarforge.domain.status import EventKind
     from avatarforge.persistence import DeliveryRepository, JobRepository
 
+    validate_id_beginning(job)
     settings = load_settings(environ={**os.environ, **to_variables(data_dir)})
     with open_database(settings) as engine:
         records = JobRepository(engine)
@@ -238,7 +248,7 @@ def cancel_job(
     client: "Client", job: JobArgument, customer: OwnerOption = None, as_json: JsonOption = False
 ) -> None:
     """End a job that waits or runs."""
-    _print_job(client.cancel(_find_job(client, job, customer)), as_json)
+    _print_job(client.cancel(_find_job(client, job, customer, SHORT_ID_LENGTH)), as_json)
 
 
 @app.command("keep")
@@ -273,7 +283,7 @@ def erase_job(
     as_json: JsonOption = False,
 ) -> None:
     """Remove a job with its photo, its avatar and its webhooks, for good."""
-    found = _find_job(client, job, customer)
+    found = _find_job(client, job, customer, SHORT_ID_LENGTH if yes else MIN_ID_LENGTH)
     if not confirm(f"Erase job {found.job_id} ({found.status}) with its images?", yes):
         raise typer.Exit(ExitCode.FAILURE)
     client.erase(found)
@@ -348,10 +358,12 @@ def _tell_calls(report: "DeliveryReport") -> Iterator[dict[str, Any]]:
         }
 
 
-def _find_job(client: "Client", text: str, customer: str | None) -> "ProfilePhotoJobStatus":
+def _find_job(
+    client: "Client", text: str, customer: str | None, min_length: int = MIN_ID_LENGTH
+) -> "ProfilePhotoJobStatus":
     from avatarforge.cli.job_search import find_job
 
-    return find_job(client, text, customer)
+    return find_job(client, text, customer, min_length)
 
 
 def job_to_json(job: "ProfilePhotoJobStatus") -> dict[str, Any]:
@@ -379,24 +391,55 @@ def print_jobs(jobs: list["ProfilePhotoJobStatus"], *, with_customer: bool) -> N
 def _create_table(jobs: list["ProfilePhotoJobStatus"], *, with_customer: bool) -> Table:
     from avatarforge.cli.job_search import shorten_ids
 
-    is_wide = out.width >= _MIN_FULL_TABLE_COLUMNS
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("Job", "State", *["Customer"] * with_customer, "Accepted"):
-        table.add_column(heading, no_wrap=heading != "Customer", overflow="fold")
-    if is_wide:
-        table.add_column("Took", justify="right", no_wrap=True)
-        table.add_column("Model")
-    table.add_column("Style", no_wrap=True)
-    table.add_column("Prompt", no_wrap=True, overflow="ellipsis")
     now, ids = datetime.now(UTC), shorten_ids(job.job_id for job in jobs)
-    for job in jobs:
-        asked = job.parameters
-        cells = [ids[job.job_id], format_state(job)]
-        cells += [escape(job.customer_id)] if with_customer else []
-        cells += [format_age((now - job.created_at).total_seconds())]
-        cells += [_format_duration(job), escape(job.model or "")] if is_wide else []
-        table.add_row(*cells, escape(asked.style or ""), escape(" ".join(asked.prompt.split())))
+    columns = {
+        "Job": [Text(ids[job.job_id]) for job in jobs],
+        "State": [Text(job.status, _COLOURS[job.status]) for job in jobs],
+        "Customer": [Text(job.customer_id) for job in jobs],
+        "Accepted": [Text(format_age((now - job.created_at).total_seconds())) for job in jobs],
+        "Took": [Text(_format_duration(job)) for job in jobs],
+        "Model": [Text(job.model or "") for job in jobs],
+        "Style": [Text(job.parameters.style or "") for job in jobs],
+        "Prompt": [Text(" ".join(job.parameters.prompt.split())) for job in jobs],
+    }
+    widths = _fit_columns(columns, without=() if with_customer else ("Customer",))
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading, width in widths.items():
+        is_folded = heading == "Customer"
+        table.add_column(
+            heading,
+            justify="right" if heading == "Took" else "left",
+            no_wrap=not is_folded,
+            overflow="fold" if is_folded else "ellipsis",
+            width=width,
+        )
+    for cells in zip(*(columns[heading] for heading in widths), strict=True):
+        table.add_row(*cells)
     return table
+
+
+def _fit_columns(columns: Mapping[str, list[Text]], without: Collection[str]) -> dict[str, int]:
+    """Return the columns that the terminal has room for, with their widths. Only prompts are cut, and
+    customers folded."""
+    widths = {
+        heading: max(len(heading), *(cell.cell_len for cell in cells))
+        for heading, cells in columns.items()
+        if heading not in without
+    }
+    prompt = widths["Prompt"]
+    widths["Prompt"] = min(prompt, _MIN_PROMPT_COLUMNS)
+
+    def count_free() -> int:
+        return out.width - sum(widths.values()) - _COLUMN_GAP * (len(widths) - 1)
+
+    for heading in _OPTIONAL:
+        if count_free() < 0:
+            del widths[heading]
+    if count_free() < 0 and "Customer" in widths:
+        widths["Customer"] = max(_MIN_CUSTOMER_COLUMNS, widths["Customer"] + count_free())
+    if "Prompt" in widths:
+        widths["Prompt"] = min(prompt, widths["Prompt"] + count_free())
+    return widths
 
 
 def format_age(seconds: float) -> str:

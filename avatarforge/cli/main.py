@@ -9,6 +9,7 @@ import typer
 import avatarforge
 from avatarforge.cli import customers, database, jobs, keys, webhooks
 from avatarforge.cli.options import (
+    DEFAULT_CUSTOMER,
     ApiKeyOption,
     CustomerOption,
     DataDirOption,
@@ -132,7 +133,7 @@ def forge(
     vary: Annotated[
         str | None, typer.Option(help="How they differ: by seed, or by style, each the next one.")
     ] = None,
-    customer: CustomerOption = "me",
+    customer: CustomerOption = DEFAULT_CUSTOMER,
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the images.")] = Path("out"),
     url: UrlOption = None,
     api_key: ApiKeyOption = None,

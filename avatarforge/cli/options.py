@@ -1,6 +1,7 @@
 """The options that several commands share."""
 
 import inspect
+import re
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -10,6 +11,22 @@ import typer
 
 from avatarforge.cli.terminal import report_errors
 from avatarforge.settings import variables
+
+DEFAULT_CUSTOMER = "me"
+ID_LENGTH = 36
+SHORT_ID_LENGTH = 18
+"""Of the ids in tables. They begin with the millisecond, in 13 characters; the next ones are random."""
+MIN_ID_LENGTH = 8
+"""Of a beginning that names a job: an empty variable of a script must not name the only one."""
+
+
+def validate_id_beginning(text: str, min_length: int = MIN_ID_LENGTH) -> str:
+    """Return the id of a job, or the beginning of one. Raises `typer.BadParameter`."""
+    if not re.fullmatch(rf"[0-9a-f-]{{{min_length},{ID_LENGTH}}}", text):
+        raise typer.BadParameter(
+            f"{text!r} names no job: give its id, or the first {min_length} characters of it or more."
+        )
+    return text
 
 
 def _validate_key(text: str | None) -> str | None:
@@ -42,7 +59,7 @@ ApiKeyOption = Annotated[
 CustomerOption = Annotated[str, typer.Option("--customer", "-c", help="Customer id.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-JobArgument = Annotated[str, typer.Argument(help="The job's id, or its beginning.")]
+JobArgument = Annotated[str, typer.Argument(help="The job's id, or the first 8 characters or more.")]
 OwnerOption = Annotated[
     str | None,
     typer.Option("--customer", "-c", help="The job's customer; by default it is looked for at all of them."),

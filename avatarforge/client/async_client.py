@@ -40,6 +40,7 @@ from avatarforge.rest_messages import (
     CustomerWithPhotos,
     DeliveryList,
     DeliveryMessage,
+    FoundPhotos,
     ImageLinks,
     KeyMessage,
     ModelList,
@@ -356,6 +357,14 @@ class AsyncClient:
             for job in page.photos:
                 yield job
             path = self._connection.strip_prefix(page.next)
+
+    async def find_jobs(self, id_prefix: str) -> tuple[ProfilePhotoJobStatus, ...]:
+        """Return the jobs whose ids begin so, whichever customer's: at most ten, oldest first.
+
+        For admin keys of every customer. The prefix has 8 characters at least.
+        """
+        response = await self._request("GET", "/photos", params={"idPrefix": id_prefix})
+        return parse_response(FoundPhotos, response).photos
 
     async def erase_customer(self, customer_id: str) -> None:
         """Remove the customer with every job and every image."""

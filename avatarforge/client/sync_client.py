@@ -39,6 +39,7 @@ from avatarforge.rest_messages import (
     CustomerWithPhotos,
     DeliveryList,
     DeliveryMessage,
+    FoundPhotos,
     ImageLinks,
     KeyMessage,
     ModelList,
@@ -353,6 +354,14 @@ class Client:
             page = parse_response(PhotoPage, self._request("GET", path))
             yield from page.photos
             path = self._connection.strip_prefix(page.next)
+
+    def find_jobs(self, id_prefix: str) -> tuple[ProfilePhotoJobStatus, ...]:
+        """Return the jobs whose ids begin so, whichever customer's: at most ten, oldest first.
+
+        For admin keys of every customer. The prefix has 8 characters at least.
+        """
+        response = self._request("GET", "/photos", params={"idPrefix": id_prefix})
+        return parse_response(FoundPhotos, response).photos
 
     def erase_customer(self, customer_id: str) -> None:
         """Remove the customer with every job and every image."""

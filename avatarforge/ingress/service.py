@@ -332,6 +332,11 @@ class ProfilePhotoService:
             await self._load_customer(customer_id)
         return Page(jobs=[self._current(job) for job in jobs[:limit]], more=len(jobs) > limit)
 
+    async def find_jobs(self, id_prefix: str, limit: int) -> list[LiveJob]:
+        """Return at most `limit` jobs of all customers whose ids begin so, oldest first."""
+        jobs = await self.query(self._records.list_jobs_by_prefix, id_prefix, limit)
+        return [self._current(job) for job in jobs]
+
     async def customers(self, after: str | None, limit: int) -> list[CustomerDetails]:
         """Return customers whose ids come after `after`, byte by byte."""
         summaries = await self.query(self._records.list_customers, after, limit)

@@ -207,6 +207,14 @@ class JobRepository(Repository):
         ]
         return [row["job_id"] for row in self._rows(union(*ids).order_by("job_id").limit(limit))]
 
+    def list_jobs_by_prefix(self, prefix: str, limit: int) -> list[ProfilePhotoJob]:
+        """Return at most `limit` jobs of all customers whose ids begin so, oldest first. `prefix` is of hex
+        digits and hyphens."""
+        job_id = profile_photo_jobs.c.job_id
+        # The next letter ends the range: SQLite uses no index for LIKE.
+        wanted = _JOBS.where(job_id >= prefix, job_id < prefix + "g").order_by(job_id).limit(limit)
+        return [job_from_row(row) for row in self._rows(wanted)]
+
     def list_jobs(self, customer_id: str, before: str | None, limit: int) -> list[ProfilePhotoJob]:
         """Return at most `limit` of the customer's jobs, newest first, from the last one before job `before`.
 

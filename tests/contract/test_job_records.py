@@ -361,6 +361,18 @@ def test_ids_are_found_by_their_beginning(records: JobRepository) -> None:
     assert records.list_job_ids("%", 9) == []
 
 
+def test_jobs_of_all_customers_are_found_by_the_beginning_of_their_ids(records: JobRepository) -> None:
+    first, second = submitted(records, a_job("ana"), a_job("ben"))
+    common = next(first.job_id[:n] for n in range(36, 0, -1) if second.job_id.startswith(first.job_id[:n]))
+    jobs = sorted([first, second], key=lambda job: job.job_id)
+
+    assert records.list_jobs_by_prefix(first.job_id, 9) == [first]
+    assert records.list_jobs_by_prefix(second.job_id[:-1], 9) == [second]
+    assert records.list_jobs_by_prefix(common, 9) == jobs
+    assert records.list_jobs_by_prefix(common, 1) == jobs[:1]
+    assert records.list_jobs_by_prefix("ffffffff", 9) == []
+
+
 def test_a_customers_jobs_are_paged_newest_first(records: JobRepository) -> None:
     jobs = submitted(records, *(a_job("ana") for _ in range(5)))
     submitted(records, a_job("ben"))

@@ -173,6 +173,7 @@ async def test_the_blocking_client_does_the_same(service: Service) -> None:
             assert client.download(done).content.startswith(b"\x89PNG")
             assert [job.job_id for job in client.list_jobs("ana")] == [done.job_id]
             assert [customer.customer_id for customer in client.list_customers()] == ["ana"]
+            assert [found.customer_id for found in client.find_jobs(done.job_id[:18])] == ["ana"]
             client.erase(done)
             with pytest.raises(NotFound):
                 client.get_status(done)

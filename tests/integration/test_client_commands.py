@@ -15,11 +15,14 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from avatarforge.cli import app
+from avatarforge.cli import app, terminal
+from avatarforge.cli.options import SHORT_ID_LENGTH
 from avatarforge.cli.photos import SAMPLE
 from avatarforge.cli.terminal import ExitCode
+from avatarforge.client import Client
 from avatarforge.domain.changes import Fence
 from avatarforge.domain.deliveries import DeliveryAttempt
+from avatarforge.domain.status import ProcessingStatus
 from avatarforge.persistence import DeliveryRepository, JobRepository, open_engine
 from avatarforge.settings import PREFIX, DatabaseSettings, variables
 from tests.events import subscriber_count
@@ -109,6 +112,30 @@ async def test_jobs_are_listed_newest_first_and_by_their_state(run: Shell, servi
     assert running in narrow.out
 
 
+async def test_a_long_prompt_leaves_room_for_ids_states_and_times(
+    run: Shell, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal.out, "width", 80)
+    done = await service.submitted("ana", prompt="a knight in armour " * 15, style="pixel-art")
+    await service.ended(done, "ana")
+
+    for arguments in (("--customer", "ana"), ("--all",)):
+        heading, line = (await run("jobs", "list", *arguments)).out.splitlines()
+        assert line.startswith(f"{done[:SHORT_ID_LENGTH]}  DONE  ")
+        assert line[heading.index("Accepted") :].split()[1:3] == ["s", "ago"]
+        assert "pixel-art" in line
+        assert len(line) <= 80
+    assert line.split()[2] == "ana"
+    assert "a knight" in (await run("jobs", "list", "--customer", "ana")).out
+
+    long = "a" * 64
+    await service.ended(await service.submitted(long), long)
+    listed = (await run("jobs", "list", "--all")).out
+    assert f"{done[:SHORT_ID_LENGTH]}  DONE" in listed
+    assert max(map(len, listed.splitlines())) <= 80
+    assert "".join(line[len(done[:SHORT_ID_LENGTH]) :] for line in listed.splitlines()).count("a") >= 64
+
+
 async def test_a_job_is_shown_cancelled_made_anew_and_erased(run: Shell, service: Service) -> None:
     job_id = await service.running("me")
 
@@ -136,14 +163,26 @@ async def test_a_job_is_found_by_the_beginning_of_its_id_whoevers_it_is(run: She
     assert (await run("jobs", "show", job_id, "--json")).json["customerId"] == "ana"
     assert (await run("jobs", "show", job_id[:-1], "--json")).json["customerId"] == "ana"
     several = await run("jobs", "show", common)
-    assert (several.code, "2 jobs have ids that begin with" in several.err) == (ExitCode.USAGE, True)
+    assert (several.code, "Several jobs have ids that begin with" in several.err) == (ExitCode.USAGE, True)
     assert (await run("jobs", "show", common, "-c", "ben", "--json")).json["jobId"] == other
-    nowhere = await run("jobs", "cancel", "ffff")
-    assert (nowhere.code, "No job has an id that begins with 'ffff'" in nowhere.err) == (
-        ExitCode.API_ERROR,
-        True,
-    )
-    assert (await run("jobs", "erase", common, "-c", "ana", "--yes", "--json")).json["jobId"] == job_id
+    nowhere = await run("jobs", "cancel", "f" * 18)
+    assert (nowhere.code, "No job has an id that begins with" in nowhere.err) == (ExitCode.API_ERROR, True)
+    shown = job_id[:SHORT_ID_LENGTH]
+    assert (await run("jobs", "erase", shown, "--yes", "--json")).json["jobId"] == job_id
+
+
+@pytest.mark.parametrize("command", ["show", "watch", "save", "cancel", "retry", "erase", "trace"])
+async def test_too_little_of_an_id_names_no_job(run: Shell, service: Service, command: str) -> None:
+    job_id = await service.submitted("me")
+    await service.ended(job_id, "me")
+    words = {"erase": ["--yes"], "save": ["--out", str(service.settings.data_dir / "out")]}.get(command, [])
+    tried = ["", "0", job_id[:7], "unknown jobs"]
+    tried += [job_id[: SHORT_ID_LENGTH - 1]] if command in ("cancel", "erase") else []
+
+    for text in tried:
+        refused = await run("jobs", command, text, *words)
+        assert (refused.code, repr(text) in refused.err) == (ExitCode.USAGE, True), text
+    assert service.recorded(job_id, "me").status is ProcessingStatus.DONE
 
 
 async def test_a_key_for_one_customer_finds_its_jobs_alone(tmp_path: Path) -> None:
@@ -158,6 +197,42 @@ async def test_a_key_for_one_customer_finds_its_jobs_alone(tmp_path: Path) -> No
         assert shown.json["customerId"] == "ana"
         hidden = await run("jobs", "show", ids["ben"], "--api-key", keys["ana"])
         assert hidden.code == ExitCode.API_ERROR
+        assert "--customer" not in hidden.err
+
+
+@pytest.mark.parametrize("pattern", ["*", "m*"])
+async def test_a_key_for_a_pattern_finds_the_default_customers_jobs(tmp_path: Path, pattern: str) -> None:
+    async with running_service(tmp_path, access={"required": "always"}) as service:
+        run = Shell(service.url, tmp_path)
+        key = kept_key(service.settings, pattern)[1]
+        service.client.headers["Authorization"] = f"Bearer {key}"
+        job_id, other = await service.submitted("me"), await service.submitted("mia")
+
+        for text in (job_id, job_id[:SHORT_ID_LENGTH]):
+            assert (await run("jobs", "show", text, "--json", "--api-key", key)).json["jobId"] == job_id
+        unseen = await run("jobs", "show", other, "--api-key", key)
+        assert (unseen.code, f"{pattern}: name the job's with --customer" in unseen.err) == (
+            *(ExitCode.API_ERROR, True),
+        )
+        shown = await run("jobs", "show", other, "--customer", "mia", "--json", "--api-key", key)
+        assert shown.json["jobId"] == other
+
+
+async def test_an_operator_finds_a_job_among_many_customers_with_one_call(
+    run: Shell, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for customer in ("ana", "ben", "cleo"):
+        job_id = await service.submitted(customer)
+    send, paths = Client._send, list[str]()
+
+    def record(client: Client, method: str, path: str, **arguments: Any) -> Any:
+        paths.append(path)
+        return send(client, method, path, **arguments)
+
+    monkeypatch.setattr(Client, "_send", record)
+    for text in (job_id, job_id[:-1]):
+        assert (await run("jobs", "watch", text, "--after", "0")).code == 0
+    assert paths == ["/healthz", "/keys/self", "/photos"] * 2
 
 
 async def test_avatars_are_saved_once_they_are_done(run: Shell, service: Service, tmp_path: Path) -> None:
@@ -251,7 +326,7 @@ async def test_a_jobs_story_is_told_from_the_database(run: Shell, service: Servi
     story = (await run("jobs", "trace", job_id, *where, "--json")).json
     await service.erase(job_id, "me")
     erased = (await run("jobs", "trace", job_id, *where, "--json")).json
-    unknown = await run("jobs", "trace", "unknown", *where)
+    unknown = await run("jobs", "trace", "f" * 36, *where)
     beginning = (await run("jobs", "trace", job_id[:-2], *where, "--json")).json
 
     kinds = ["submitted", "started", "requeued", "started", "done"]
@@ -265,7 +340,7 @@ async def test_a_jobs_story_is_told_from_the_database(run: Shell, service: Servi
     assert (story["status"], story["isComplete"]) == ("DONE", True)
     assert (erased["status"], erased["isComplete"]) == (None, True)
     assert beginning == erased
-    assert (unknown.code, "'unknown'" in unknown.err) == (ExitCode.FAILURE, True)
+    assert (unknown.code, "f" * 36 in unknown.err) == (ExitCode.FAILURE, True)
 
 
 async def test_watching_a_job_that_fails_has_a_code_of_its_own(run: Shell, service: Service) -> None:
@@ -296,7 +371,7 @@ async def test_customers_are_listed_shown_and_erased(run: Shell, service: Servic
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("jobs", "show", "none", "-c", "ana"), ExitCode.API_ERROR, "no job with the id 'none'"),
+        (("jobs", "show", "f" * 36, "-c", "ana"), ExitCode.API_ERROR, f"no job with the id '{'f' * 36}'"),
         (("jobs", "list", "-c", "nobody"), ExitCode.API_ERROR, "No customer has the id 'nobody'"),
         (("jobs", "list", "--state", "odd"), ExitCode.USAGE, "pending"),
         (("jobs", "list", "--url", "http://127.0.0.1:1"), ExitCode.UNREACHABLE, "avatarforge up"),

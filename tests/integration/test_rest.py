@@ -395,6 +395,7 @@ async def test_every_call_is_described_with_its_errors(rest: Rest) -> None:
         "POST /crop",
         "POST /customers/{customerId}",
         "GET /customers",
+        "GET /photos",
         "GET /customers/{customerId}",
         "DELETE /customers/{customerId}",
         "GET /customers/{customerId}/photos",

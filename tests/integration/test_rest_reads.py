@@ -84,6 +84,23 @@ async def test_an_unknown_customer_is_not_found(rest: Rest, path: str) -> None:
     assert (answer.status_code, problem(answer)["code"]) == (404, "customer_not_found")
 
 
+async def test_photos_of_all_customers_are_found_by_the_beginning_of_their_ids(rest: Rest) -> None:
+    first, second = await rest.submitted("ana", a_jpeg()), await rest.submitted("ben", a_jpeg())
+    rest.live.put(replace(second.start(second.created_at), seq=second.seq + 1))
+
+    async def found(prefix: str) -> list[tuple[str, str]]:
+        answer = await rest.client.get("/photos", params={"idPrefix": prefix})
+        return [(photo["jobId"], photo["status"]) for photo in answer.json()["photos"]]
+
+    assert await found(first.job_id) == [(first.job_id, "PENDING")]
+    assert await found(second.job_id[:-1]) == [(second.job_id, "PROCESSING")]
+    assert await found(first.job_id[:8]) == [(first.job_id, "PENDING"), (second.job_id, "PROCESSING")]
+    for wrong in ("", "019a", "%" * 8, first.job_id + "0"):
+        refused = await rest.client.get("/photos", params={"idPrefix": wrong})
+        assert (refused.status_code, problem(refused)["field"]) == (422, "idPrefix"), wrong
+        assert "8 to 36 hex digits" in problem(refused)["detail"]
+
+
 async def test_without_customers_the_list_is_empty(rest: Rest) -> None:
     assert (await rest.client.get("/customers")).json() == {"customers": [], "next": None}
 

@@ -1,5 +1,6 @@
 """The REST calls about customers and their photos."""
 
+import re
 from typing import Annotated
 from urllib.parse import urlencode
 
@@ -59,10 +60,12 @@ Download = Annotated[
 ]
 Limit = Annotated[int, Query(ge=1, le=200, description="Most entries of a page.")]
 
+MAX_FOUND_PHOTOS = 10
 MAX_SEQ_DIGITS = 18
 """Digits of an event's number: the database counts no further."""
 MAX_WAIT_SECONDS = IngressSettings().max_wait_seconds
 """As documented; a server may be set up otherwise."""
+_ID_PREFIX = "^[0-9a-f-]{8,36}$"
 KEY_SCHEMA = {"type": "string", "pattern": f"^[ -~]{{1,{MAX_KEY_CHARACTERS}}}$"}
 _SEQ_PATTERN = {"pattern": f"^[0-9]{{1,{MAX_SEQ_DIGITS}}}$"}
 
@@ -381,6 +384,30 @@ async def list_photos(
     return json_response(
         rest_messages.PhotoPage(photos=_statuses(page), next=_next_photos(customer_id, page, limit))
     )
+
+
+@router.get(
+    "/photos",
+    response_model=rest_messages.FoundPhotos,
+    responses=error_responses(errors.InvalidRequest),
+    tags=["photos"],
+)
+async def find_photos(
+    request: Request,
+    id_prefix: Annotated[
+        str,
+        Query(
+            alias="idPrefix",
+            description="The job's id, or the first 8 characters of it or more.",
+            json_schema_extra={"pattern": _ID_PREFIX},
+        ),
+    ],
+) -> Response:
+    """Find the jobs of all customers whose ids begin so: at most ten."""
+    if not re.fullmatch(_ID_PREFIX, id_prefix):
+        raise InvalidRequest("idPrefix", id_prefix, "8 to 36 hex digits and hyphens, as ids begin")
+    found = await get_service(request).find_jobs(id_prefix, MAX_FOUND_PHOTOS)
+    return json_response(rest_messages.FoundPhotos(photos=tuple(live.to_message() for live in found)))
 
 
 @router.get(
