@@ -510,6 +510,28 @@ async def test_what_is_cancelled_after_it_was_received_is_no_job_and_can_be_sent
     await expect(page.locator(".compare")).to_be_visible()
 
 
+async def test_a_job_whose_answer_never_came_is_there_when_the_page_is_opened_again(
+    service: Service, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, put = threading.Event(), service.storage.put
+
+    def put_late(*image: Any) -> None:
+        gate.wait(60)
+        put(*image)
+
+    monkeypatch.setattr(service.storage, "put", put_late)
+    async with opened(browser, service.url, is_stranger=True) as page:
+        customer = await page.inner_text("#customer-name")
+        await send(page)
+        await expect(page.locator("#sending li")).to_contain_text("Received")
+        await page.close()
+        gate.set()
+        await wait_until(lambda: service.records.list_jobs(customer, None, 10))
+        again = await page.context.new_page()
+        await again.goto(f"{service.url}/#/gallery")
+        await expect(again.locator(".card")).to_have_count(1)
+
+
 async def test_what_could_not_be_had_is_asked_for_again_and_nothing_counts_down_meanwhile(
     service: Service, page: Page
 ) -> None:
@@ -798,7 +820,7 @@ async def test_what_is_erased_can_be_had_back_for_ten_seconds(service: Service, 
         # Whoever is about to undo it has all the time they need.
         await undo.focus()
         await page.clock.run_for(20_000)
-        await expect(toast).to_contain_text("Photo and avatar will be erased in 10 seconds.")
+        await expect(toast).to_contain_text("and its photo will be erased in 10 seconds.")
         await expect(page.locator(".card")).to_have_count(1)
         assert await grave_findings(page) == []
         await undo.tap()

@@ -173,7 +173,7 @@ export default {
   saveZip: "Download as ZIP",
   nothingToSave: "None of these has an avatar.",
   erase: "Erase",
-  erasing: "Photo and avatar will be erased in {seconds} seconds.",
+  erasing: "{name} and its photo will be erased in {seconds} seconds.",
   erasingSeveral: "{n} avatars will be erased with their photos in {seconds} seconds.",
   undo: "Undo",
   erased: "Erased.",

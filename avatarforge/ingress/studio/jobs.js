@@ -106,7 +106,7 @@ function keepPreview({ jobId, preview, index = 0 }) {
 function merge(job) {
   // The answer to a call that was made for the customer before.
   if (job.customerId !== session.customer) return;
-  markUsed();
+  markUsed(job.customerId);
   const before = known.get(job.jobId);
   if (before && before.seq > job.seq) return;
   if (job.isTerminal) previews.delete(job.jobId);

@@ -4,6 +4,7 @@ import * as api from "./api.js";
 import { drawTab, tellEnd } from "./away.js";
 import { identify, showCustomer, startCustomer } from "./customer.js";
 import { $, $$ } from "./dom.js";
+import { resumeErasing } from "./erasing.js";
 import { drawFacts } from "./facts.js";
 import { showFrame } from "./framing.js";
 import { drawGallery, drawStrip } from "./gallery.js";
@@ -210,6 +211,7 @@ async function begin() {
   const { number } = session;
   const isWanted = () => number === session.number;
   jobs.follow();
+  resumeErasing();
   persist(() => jobs.load(), isWanted);
   persist(loadStyles, isWanted);
   persist(loadAbout, isWanted);

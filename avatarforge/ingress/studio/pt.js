@@ -173,7 +173,7 @@ export default {
   saveZip: "Baixar como ZIP",
   nothingToSave: "Nenhum destes tem avatar.",
   erase: "Apagar",
-  erasing: "Foto e avatar serão apagados em {seconds} segundos.",
+  erasing: "{name} e a foto serão apagados em {seconds} segundos.",
   erasingSeveral: "{n} avatares serão apagados com as fotos em {seconds} segundos.",
   undo: "Desfazer",
   erased: "Apagado.",

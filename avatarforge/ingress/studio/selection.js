@@ -43,7 +43,9 @@ export function choice(job) {
 
 export function drawTools() {
   const all = jobs.all();
-  $("#gallery-tools").hidden = !all.length;
+  const tools = $("#gallery-tools");
+  if (!all.length && tools.contains(document.activeElement)) $("#gallery-heading").focus({ preventScroll: true });
+  tools.hidden = !all.length;
   for (const id of chosen) if (!jobs.get(id)) chosen.delete(id);
   const choosing = $("#choosing").getAttribute("aria-pressed") === "true";
   $("#gallery").classList.toggle("choosing", choosing);

@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import { $, button, h, icon, replace } from "./dom.js";
 import { t } from "./i18n.js";
 import { note, persist, say } from "./say.js";
-import { nextSession, onSession, session } from "./session.js";
+import { markUsed, nextSession, onSession, session } from "./session.js";
 
 const LONGEST_PAUSE = 30; // seconds
 const NO_ANSWER = ["unreachable", "unknown"]; // of the service itself: the job may have been made
@@ -53,6 +53,7 @@ async function untilAnswered(upload, form) {
   const { signal } = upload.stopping;
   for (let pause = 1; !signal.aborted; pause = Math.min(2 * pause, LONGEST_PAUSE)) {
     tell();
+    markUsed(upload.customer);
     try {
       return await api.submit(upload.customer, form, upload.key, {
         signal,

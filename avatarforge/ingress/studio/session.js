@@ -3,7 +3,7 @@
 
 const CUSTOMER = "avatarforge.customer";
 const KEY = "avatarforge.key";
-const UNUSED = "avatarforge.unused"; // the name that was made up here, until it has a job
+const UNUSED = "avatarforge.unused"; // the name that was made up here, until a photo is sent
 export const GRAMMAR = /^[A-Za-z0-9][A-Za-z0-9._~-]{0,63}$/; // of a customer's id
 const listeners = new Set();
 let number = 0; // counts sessions: an answer that comes in a later one is not for it
@@ -21,13 +21,14 @@ export const session = {
   get number() {
     return number;
   },
-  // The server does not know the customer yet.
+  // The server cannot know the customer yet.
   get isUnused() {
     return localStorage.getItem(UNUSED) === customer;
   },
 };
 
-export const markUsed = () => session.isUnused && localStorage.removeItem(UNUSED);
+// From the first upload that is sent: its answer may be lost, and yet there is a job then.
+export const markUsed = (name) => localStorage.getItem(UNUSED) === name && localStorage.removeItem(UNUSED);
 
 // A name of its own for each browser, so that visitors do not find each other's photos.
 function firstCustomer() {
