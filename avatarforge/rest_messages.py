@@ -242,6 +242,8 @@ class AboutMessage(Message):
     """Days after its upload at which a job is erased, with photo and avatar; null: when somebody asks."""
     terms_url: str | None
     """Address of the terms of whoever runs the server."""
+    max_link_seconds: int | None
+    """How long a link to an avatar may work that needs no key; null: this server signs none."""
 
 
 class KeyMessage(Message):
@@ -281,4 +283,6 @@ class ImageLinks(Message):
     images: tuple[ImageLink, ...]
     """Of each of the job's images that there are."""
     expires_at: Time
-    """When these URLs stop working."""
+    """When the avatar's URL stops working."""
+    original_expires_at: Time
+    """When the original's does: never later than the server's own time for links."""

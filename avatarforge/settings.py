@@ -80,7 +80,7 @@ class HttpSettings(Group):
             return self.host == "localhost"
 
 
-MAX_LINK_SECONDS = 7 * 24 * 3600
+_WEEK_SECONDS = 7 * 24 * 3600
 
 
 class AccessSettings(Group):
@@ -96,8 +96,11 @@ class AccessSettings(Group):
     link_secrets: SecretStr | None = None
     """Secrets that sign links to images, of 32 characters or more, several separated by commas while they are
     rotated: the first one signs, all are accepted. Without one there are no links."""
-    link_seconds: int = Field(300, ge=1, le=MAX_LINK_SECONDS)
-    """How long a link to an image works, unless whoever asks for it says."""
+    link_seconds: int = Field(300, ge=1, le=_WEEK_SECONDS)
+    """How long a link to an image works, unless whoever asks for it says; one to an original never works
+    longer."""
+    max_link_seconds: int = Field(_WEEK_SECONDS, ge=1, le=_WEEK_SECONDS)
+    """How long a link to an avatar may work at most, whatever is asked for; at least `link_seconds`."""
     cors_origins: str = ""
     """Web sites whose pages may call this service from browsers, such as `https://shop.example`, separated by
     commas; by default none."""
@@ -105,6 +108,14 @@ class AccessSettings(Group):
     """Names that requests may call this service by, and their pages come from, separated by commas; by
     default any. Where `avatarforge up` asks nobody for a key, since it listens on a loopback address, by
     default this machine's: pages of other sites shall not use it through a browser here."""
+
+    @field_validator("max_link_seconds")
+    @classmethod
+    def _covers_the_default(cls, seconds: int, info: ValidationInfo) -> int:
+        default = info.data.get("link_seconds", 0)
+        if seconds < default:
+            raise ValueError(f"access.link_seconds ({default}) or more")
+        return seconds
 
     @field_validator("cors_origins")
     @classmethod

@@ -16,7 +16,7 @@ from avatarforge.access.rate_limit import RateLimits
 from avatarforge.access.signed_links import SIGNATURE, LinkSigner
 from avatarforge.domain.access import ApiKey
 from avatarforge.domain.customers import validate_customer_id
-from avatarforge.domain.errors import DatabaseUnavailable, Forbidden, Unauthenticated
+from avatarforge.domain.errors import DatabaseUnavailable, Forbidden, InvalidRequest, Unauthenticated
 from avatarforge.persistence.api_keys import ApiKeyRepository
 from avatarforge.persistence.database import limit_wait
 from avatarforge.settings import AccessSettings, Settings, SettingsError
@@ -120,7 +120,13 @@ class Authorizer:
         return Ticket(text=text, expires_at=expires_at)
 
     def link_expiry(self, seconds: int | None = None) -> datetime:
-        """Return when a link that is signed now expires: in so many seconds, or as the settings say."""
+        """Return when a link that is signed now expires: in so many seconds, or as the settings say.
+
+        Raises `InvalidRequest` if that is longer than a link may work.
+        """
+        longest = self._settings.max_link_seconds
+        if seconds is not None and seconds > longest:
+            raise InvalidRequest("expiresSeconds", seconds, f"{longest} or less")
         return self._now().replace(microsecond=0) + timedelta(seconds=seconds or self._settings.link_seconds)
 
     def sign_link(self, path: str, end: datetime) -> str:

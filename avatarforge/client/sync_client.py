@@ -318,7 +318,8 @@ class Client:
     def get_links(self, job: Job, *, expires_seconds: int | None = None) -> ImageLinks:
         """Return URLs of the job's images that need no key for a while, such as for an `<img>`.
 
-        They work for `expires_seconds`, a week at most; by default as long as the server is set to.
+        They work for `expires_seconds`, as many as the server allows (a week, unless it is set to less); by
+        default as long as the server is set to, which is the most for the original.
         """
         query = {} if expires_seconds is None else {"expiresSeconds": expires_seconds}
         return parse_response(ImageLinks, self._request("GET", job_path(job, "links"), params=query))

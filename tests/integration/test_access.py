@@ -401,10 +401,31 @@ async def test_a_link_works_as_long_as_one_asks_for_a_week_at_most(guarded: Guar
     for hours, status in ((23, 200), (25, 403)):
         guarded.service.clock.ahead = timedelta(hours=hours)
         assert (await guarded.ask("GET", url)).status_code == status
-    for seconds, expected in (("0", "1 or more"), ("604801", "604800 or less"), ("soon", "a whole number")):
+    for seconds, expected in (("0", "1 or more"), (604801, "604800 or less"), ("soon", "a whole number")):
         refused = await guarded.ask("GET", f"{path}?expiresSeconds={seconds}", guarded.key)
         assert (refused.status_code, problem(refused)["code"]) == (422, "invalid_request")
-        assert problem(refused)["detail"] == f"expiresSeconds is '{seconds}', but it must be {expected}."
+        assert problem(refused)["detail"] == f"expiresSeconds is {seconds!r}, but it must be {expected}."
+
+
+async def test_a_link_to_the_original_works_no_longer_than_the_servers_own_time(guarded: Guarded) -> None:
+    path = f"/customers/ben/photos/{guarded.job_id}/links"
+    links = (await guarded.ask("GET", f"{path}?expiresSeconds=86400", guarded.key)).json()
+    end, original_end = (datetime.fromisoformat(links[name]) for name in ("expiresAt", "originalExpiresAt"))
+    assert (end - original_end).total_seconds() == 86_400 - 300
+    guarded.service.clock.ahead = timedelta(seconds=300)
+    assert (await guarded.ask("GET", links["originalUrl"])).status_code == 403
+    assert (await guarded.ask("GET", links["generatedUrl"])).status_code == 200
+
+
+async def test_a_server_may_allow_less_than_a_week(tmp_path: Path) -> None:
+    access = {"link_secrets": A_LINK_SECRET, "max_link_seconds": 3600}
+    async with running_service(tmp_path, access=access) as service:
+        path = f"/customers/ana/photos/{await service.submitted()}/links"
+        refused = await service.client.get(f"{path}?expiresSeconds=3601")
+        assert refused.status_code == 422
+        assert problem(refused)["detail"] == "expiresSeconds is 3601, but it must be 3600 or less."
+        assert (await service.client.get(f"{path}?expiresSeconds=3600")).status_code == 200
+        assert (await service.client.get("/about")).json()["maxLinkSeconds"] == 3600
 
 
 async def test_a_link_is_good_for_its_own_image_only(guarded: Guarded) -> None:

@@ -267,4 +267,8 @@ async def test_without_keys_everybody_may_do_everything(rest: Rest) -> None:
 
 
 async def test_the_service_tells_how_long_photos_are_kept(rest: Rest) -> None:
-    assert (await rest.client.get("/about")).json() == {"jobRetentionDays": None, "termsUrl": None}
+    assert (await rest.client.get("/about")).json() == {
+        "jobRetentionDays": None,
+        "termsUrl": None,
+        "maxLinkSeconds": None,
+    }

@@ -97,6 +97,11 @@ def test_an_origin_that_browsers_would_not_send_is_refused(text: str) -> None:
         load_settings({}, environ={"AVATARFORGE_ACCESS_CORS_ORIGINS": text})
 
 
+def test_links_last_by_default_no_longer_than_at_most() -> None:
+    with pytest.raises(SettingsError, match=r"max_link_seconds.*access\.link_seconds \(300\) or more"):
+        load_settings({"access": {"max_link_seconds": 299}}, environ={})
+
+
 def test_variables_of_clients_are_no_settings() -> None:
     environ = {"AVATARFORGE_API_KEY": "afk_x", "AVATARFORGE_URL": "http://forge:8000"}
 

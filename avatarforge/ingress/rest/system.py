@@ -47,12 +47,13 @@ async def list_styles(request: Request) -> Response:
 
 @router.get("/about", response_model=rest_messages.AboutMessage, tags=["health"])
 async def get_about(request: Request) -> Response:
-    """Tell what becomes of photos: how long they are kept, and whose terms hold."""
+    """Tell what becomes of photos: how long they are kept and may be linked to, and whose terms hold."""
     settings = get_service(request).settings
     return json_response(
         rest_messages.AboutMessage(
             job_retention_days=settings.tracker.job_retention_days or None,
             terms_url=settings.http.terms_url or None,
+            max_link_seconds=settings.access.max_link_seconds if settings.access.signing_secrets else None,
         )
     )
 

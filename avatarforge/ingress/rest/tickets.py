@@ -13,7 +13,6 @@ from avatarforge.ingress.rest.openapi import error_responses
 from avatarforge.ingress.rest.photos import CustomerId, JobId
 from avatarforge.ingress.rest.responses import get_service, json_response
 from avatarforge.rest_messages import ImageLink, ImageLinks, KeyMessage, TicketMessage
-from avatarforge.settings import MAX_LINK_SECONDS
 
 router = APIRouter()
 
@@ -64,9 +63,8 @@ async def get_links(
         Query(
             alias="expiresSeconds",
             ge=1,
-            le=MAX_LINK_SECONDS,
-            description="How long the URLs work, a week at most; by default five minutes, or what the server "
-            "is set to.",
+            description="How long the URLs work: up to `maxLinkSeconds` of `GET /about`; by default five "
+            "minutes, or what the server is set to, and no longer for the original.",
         ),
     ] = None,
 ) -> Response:
@@ -74,12 +72,14 @@ async def get_links(
     somebody else can see them."""
     authorizer = _get_authorizer(request)
     end = authorizer.link_expiry(expires_seconds)
+    # A link outlives its key, and the photo is more private than the avatar.
+    original_end = min(end, authorizer.link_expiry())
     status = (await get_service(request).status(customer_id, job_id)).to_message()
     return json_response(
         ImageLinks(
             original_url=None
             if status.original_url is None
-            else authorizer.sign_link(status.original_url, end),
+            else authorizer.sign_link(status.original_url, original_end),
             generated_url=None
             if status.generated_url is None
             else authorizer.sign_link(status.generated_url, end),
@@ -88,6 +88,7 @@ async def get_links(
                 for image in status.images
             ),
             expires_at=end,
+            original_expires_at=original_end,
         )
     )
 
