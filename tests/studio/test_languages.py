@@ -8,6 +8,7 @@ from playwright.async_api import Browser, Page, expect
 
 from avatarforge.ingress.problems import PROBLEM_TYPES
 from avatarforge.ingress.studio import FOLDER
+from avatarforge.tracker.queue.attempts import ATTEMPT_FAILURES
 from tests.integration.service import Service
 from tests.studio.browser import PORTRAIT, job_shown, opened, send
 
@@ -68,9 +69,15 @@ async def test_a_portuguese_browser_gets_portuguese(
         await expect(page.locator("#said")).to_have_text("O avatar está pronto.")
 
 
+SENTENCES = """async (problems) => {
+  const base = document.querySelector("script[type=module]").src.replace("main.js", "");
+  const { sentenceOf } = await import(base + "problems.js");
+  return problems.map(sentenceOf);
+}"""
+
 NEVER_HERE = {
     *("unsupported_media_type", "unsupported_content_encoding", "invalid_upload", "unknown_field"),
-    *("delivery_not_found", "object_not_found", "overflow", "cancelled", "device_lost"),
+    *("delivery_not_found", "object_not_found", "overflow", "cancelled"),
     *("shard_leased", "shard_count_changed", "database_in_use", "overtaken"),
 }
 """Codes of calls that the studio does not make, and of the command line."""
@@ -90,8 +97,8 @@ async def test_what_the_server_refuses_is_told_in_portuguese_with_its_values(
         await page.set_input_files("#photo", PORTRAIT)
         await page.click("summary")
         for field, text, expected in (
-            ("steps", "900", "Passos é “900”, mas deve ser um número inteiro de 1 a 150."),
-            ("guidance", "-1", "Orientação é “-1”, mas deve ser um número de 0 a 30."),
+            ("steps", "900", "O número de passos é “900”, mas deve ser um número inteiro de 1 a 150."),
+            ("guidance", "-1", "A orientação é “-1”, mas deve ser um número de 0 a 30."),
         ):
             await page.fill(f"#{field}", text)
             await page.click("#forge")
@@ -99,16 +106,22 @@ async def test_what_the_server_refuses_is_told_in_portuguese_with_its_values(
             await page.fill(f"#{field}", "")
         await page.goto(f"{service.url}/#/photo/ana/{failed}")
         await expect(page.locator("#facts .error")).to_have_text(re.compile("^O filtro do modelo reteve"))
-        sentences = await page.evaluate(
-            """async (codes) => {
-              const base = document.querySelector("script[type=module]").src.replace("main.js", "");
-              const { sentenceOf } = await import(base + "problems.js");
-              const problem = { detail: "English.", expected: "one of a, b" };
-              return codes.filter((code) => sentenceOf({ code, ...problem }) === "English.");
-            }""",
-            sorted({kind.code for kind in PROBLEM_TYPES} | {"worker_lost", "lease_expired"}),
-        )
-    assert set(sentences) == NEVER_HERE
+        names = re.findall(r"\{(\w+)\}", (FOLDER / "problems.js").read_text())
+        problem = {**dict.fromkeys(names, "x"), "detail": "English.", "expected": "one of a, b"}
+        codes = sorted({kind.code for kind in PROBLEM_TYPES})
+        told = await page.evaluate(SENTENCES, [{**problem, "code": code} for code in codes])
+        assert {code for code, text in zip(codes, told, strict=True) if text == "English."} == NEVER_HERE
+
+        # A job's own error has no values.
+        errors = [{"code": code, "message": "English."} for code in ATTEMPT_FAILURES]
+        told = await page.evaluate(SENTENCES, errors)
+        for code, text in zip(ATTEMPT_FAILURES, told, strict=True):
+            assert text != "English.", code
+            assert re.search(r"[{}“]| {2}|^ | $| s\.", text) is None, (code, text)
+
+        # Of an older or a later server: a value is missing.
+        [text] = await page.evaluate(SENTENCES, [{"code": "limit_reached", "detail": "English."}])
+        assert text == "English."
 
 
 async def test_the_clock_is_that_of_the_browsers_country(service: Service, browser: Browser) -> None:

@@ -4,7 +4,8 @@
 import { has, language, number, t } from "./i18n.js";
 
 const FORMATS = "JPEG, PNG, WebP, GIF, HEIC, AVIF, TIFF ou BMP";
-const AGAIN = "Tente de novo em {retryAfter} s.";
+const AGAIN = "Tente de novo em {retryAfter} s."; // left out where it is not known when
+const PLACE = /\{(\w+)\}/g; // of a value
 const SENTENCES = {
   pt: {
     internal_error: "O servidor encontrou um erro inesperado, que foi registrado.",
@@ -57,8 +58,39 @@ const SENTENCES = {
     remote_refused: "O outro servidor recusou o pedido ({detail})",
     device_failed: "O dispositivo falhou ({detail})",
     deadline_exceeded: "O tempo dado ao trabalho acabou.",
+    device_lost: "O dispositivo falhou ({detail})",
+    original_missing: "A foto deste trabalho não existe mais.",
+    worker_stopping: "Quem fazia o trabalho foi desligado.",
     worker_lost: "O trabalho se perdeu várias vezes com quem o fazia.",
     lease_expired: "Quem fazia o trabalho deixou de responder.",
+  },
+};
+// In place of those above, of a job's own error: it has no values.
+const OF_JOBS = {
+  pt: {
+    invalid_request: "O pedido não serve para o modelo ({detail})",
+    photo_damaged: "A foto não pôde ser lida até o fim. Envie-a de novo, inteira.",
+  },
+};
+const FIELDS = {
+  pt: {
+    prompt: "A descrição",
+    negativePrompt: "A descrição do que evitar",
+    style: "O estilo",
+    variants: "O número de imagens",
+    strength: "A força",
+    imageGuidance: "A fidelidade à foto",
+    guidance: "A orientação",
+    steps: "O número de passos",
+    seed: "A semente",
+    sampler: "O amostrador",
+    format: "O formato",
+    width: "A largura",
+    height: "A altura",
+    callbackUrl: "O endereço de retorno",
+    priority: "A prioridade",
+    timeoutSeconds: "O prazo",
+    expiresSeconds: "A validade do link",
   },
 };
 // How a value that is refused should be.
@@ -74,20 +106,20 @@ const EXPECTED = {
   ],
 };
 
-// Of a problem document, or of a job's error.
+// Of a problem document, or of a job's error. What needs a value that is not told stays as the server says it.
 export function sentenceOf({ message, detail = message, ...values }) {
-  const sentence = SENTENCES[language()]?.[values.code];
-  if (!sentence) return detail;
-  const expected = values.expected && translateExpected(values.expected);
-  if (values.code === "invalid_request" && !expected) return detail;
-  const field = has(values.field) ? t(values.field) : values.field;
+  const { code, field } = values;
+  const known = (message ? OF_JOBS[language()]?.[code] : undefined) ?? SENTENCES[language()]?.[code];
+  if (!known) return detail;
   const current = has(`state_${values.current}`) ? t(`state_${values.current}`) : values.current;
-  const facts = { ...values, field, current, expected, detail };
-  return sentence.replace(/\{(\w+)\}/g, (_, name) => {
-    const fact = facts[name] ?? "";
-    return typeof fact === "number" ? number(fact) : fact;
-  });
+  const expected = values.expected && translateExpected(values.expected);
+  const facts = { ...values, field: FIELDS[language()]?.[field] ?? field, current, expected, detail };
+  const sentence = facts.retryAfter === undefined ? known.replace(AGAIN, "").trim() : known;
+  const isKnown = [...sentence.matchAll(PLACE)].every(([, name]) => (facts[name] ?? "") !== "");
+  return isKnown ? sentence.replace(PLACE, (_, name) => worded(facts[name])) : detail;
 }
+
+const worded = (fact) => (typeof fact === "number" ? number(fact) : fact);
 
 function translateExpected(text) {
   const [pattern, words] = EXPECTED[language()].find(([pattern]) => pattern.test(text)) ?? [];
