@@ -39,6 +39,11 @@ export function button(look, symbol, text, onclick, attributes = {}) {
   );
 }
 
+// A screen reader reads out what is written to a live region, even if it is the same again.
+export function write(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
 // Puts new children in place of the old ones. What had the focus keeps it where its data-key comes again; else what
 // stands in its place gets it, or the heading of the view, so that it never falls to the page as a whole. A child that
 // holds elements of before is given as a function: to build it takes them, and the focus, from where they are.

@@ -7,7 +7,7 @@ import { moment, number, t } from "./i18n.js";
 import * as jobs from "./jobs.js";
 import { show } from "./images.js";
 import { attempt } from "./say.js";
-import { choice, drawTools, isSearching, searched } from "./selection.js";
+import { choice, drawTools, isChosen, isSearching, searched } from "./selection.js";
 import { badge, bar, countOf, nameOf, remaining, shortNameOf, situation } from "./states.js";
 import { allStyles } from "./styles.js";
 
@@ -22,7 +22,7 @@ export function drawGallery() {
     button("secondary", "plus", t("older"), () => attempt(jobs.loadOlder), { "data-key": "older" });
   replace(
     $("#gallery"),
-    () => (all.length ? h("ul.cards", {}, all.map(card)) : !isSearching() && nothing()),
+    () => (all.length ? h("ul.cards", {}, all.map(card)) : isSearching() ? notFound() : nothing()),
     older && h("p.older", {}, older),
   );
   for (const id of cards.keys()) if (!jobs.get(id)) cards.delete(id);
@@ -36,6 +36,7 @@ function card(job) {
     $(".line-of", kept).textContent = situation(job);
     $("progress", kept)?.replaceWith(bar(job));
   }
+  $(".choice input", cards.get(job.jobId)).checked = isChosen(job);
   return cards.get(job.jobId);
 }
 
@@ -72,6 +73,8 @@ function thumbnail(job) {
     ? show(h("img", { alt: "" }), avatarOf(job))
     : show(h("img.dim", { alt: "" }), squareOf(job));
 }
+
+const notFound = () => !jobs.hasOlder() && h("p.hint", {}, t("notFound"));
 
 function nothing() {
   return h(

@@ -47,17 +47,22 @@ export function follow() {
   });
 }
 
-// The newest page, or the next older one. A customer without jobs is not known to the server yet.
+// The newest page, or the next older one; true once it is here. A customer without jobs is not known to the server yet.
 export async function load(path) {
   const { customer, number } = session;
-  if (session.isUnused) return tell();
+  if (session.isUnused) {
+    tell();
+    return false;
+  }
   try {
     const page = await api.photos(customer, path);
-    if (number !== session.number) return;
+    if (number !== session.number) return false;
     page.photos.forEach(merge);
     if (path || following === null) following = page.next;
+    return true;
   } catch (error) {
     if (error.code !== "customer_not_found") throw error;
+    return false;
   } finally {
     tell();
   }

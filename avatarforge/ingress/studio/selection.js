@@ -1,6 +1,6 @@
 // The gallery's tools: which jobs are shown, and which are chosen, to be erased or taken along as an archive.
 
-import { $, h } from "./dom.js";
+import { $, h, write } from "./dom.js";
 import { erase } from "./erasing.js";
 import { number, t } from "./i18n.js";
 import * as jobs from "./jobs.js";
@@ -12,24 +12,40 @@ import { titleOf } from "./styles.js";
 
 const chosen = new Set(); // ids
 
-const wordsOf = (text) => text.toLocaleLowerCase().split(/\s+/).filter(Boolean);
+// Small, and without marks: "cafe" finds "Café".
+const folded = (text) => text.normalize("NFD").replace(/\p{M}/gu, "").toLocaleLowerCase();
+const wordsOf = (text) => folded(text).split(/\s+/).filter(Boolean);
 
 // Of all jobs that are known those with each word in their style or prompt.
 export function searched(all) {
   const words = wordsOf($("#search").value);
   return all.filter(({ parameters: { style, prompt = "" } = {} }) => {
-    const text = `${style ? titleOf(style) : ""} ${style ?? ""} ${prompt}`.toLocaleLowerCase();
+    const text = folded(`${style ? titleOf(style) : ""} ${style ?? ""} ${prompt}`);
     return words.every((word) => text.includes(word));
   });
 }
 
 export const isSearching = () => Boolean($("#search").value.trim());
+export const isChosen = ({ jobId }) => chosen.has(jobId);
+
+// What is not shown is not acted on.
+const chosenJobs = () => searched(jobs.all()).filter(isChosen);
+
+let looking = false;
+
+// A search is through all jobs, and older ones may not be here yet.
+async function lookFurther() {
+  if (looking) return;
+  looking = true;
+  while (isSearching() && jobs.hasOlder() && (await attempt(jobs.loadOlder))) continue;
+  looking = false;
+}
 
 // A box over the card's image.
 export function choice(job) {
   const box = h("input", {
     type: "checkbox",
-    checked: chosen.has(job.jobId),
+    checked: isChosen(job),
     "aria-label": t("choose", { name: nameOf(job) }),
     "data-key": `choose ${job.jobId}`,
   });
@@ -50,10 +66,13 @@ export function drawTools() {
   const choosing = $("#choosing").getAttribute("aria-pressed") === "true";
   $("#gallery").classList.toggle("choosing", choosing);
   $("#chosen").hidden = !choosing;
-  $("#chosen-count").textContent = t("chosenCount", { n: number(chosen.size) });
-  for (const name of ["#zip", "#erase-chosen"]) $(name).disabled = !chosen.size;
+  const n = chosenJobs().length;
+  const counts = { n: number(n), others: number(chosen.size - n) };
+  write($("#chosen-count"), n < chosen.size ? t("chosenNotShown", counts) : t("chosenCount", counts));
+  for (const name of ["#zip", "#erase-chosen"]) $(name).disabled = !n;
   $("#found").hidden = !isSearching();
-  $("#found").textContent = t("found", { n: number(searched(all).length), all: number(all.length) });
+  const found = { n: number(searched(all).length), all: number(all.length) };
+  write($("#found"), jobs.hasOlder() ? t("foundAmong", found) : t("found", found));
 }
 
 function choose(ids) {
@@ -64,17 +83,19 @@ function choose(ids) {
   drawTools();
 }
 
-const chosenJobs = () => jobs.all().filter(({ jobId }) => chosen.has(jobId));
-
 function eraseChosen() {
   const list = chosenJobs();
-  choose([]);
+  const ids = list.map(({ jobId }) => jobId);
+  choose([...chosen].filter((id) => !ids.includes(id)));
   erase(list);
   $("#choosing").focus();
 }
 
 export function startSelection(draw) {
-  $("#search").addEventListener("input", draw);
+  $("#search").addEventListener("input", () => {
+    draw();
+    lookFurther();
+  });
   $("#choosing").addEventListener("click", ({ currentTarget }) => {
     currentTarget.setAttribute("aria-pressed", currentTarget.getAttribute("aria-pressed") !== "true");
     choose([]);
