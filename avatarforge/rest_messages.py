@@ -195,6 +195,8 @@ class ReplicaMessage(Message):
     """What serves; null for a remote one, whose server decides."""
     failure: ModelFailureMessage | None
     """Why the desired model does not serve, if it cannot be loaded."""
+    user_config_faults: tuple[str, ...]
+    """What is wrong in its deployment's `user_config`, and left out."""
     device: str | None
     limit: int
     """Images that are denoised at once."""
@@ -228,6 +230,8 @@ class ModelList(Message):
     """What uploads are checked against."""
     replicas: tuple[ReplicaMessage, ...] = ()
     """What each replica serves, as it told some seconds ago."""
+    user_config_faults: tuple[str, ...] = ()
+    """What is wrong in Ingress' `user_config`, and left out."""
 
 
 class StyleList(Message):

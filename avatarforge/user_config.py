@@ -1,16 +1,13 @@
 """The `user_config` of a deployment: what it may hold, and what becomes of one that is wrong."""
 
-import asyncio
 import difflib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import structlog
 from pydantic import ValidationError
 
 from avatarforge.actors import DEPLOYMENT, INGRESS_DEPLOYMENT, REMOTE_DEPLOYMENT
-from avatarforge.domain.replicas import ModelFailure
 from avatarforge.settings import ScalingSettings
 
 log = structlog.get_logger(__name__)
@@ -21,10 +18,6 @@ USER_CONFIGS: Mapping[str, Collection[str]] = {
     REMOTE_DEPLOYMENT: ("model", "revision"),
 }
 """The deployments, and what each reads of its `user_config`."""
-
-
-class UserConfigError(Exception):
-    """A replica starts while Serve deploys, with a `user_config` that is wrong."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,43 +74,22 @@ def _find_scaling_faults(changes: object, scaling: ScalingSettings, path: str) -
 
 
 class UserConfigReader:
-    """Reads each `user_config` that a replica is given, and decides what becomes of a wrong one.
+    """Reads each `user_config` that a replica is given, and keeps what is wrong with the newest.
 
-    Serve shows what `reconfigure` raises in the deployment's status, and stops the replica. So one that
-    starts while Serve deploys raises, and replicas of the release before serve on. One that serves already,
-    or that takes the place of a dead one, leaves out what is wrong instead.
+    A fault is left out, never raised: Serve stops a replica whose `reconfigure` raises and, after a few of
+    them, replaces no replica that dies until the next deployment. A misspelt name must not stop a service.
     """
 
-    def __init__(
-        self, deployment: str, scaling: ScalingSettings, is_being_deployed: Callable[[], bool] | None = None
-    ) -> None:
-        """`is_being_deployed` blocks; by default it asks Serve, and works in a replica only."""
+    def __init__(self, deployment: str, scaling: ScalingSettings) -> None:
         self._deployment = deployment
         self._scaling = scaling
-        self._is_being_deployed = is_being_deployed or _ask_serve
-        self._faults: tuple[str, ...] = ()
-        self._read_at: datetime | None = None
+        self.faults: tuple[str, ...] = ()
+        """Those of the newest `user_config`."""
 
-    async def read(self, user_config: Mapping[str, object]) -> UserConfig:
-        """Return what can be used of it, and log the rest. Raises `UserConfigError`."""
+    def read(self, user_config: Mapping[str, object]) -> UserConfig:
+        """Return what can be used of it, and log the rest."""
         config = parse_user_config(self._deployment, user_config, self._scaling)
-        if config.faults and self._read_at is None and await asyncio.to_thread(self._is_being_deployed):
-            raise UserConfigError(" ".join(config.faults))
         for fault in config.faults:
             log.error("user_config is wrong", deployment=self._deployment, reason=fault)
-        self._faults, self._read_at = config.faults, datetime.now(UTC)
+        self.faults = config.faults
         return config
-
-    def find_failure(self, model: str) -> ModelFailure | None:
-        """Return what is wrong with the newest one, for the report of a replica that should serve `model`."""
-        if self._read_at is None or not self._faults:
-            return None
-        return ModelFailure(model=model, reason=" ".join(self._faults), at=self._read_at)
-
-
-def _ask_serve() -> bool:
-    from ray import serve
-
-    context = serve.get_replica_context()
-    application = serve.status().applications[context.app_name]
-    return application.deployments[context.deployment].status in ("UPDATING", "DEPLOY_FAILED")

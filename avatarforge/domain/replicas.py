@@ -84,6 +84,8 @@ class ReplicaReport:
     model: ServedModel | None = None
     failure: ModelFailure | None = None
     """Why the desired model could not be loaded, if so."""
+    user_config_faults: tuple[str, ...] = ()
+    """A sentence for each name and value of its `user_config` that is wrong and left out."""
     device: str | None = None
     limit: int = 1
     """Images that are denoised at once."""

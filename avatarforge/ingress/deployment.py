@@ -71,8 +71,9 @@ class Ingress(JobMethods, HealthMethods):
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Set whose styles and defaults count, those of the model that the replicas are told to serve, and
-        what autoscaling aims at. Raises `UserConfigError`."""
-        config = await self._user_config.read(user_config)
+        what autoscaling aims at."""
+        config = self._user_config.read(user_config)
+        self._photos.user_config_faults = config.faults
         if config.model is not None:
             self._photos.model.set_desired(config.model)
         if config.scaling is not None:

@@ -142,6 +142,8 @@ class ProfilePhotoService:
         self.crop_limit = ConcurrencyLimit(self.MAX_CROPS, TooManyCrops)
         """Limits those of them that `find_crop` is asked about."""
         self.model = ServedModel(settings.diffusion.model, catalogue, self.read, lambda: live.replicas)
+        self.user_config_faults: tuple[str, ...] = ()
+        """A sentence for each name and value of Ingress' `user_config` that is wrong and left out."""
         self._records = records
         self._storage = storage
         self.live = live

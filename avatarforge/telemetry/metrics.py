@@ -170,8 +170,11 @@ REPLICAS = Gauge(
 )
 MODEL_LOAD_FAILURES = Gauge(
     "avatarforge_model_load_failures",
-    "Replicas that could not load the model that they should serve, so that an older one serves or none, or "
-    "whose `user_config` has what nothing reads.",
+    "Replicas that could not load the model that they should serve, so that an older one serves or none.",
+)
+USER_CONFIG_FAULTS = Gauge(
+    "avatarforge_user_config_faults",
+    "Replicas whose `user_config` has names that nothing reads or impossible values. These are left out.",
 )
 COMPILE_FAILURES = Gauge(
     "avatarforge_model_compile_failures",

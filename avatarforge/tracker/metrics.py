@@ -188,6 +188,7 @@ class ReplicaMetrics:
         self._counted = {known: counted for known, counted in self._counted.items() if known in present}
         values: dict[tuple[Gauge, tuple[str, ...]], list[float]] = {
             (metrics.MODEL_LOAD_FAILURES, ()): [report.failure is not None for report in reports],
+            (metrics.USER_CONFIG_FAULTS, ()): [bool(report.user_config_faults) for report in reports],
             (metrics.COMPILE_FAILURES, ()): [report.compile_failure is not None for report in reports],
             (metrics.CIRCUITS_OPEN, ()): [report.circuit == "open" for report in reports],
         }

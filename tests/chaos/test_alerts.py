@@ -230,6 +230,15 @@ async def _report_failure(service: Service, _: Prometheus) -> AsyncIterator[None
     await tracker.record_replica_report(a_report())
 
 
+@provokes("UserConfigWrong")
+async def _report_user_config(service: Service, _: Prometheus) -> AsyncIterator[None]:
+    tracker = service.actors[0].tracker
+    assert tracker is not None
+    await tracker.record_replica_report(a_report(user_config_faults=("Provoked by the test.",)))
+    yield
+    await tracker.record_replica_report(a_report())
+
+
 @provokes("WebhooksGivenUp")
 async def _refuse_webhook(service: Service, _: Prometheus) -> AsyncIterator[None]:
     async with Receiver(answer(410)).serving() as receiver:

@@ -37,6 +37,12 @@ async def test_the_model_and_its_styles_are_told(rest: Rest) -> None:
     ]
 
 
+async def test_faults_of_the_ingress_user_config_are_told(rest: Rest) -> None:
+    assert (await rest.client.get("/models")).json()["userConfigFaults"] == []
+    rest.photos.user_config_faults = ("scaling is 3.",)
+    assert (await rest.client.get("/models")).json()["userConfigFaults"] == ["scaling is 3."]
+
+
 async def test_what_each_replica_serves_and_what_failed_is_told(rest: Rest) -> None:
     failure = ModelFailure(model="broken", reason="The model 'broken' cannot be used: why.", at=NOON)
     rest.tracker.reports = (
@@ -44,6 +50,7 @@ async def test_what_each_replica_serves_and_what_failed_is_told(rest: Rest) -> N
             desired_model="broken",
             model=a_model("avatar-mini"),
             failure=failure,
+            user_config_faults=("Nothing reads 'modle'.",),
             active=3,
             step_seconds={1: 0.1, 4: 0.25},
             tuning={"vae": "contiguous"},
@@ -74,6 +81,7 @@ async def test_what_each_replica_serves_and_what_failed_is_told(rest: Rest) -> N
             "reason": "The model 'broken' cannot be used: why.",
             "at": "2026-05-17T12:00:00.123456Z",
         },
+        "userConfigFaults": ["Nothing reads 'modle'."],
         "device": None,
         "limit": 4,
         "active": 3,

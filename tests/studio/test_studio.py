@@ -880,7 +880,11 @@ async def test_the_models_tell_what_serves_and_how_the_service_is(page: Page) ->
 async def test_a_swap_that_failed_is_told_beside_what_still_serves(service: Service, page: Page) -> None:
     failure = ModelFailure(model="broken", reason="The model 'broken' cannot be used: why.", at=NOON)
     report = a_report(
-        desired_model="broken", model=a_model("avatar-mini"), failure=failure, step_seconds={1: 0.25}
+        desired_model="broken",
+        model=a_model("avatar-mini"),
+        failure=failure,
+        user_config_faults=("Nothing reads 'modle'.",),
+        step_seconds={1: 0.25},
     )
     [tracker] = service.running_trackers
     await tracker.record_replica_report(report)
@@ -890,7 +894,8 @@ async def test_a_swap_that_failed_is_told_beside_what_still_serves(service: Serv
     await expect(replica.locator("h3")).to_have_text("avatar-mini")
     await expect(replica.locator(".badge")).to_have_text("Serves")
     await expect(replica).to_contain_text("250 ms")
-    await expect(replica.locator(".error")).to_contain_text("The model 'broken' cannot be used: why.")
+    await expect(replica.locator(".error").first).to_contain_text("The model 'broken' cannot be used: why.")
+    await expect(replica.locator(".error").nth(1)).to_have_text("Nothing reads 'modle'.")
 
 
 async def test_another_customer_sees_none_of_it(service: Service, page: Page) -> None:

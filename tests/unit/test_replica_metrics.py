@@ -85,12 +85,20 @@ def test_what_stands_is_told_of_those_that_are_there() -> None:
             compile_failure="no compiler",
         ),
         replace(FRESH, replica_id="b", active=3, memory_bytes=50, step_seconds={1: 0.3}, failure=failure),
-        replace(FRESH, replica_id="c", backend="remote", model=None, circuit="open"),
+        replace(
+            FRESH,
+            replica_id="c",
+            backend="remote",
+            model=None,
+            circuit="open",
+            user_config_faults=("wrong", "too"),
+        ),
     ]
     assert ReplicaMetrics().gauges(reports) == {
         (metrics.REPLICAS.name, ("local", "mini", "serving")): 2,
         (metrics.REPLICAS.name, ("remote", "", "serving")): 1,
         (metrics.MODEL_LOAD_FAILURES.name, ()): 1,
+        (metrics.USER_CONFIG_FAULTS.name, ()): 1,
         (metrics.COMPILE_FAILURES.name, ()): 1,
         (metrics.CIRCUITS_OPEN.name, ()): 1,
         (metrics.IMAGES.name, ("mini", "active")): 5,

@@ -77,8 +77,8 @@ class RemoteStableDiffusion:
         self._reporter.start()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Set the model whose styles and defaults apply. Raises `UserConfigError`."""
-        config = await self._user_config.read(user_config)
+        """Set the model whose styles and defaults apply."""
+        config = self._user_config.read(user_config)
         if config.model is not None:
             self._manifest.name = config.model
 
@@ -100,7 +100,7 @@ class RemoteStableDiffusion:
             reported_at=datetime.now(UTC),
             state=ReplicaState.SERVING,
             desired_model=self._manifest.name,
-            failure=self._user_config.find_failure(self._manifest.name),
+            user_config_faults=self._user_config.faults,
             limit=self._limit,
             active=self._active,
             images_generated=self._images_generated,

@@ -51,9 +51,9 @@ class StableDiffusion:
         """Record the desired model and return. A change of any other key has its manifest read anew.
 
         Serve stops a replica whose `reconfigure` raises, so a name that makes no sense is recorded as a model
-        that cannot be loaded. Raises `UserConfigError`.
+        that cannot be loaded.
         """
-        config = await self._user_config.read(user_config)
+        config = self._user_config.read(user_config)
         if config.model is not None:
             self._models.set_desired(config.model)
 

@@ -96,7 +96,8 @@ def build_report(replica_id: str, models: ModelManager, user_config: UserConfigR
         state=models.state,
         desired_model=models.desired_model,
         model=None if model is None or since is None else _describe_model(model, since),
-        failure=models.failure or user_config.find_failure(models.desired_model),
+        failure=models.failure,
+        user_config_faults=user_config.faults,
         device=None if model is None else model.engine.device,
         **asdict(engine),
     )

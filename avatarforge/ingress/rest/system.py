@@ -27,6 +27,7 @@ async def list_models(request: Request) -> Response:
         rest_messages.ModelList(
             models=(responses.model_message(await service.model.manifest()),),
             replicas=tuple(map(rest_messages.ReplicaMessage.model_validate, service.live.replicas)),
+            user_config_faults=service.user_config_faults,
         )
     )
 

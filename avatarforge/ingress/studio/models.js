@@ -57,6 +57,7 @@ function replica({
   desiredModel,
   model,
   failure,
+  userConfigFaults,
   device,
   backend,
   active,
@@ -93,6 +94,7 @@ function replica({
         {},
         t("failedSwap", { model: failure.model, time: moment(failure.at), reason: failure.reason }),
       ),
+    (userConfigFaults ?? []).map((fault) => h("p.error", {}, fault)),
     h("dl.grid", {}, rows(facts)),
   );
 }
