@@ -35,21 +35,21 @@ async def test_it_is_shown_round_and_small_and_saved_in_the_sizes_that_sites_ask
     )
     assert await grave_findings(page) == []
 
-    async def saved(place: str) -> tuple[str, Image.Image]:
+    async def saved(place: str, side: int) -> tuple[str, Image.Image]:
         async with page.expect_download() as download:
-            await page.click(f"[data-key='export {place}']")
+            await page.get_by_role("button", name=f"Download: {place} {side} px").click()
         file = await download.value
         return file.suggested_filename, Image.open(await file.path())
 
     for place, side in {"Slack": 512, "GitHub": 500, "LinkedIn": 400, "Gravatar": 512}.items():
-        name, image = await saved(place)
+        name, image = await saved(place, side)
         assert name == f"ana-watercolour-{place.lower()}-{side}.png"
         assert (image.format, image.size) == ("PNG", (side, side))
         image.load()
         assert SOURCE_TYPE in image.info["XML:com.adobe.xmp"], "the mark goes with it"
         assert image.convert("RGBA").getpixel((0, 0))[3] == 255
     await page.get_by_label("Round").check()
-    _, image = await saved("GitHub")
+    _, image = await saved("GitHub", 500)
     rim, middle = image.getpixel((3, 3)), image.getpixel((250, 250))
     assert (rim[3], middle[3]) == (0, 255)
 
@@ -72,6 +72,18 @@ async def test_the_image_and_a_link_that_expires_are_copied(tmp_path: Path, brow
             types = await page.evaluate("async () => (await navigator.clipboard.read())[0].types")
             assert types == ["image/png"]
 
+            about = {"jobRetentionDays": None, "termsUrl": None, "maxLinkSeconds": None}
+            await page.route("**/about", lambda route: route.fulfill(json=about))
+            copy = page.get_by_role("button", name="Copy link")
+            await page.reload()
+            await expect(page.get_by_role("button", name="Copy image")).to_be_visible()
+            await expect(copy).to_have_count(0)
+            about["maxLinkSeconds"] = 2 * 24 * 3600
+            await page.reload()
+            await copy.click()
+            assert await page.locator("#ask-input option").all_inner_texts() == ["an hour", "a day"]
+            await page.keyboard.press("Escape")
+
             await page.get_by_role("button", name="Copy link").click()
             await page.select_option("#ask-input", label="a day")
             assert await grave_findings(page) == []
@@ -81,6 +93,20 @@ async def test_the_image_and_a_link_that_expires_are_copied(tmp_path: Path, brow
         assert link.startswith(f"{service.url}/customers/ana/photos/{job_id}/generated?")
         async with httpx.AsyncClient() as stranger:
             assert (await stranger.get(link)).content == a_jpeg(128, 128)
+
+
+async def test_where_no_key_is_asked_for_the_link_is_the_plain_address(
+    service: Service, browser: Browser
+) -> None:
+    job_id = await service.submitted()
+    await service.ended(job_id)
+    permissions = ["clipboard-read", "clipboard-write"]
+    path = f"/#/photo/ana/{job_id}"
+    async with opened(browser, service.url, path, permissions=permissions) as page:
+        await page.get_by_role("button", name="Copy link").click()
+        await expect(page.locator(".toast")).to_contain_text("It works until the avatar is erased")
+        link = await page.evaluate("navigator.clipboard.readText()")
+    assert link == f"{service.url}/customers/ana/photos/{job_id}/generated"
 
 
 async def test_in_the_gallery_one_searches_chooses_several_and_saves_or_erases_them(

@@ -164,6 +164,7 @@ export default {
   link_day: "a day",
   link_week: "a week",
   linkCopied: "The link is copied.",
+  linkCopiedOpen: "The link is copied. It works until the avatar is erased, since no key is asked for here.",
   search: "Search by style and words",
   found: "{n} of {all}",
   foundAmong: "{n} among the newest {all}",

@@ -68,7 +68,10 @@ function placeButton(job, place) {
     saveAs(image, `${fileNameOf(job, place, side)}.png`);
   };
   const size = t("pixelsSquare", { n: number(side) });
-  const made = button("secondary", "download", place, () => attempt(save), { "data-key": `export ${place}` });
+  const made = button("secondary", "download", place, () => attempt(save), {
+    "data-key": `export ${place}`,
+    "aria-label": `${t("download")}: ${place} ${size}`,
+  });
   made.append(h("small", {}, size));
   return made;
 }

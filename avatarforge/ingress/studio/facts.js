@@ -25,7 +25,7 @@ let remixes = 0; // counted: of several pressed in a row the last one counts
 export function drawFacts(job) {
   const { jobId, index, seq } = job ?? {};
   const { lang } = document.documentElement;
-  const wanted = job ? [jobId, index, seq, hasSteps(job), allStyles(), lang].join(" ") : "";
+  const wanted = job ? [jobId, index, seq, hasSteps(job), allStyles(), lang, canCopyLinks()].join(" ") : "";
   if ($("#facts").dataset.for === wanted) return;
   $("#facts").dataset.for = wanted;
   if (!job) return replace($("#facts"));
@@ -124,9 +124,11 @@ async function remixed(job) {
   const isWanted = () => turn === remixes && number === session.number;
   const file = await original(job);
   if (!isWanted()) return;
-  // What was taken as it is, is the square.
-  const isWhole = job.parameters?.cropToFace === false && job.crop === "centre";
-  if (!(await choose(file, isWhole ? "whole" : null)) || !isWanted()) return;
+  // What was taken as it is, has the avatar's shape.
+  const { cropToFace, width, height } = job.parameters ?? {};
+  const whole = { shape: width ? [width, height] : [1, 1] };
+  const isWhole = cropToFace === false && job.crop === "centre";
+  if (!(await choose(file, isWhole ? whole : null)) || !isWanted()) return;
   remix(job);
   location.hash = "#/";
 }

@@ -16,7 +16,10 @@ const TAKEN =
 const isTouched = () => matchMedia("(hover: none)").matches;
 const hasCamera = () => Boolean(navigator.mediaDevices?.getUserMedia);
 
-let about = null; // what the server says of photos
+let about = null; // what the server says of photos and links
+
+// How many seconds a link to an avatar may work that needs no key; 0 where the server signs none.
+export const longestLink = () => about?.maxLinkSeconds ?? 0;
 
 export async function loadAbout() {
   about = await api.about();

@@ -214,7 +214,7 @@ async function begin() {
   resumeErasing();
   persist(() => jobs.load(), isWanted);
   persist(loadStyles, isWanted);
-  persist(loadAbout, isWanted);
+  persist(() => loadAbout().then(soon), isWanted);
   if (photo.place === "unknown") look();
   route();
 }

@@ -18,8 +18,8 @@ let choices = 0; // counted: a photo that is decoded late may be chosen no more
 
 export const onPhoto = (listener) => listeners.add(listener);
 
-// `square`, as { left, top, side, turns }, was framed before; "whole" is the photo as it is, cut already. Resolves
-// with false where something else was chosen meanwhile.
+// `square`, as { left, top, side, turns, shape }, was framed before; with its shape alone it is the photo as it is, cut
+// already. Resolves with false where something else was chosen meanwhile.
 export async function choose(file, square = null) {
   clear();
   return take(file, square, "photo");

@@ -164,6 +164,7 @@ export default {
   link_day: "um dia",
   link_week: "uma semana",
   linkCopied: "O link foi copiado.",
+  linkCopiedOpen: "O link foi copiado. Vale até o avatar ser apagado, pois aqui não se pede chave.",
   search: "Buscar por estilo e palavras",
   found: "{n} de {all}",
   foundAmong: "{n} entre os {all} mais novos",

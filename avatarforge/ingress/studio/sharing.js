@@ -5,8 +5,10 @@ import { avatarOf, links } from "./api.js";
 import { ask } from "./dialogs.js";
 import { h } from "./dom.js";
 import { asPng, endingOf, file, saveAs } from "./images.js";
-import { t } from "./i18n.js";
+import { longestLink } from "./input.js";
+import { duration, t } from "./i18n.js";
 import { note } from "./say.js";
+import { session } from "./session.js";
 import { fileNameOf, imagesOf } from "./states.js";
 import { zip } from "./zip.js";
 
@@ -15,7 +17,8 @@ const TIMES = { hour: HOUR, day: 24 * HOUR, week: 7 * 24 * HOUR };
 
 // Without https there is no clipboard, and not every browser takes images.
 export const canCopyImages = () => Boolean(navigator.clipboard?.write && window.ClipboardItem);
-export const canCopyLinks = () => Boolean(navigator.clipboard?.writeText);
+// Where no key is asked for, every address is a link.
+export const canCopyLinks = () => Boolean(navigator.clipboard?.writeText && (!session.key || longestLink()));
 
 // 2026-11-30-1842, by the clock here.
 function stampOf({ createdAt }) {
@@ -48,10 +51,26 @@ export async function copyImage(job) {
 }
 
 export async function copyLink(job) {
+  const urlOf = ({ images, generatedUrl }) => images?.find(({ index }) => index === job.index)?.generatedUrl ?? generatedUrl;
+  if (!session.key) {
+    await copyText(Promise.resolve(new URL(urlOf(job), location.origin).href));
+    return note(t("linkCopiedOpen"));
+  }
+  const seconds = await askTime();
+  if (!seconds) return undefined;
+  await copyText(links(job, seconds).then((signed) => new URL(urlOf(signed), location.origin).href));
+  return note(t("linkCopied"));
+}
+
+// Seconds for which the link is to work, as far as the server allows, or undefined.
+async function askTime() {
+  const longest = longestLink();
+  const times = Object.entries(TIMES).filter(([, seconds]) => seconds <= longest);
+  const options = times.map(([name, seconds]) => h("option", { value: seconds }, t(`link_${name}`)));
   const choice = h(
     "select",
     { id: "ask-input" },
-    Object.keys(TIMES).map((name) => h("option", { value: name }, t(`link_${name}`))),
+    options.length ? options : h("option", { value: longest }, duration(longest)),
   );
   const { value, text } = await ask({
     title: t("copyLink"),
@@ -60,9 +79,12 @@ export async function copyLink(job) {
     yes: t("copyLink"),
     focus: "#ask-input",
   });
-  if (value !== "yes") return;
-  const signed = await links(job, TIMES[text]);
-  const { generatedUrl } = signed.images?.find(({ index }) => index === job.index) ?? signed;
-  await navigator.clipboard.writeText(new URL(generatedUrl, location.origin).href);
-  note(t("linkCopied"));
+  return value === "yes" ? text : undefined;
+}
+
+// Some browsers ask that the text be promised within the press itself. A text that could not be had tells why.
+async function copyText(text) {
+  if (!canCopyImages()) return navigator.clipboard.writeText(await text);
+  const blob = text.then((words) => new Blob([words], { type: "text/plain" }));
+  return Promise.all([blob, navigator.clipboard.write([new ClipboardItem({ "text/plain": blob })])]);
 }
