@@ -2,7 +2,9 @@
 
 import json
 import os
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -194,43 +196,65 @@ def save_avatars(
     jobs: Annotated[list[str], typer.Argument(help="The jobs' ids, or their beginnings.")],
     customer: OwnerOption = None,
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the avatars.")] = Path("out"),
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for a job that has not ended.")] = 600,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds to wait for jobs that have not ended, all together.")
+    ] = 600,
     as_json: JsonOption = False,
 ) -> None:
-    """Save the avatars of jobs, each as soon as it is done. One that fails does not stop the others; what it
-    made of several images before is saved too."""
-    from avatarforge.client import ClientError, JobFailed
-
+    """Save the avatars of jobs, first of those that have ended. One that fails does not stop the others; what
+    it made of several images before is saved too."""
     out_dir.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + timeout
+    found: dict[str, tuple[str, ProfilePhotoJobStatus]] = {}
     saved: list[dict[str, Any]] = []
-    failures: list[ClientError] = []
-    for text in jobs:
-        try:
-            job = _find_job(client, text, customer)
-            try:
-                job = client.wait(job, seconds=timeout)
-            except JobFailed as failure:
-                print_error(f"{text}: {failure}")
-                failures.append(failure)
-                job = failure.job
-            paths = _save_images(client, job, out_dir)
-        except ClientError as error:
-            print_error(f"{text}: {error}")
-            failures.append(error)
-            continue
-        if paths:
-            saved.append({"jobId": job.job_id, "avatars": paths})
-        for path in paths if not as_json else ():
-            out.print(f"avatar        {path}", highlight=False)
-    if as_json:
-        out.print_json(data=saved)
+    failures: list[Exception] = []
+    try:
+        for text in jobs:
+            with _collect_failure(text, failures):
+                job = _find_job(client, text, customer)
+                found.setdefault(job.job_id, (text, job))
+        for text, job in sorted(found.values(), key=lambda each: not each[1].is_terminal):
+            with _collect_failure(text, failures):
+                for path in _save_images(client, job, out_dir, deadline, timeout):
+                    if not saved or saved[-1]["jobId"] != job.job_id:
+                        saved.append({"jobId": job.job_id, "avatars": []})
+                    saved[-1]["avatars"].append(path)
+                    if not as_json:
+                        out.print(f"avatar        {path}", highlight=False)
+    finally:
+        if as_json:
+            out.print_json(data=saved)
     if failures:
         raise typer.Exit(get_exit_code(failures[0]))
 
 
-def _save_images(client: "Client", job: "ProfilePhotoJobStatus", folder: Path) -> list[str]:
-    """Save the job's images, and return their paths. The names of several end with their index."""
-    paths = []
+@contextmanager
+def _collect_failure(text: str, failures: list[Exception]) -> Iterator[None]:
+    """Print an error of the job that is named so, and go on after the block."""
+    from avatarforge.client import ClientError
+
+    try:
+        yield
+    except (ClientError, OSError, typer.BadParameter) as error:
+        print_error(f"{text}: {error}")
+        failures.append(error)
+
+
+def _save_images(
+    client: "Client", job: "ProfilePhotoJobStatus", folder: Path, deadline: float, timeout: float
+) -> Iterator[str]:
+    """Save the job's images once it has ended, and yield their paths. The names of several end with their
+    index. Raises `JobFailed` after those that a failed job made, and `StillRunning`."""
+    from avatarforge.client import JobFailed, StillRunning
+
+    failed = None
+    try:
+        job = client.wait(job, seconds=max(0.0, deadline - time.monotonic()))
+    except StillRunning as late:
+        # The time is that of all jobs together.
+        raise StillRunning(late.job, timeout) from None
+    except JobFailed as failure:
+        failed, job = failure, failure.job
     for image in job.images:
         file, number = client.download(job, index=image.index), ""
         if job.parameters.variants > 1:
@@ -238,8 +262,9 @@ def _save_images(client: "Client", job: "ProfilePhotoJobStatus", folder: Path) -
         name = "-".join(filter(None, (job.customer_id, image.style, job.job_id, number)))
         path = folder.resolve() / f"{name}{file.suffix}"
         path.write_bytes(file.content)
-        paths.append(str(path))
-    return paths
+        yield str(path)
+    if failed is not None:
+        raise failed
 
 
 @app.command("cancel")

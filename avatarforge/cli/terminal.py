@@ -78,6 +78,8 @@ def print_error(text: str) -> None:
 
 def get_exit_code(error: Exception) -> ExitCode:
     """Return the exit code that scripts get for the error."""
+    if isinstance(error, typer.BadParameter):
+        return ExitCode.USAGE
     client = sys.modules.get("avatarforge.client")
     if client is None:
         return ExitCode.FAILURE

@@ -79,10 +79,12 @@ def _get_encoder_options(image_format: ImageFormat) -> dict[str, Any]:
         case ImageFormat.PNG:
             texts = PngImagePlugin.PngInfo()
             texts.add_itxt("XML:com.adobe.xmp", XMP)
-            # The default, 6, takes two to four times as long, and gives 2 to 10 % fewer bytes.
+            # The default, 6, takes two to four times as long. It gives 2 to 10 % fewer bytes for lifelike
+            # images, but a quarter fewer for flat ones, such as large blocks of few colours.
             return {"pnginfo": texts, "compress_level": 2}
         case ImageFormat.WEBP:
-            # The default method, 4, takes twice as long, and gives as many bytes.
+            # The default method, 4, takes twice as long. It gives as many bytes for lifelike images, but a
+            # quarter fewer for flat ones.
             return {"quality": 92, "method": 2, "xmp": XMP}
         case ImageFormat.JPEG:
             return {"quality": 92, "subsampling": 0, "xmp": XMP}

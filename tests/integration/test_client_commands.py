@@ -19,7 +19,7 @@ from avatarforge.cli import app, terminal
 from avatarforge.cli.options import SHORT_ID_LENGTH
 from avatarforge.cli.photos import SAMPLE
 from avatarforge.cli.terminal import ExitCode
-from avatarforge.client import Client
+from avatarforge.client import Client, ProfilePhotoJobStatus
 from avatarforge.domain.changes import Fence
 from avatarforge.domain.deliveries import DeliveryAttempt
 from avatarforge.domain.status import ProcessingStatus
@@ -254,6 +254,51 @@ async def test_avatars_are_saved_once_they_are_done(run: Shell, service: Service
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(names)
     assert [Path(line.split()[1]).name for line in saved.out.splitlines()] == names
     assert (saved.code, failed in saved.err) == (ExitCode.NO_AVATAR, True)
+
+
+async def test_what_has_ended_is_saved_before_the_rest_is_waited_for(
+    run: Shell, service: Service, tmp_path: Path
+) -> None:
+    done = await service.submitted("me")
+    await service.ended(done, "me")
+    puppet = service.puppet()
+    running = await service.submitted("ana")
+    await asyncio.wait_for(puppet.runs.wait(), SECONDS)
+
+    saving = asyncio.create_task(
+        run("jobs", "save", running, done, running, "--out", str(tmp_path), "--json")
+    )
+    await wait_until((tmp_path / f"me-{done}.png").exists, SECONDS)
+    puppet.finish()
+    assert [each["jobId"] for each in (await saving).json] == [done, running]
+    assert (tmp_path / f"ana-{running}.png").exists()
+
+
+async def test_each_job_that_cannot_be_saved_is_told_and_the_others_are_saved_within_one_time(
+    run: Shell, service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, unwritable = await service.submitted("me"), await service.submitted("me")
+    for job_id in (good, unwritable):
+        await service.ended(job_id, "me")
+    (tmp_path / f"me-{unwritable}.png").mkdir()
+    service.script(service.generations.puppet(), service.generations.puppet())
+    running = [await service.submitted("ana"), await service.submitted("ben")]
+    wait, times = Client.wait, dict[str, float]()
+
+    def record(client: Client, job: ProfilePhotoJobStatus, *, seconds: float = 600) -> ProfilePhotoJobStatus:
+        times[job.job_id] = seconds
+        return wait(client, job, seconds=seconds)
+
+    monkeypatch.setattr(Client, "wait", record)
+    named = [good[:8], *running, unwritable, good]
+    result = await run("jobs", "save", *named, "--timeout", "0.5", "--out", str(tmp_path), "--json")
+
+    assert result.code == ExitCode.USAGE
+    assert [each["jobId"] for each in json.loads(result.out)] == [good]
+    assert "Several jobs have ids" in result.err
+    assert f"{unwritable}: " in result.err
+    assert all(f"{job_id}: Job {job_id} is still" in result.err for job_id in running)
+    assert times[running[1]] == 0, "the first has taken the time of both"
 
 
 async def test_a_job_is_watched_to_its_end(run: Shell, service: Service) -> None:
