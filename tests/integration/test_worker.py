@@ -15,7 +15,7 @@ from PIL import Image
 
 from avatarforge.background import Backoff
 from avatarforge.diffusion.engines.batching import BatchingEngine
-from avatarforge.diffusion.engines.engine import EngineRequest, EngineUpdate
+from avatarforge.diffusion.engines.engine import EngineRequest, EngineResult, EngineStep, EngineUpdate
 from avatarforge.diffusion.models.loader import LoadedModel
 from avatarforge.diffusion.replica import task_worker
 from avatarforge.diffusion.replica.task_worker import Generation, GenerationWorker
@@ -421,6 +421,42 @@ async def test_previews_of_several_images_name_theirs_and_take_turns(
         (b"b", 1, 3),
         (None, 0, 3),
     ]
+
+
+async def test_every_image_of_a_slow_batch_gets_its_preview_at_each_step(
+    worker: GenerationWorker, storage: Flickering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    next_step = [asyncio.Event() for _ in range(3)]
+
+    async def stepping(self: BatchingEngine, request: EngineRequest) -> AsyncGenerator[EngineUpdate, None]:
+        for step, begins in enumerate(next_step, 1):
+            await begins.wait()
+            yield EngineStep(step=step, total_steps=3, preview=f"{step}".encode() if step < 3 else None)
+        yield EngineResult(image=Image.new("RGB", (8, 8)), timings={})
+
+    monkeypatch.setattr(BatchingEngine, "generate", stepping)
+    monkeypatch.setattr(GenerationWorker, "PROGRESS_INTERVAL_SECONDS", 0.01)
+    task = replace(a_task(storage, variants=8), missing=tuple(range(8)))
+    shown: dict[bytes, set[int]] = {b"1": set(), b"2": set()}
+    next_step[0].set()
+    async with asyncio.timeout(60), aclosing(worker.generate(task)) as updates:
+        async for update in updates:
+            if isinstance(update, GenerationProgress) and update.preview is not None:
+                shown[update.preview].add(update.preview_index)
+                if len(shown[update.preview]) == 8:
+                    next_step[int(update.preview)].set()
+    assert shown == {b"1": set(range(8)), b"2": set(range(8))}
+
+
+async def test_a_stored_image_takes_no_turn_of_the_previews(
+    worker: GenerationWorker, storage: Flickering
+) -> None:
+    generation = Generation(replace(a_task(storage, variants=2), missing=(0, 1)))
+    for index in (0, 1):
+        generation.record_step(index, 3, 4, b"%d" % index)
+    generation.finish_image(0)
+    assert generation.add_preview(generation.progress).preview == b"1"
+    assert not generation.has_preview
 
 
 async def test_the_photo_of_several_images_is_fetched_and_cropped_once(

@@ -129,7 +129,8 @@ class TaskWorker(ABC):
                 while generation.unfinished and generation.stored:
                     yield GenerationImage(image=generation.stored.pop(0))
                 silence = perf_counter() - sent_at
-                if generation.progress != sent or silence >= self.HEARTBEAT_SECONDS:
+                has_news = generation.progress != sent or generation.has_preview
+                if has_news or silence >= self.HEARTBEAT_SECONDS:
                     sent, sent_at = generation.progress, perf_counter()
                     yield generation.add_preview(sent)
             end = work.result()
@@ -193,7 +194,7 @@ class TaskWorker(ABC):
             image = AvatarImage(index=index, seed=generated.seed, style=generated.style, stored=stored)
             generation.stored.append(image)
         finally:
-            generation.unfinished -= 1
+            generation.finish_image(index)
 
     async def _build_request(
         self, generation: "Generation", parameters: GenerationParameters, original: bytes, manifest: Manifest
@@ -309,11 +310,21 @@ class Generation:
             step=before + sum(self._steps.values()), total_steps=self._steps_each * variants
         )
 
+    @property
+    def has_preview(self) -> bool:
+        """Whether a preview waits to be sent."""
+        return bool(self._previews)
+
     def record_step(self, index: int, step: int, total_steps: int, preview: bytes | None = None) -> None:
         """Note how many of its steps the image of this index has done."""
         self._steps[index], self._steps_each = step, total_steps
         if preview is not None:
             self._previews[index] = preview
+
+    def finish_image(self, index: int) -> None:
+        """Note that the image is stored or has failed: a preview of it is of no use any more."""
+        self.unfinished -= 1
+        self._previews.pop(index, None)
 
     def add_preview(self, progress: GenerationProgress) -> GenerationProgress:
         """Return the progress with the preview that has waited longest; each is sent once."""
