@@ -111,7 +111,9 @@ class Subscription:
         self._seq = after
         self._previews = previews
         self.is_finished = False
-        """The watched job has ended or is erased."""
+        """The watched job has ended: the server still sends what its log has of it, then ends the stream."""
+        self.is_erased = False
+        """The watched job is erased: nothing follows."""
 
     def build_request(self) -> dict[str, Any]:
         """Return the request for what comes after the last `seq`, as arguments for httpx."""
@@ -138,7 +140,9 @@ class Subscription:
             return None
         if isinstance(event, Snapshot | JobChanged | JobErased):
             self._seq = event.seq
-        self.is_finished = self._job_id is not None and _is_final(event)
+        if self._job_id is not None:
+            self.is_finished = self.is_finished or _is_final(event)
+            self.is_erased = isinstance(event, JobErased)
         return event
 
 
@@ -172,6 +176,4 @@ def _is_final(event: JobEvent | None) -> bool:
             return all(job.is_terminal for job in jobs)
         case JobChanged(job=job):
             return job.is_terminal
-        case JobErased():
-            return True
     return False

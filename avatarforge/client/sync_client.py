@@ -264,8 +264,10 @@ class Client:
                         for received in decoder.feed(chunk):
                             if (event := subscription.receive(received, self.url)) is not None:
                                 yield event
-                            if subscription.is_finished:
+                            if subscription.is_erased:
                                 return
+                if subscription.is_finished:
+                    return
                 error = ServerUnreachable(self.url, "it ends every stream")
             except httpx.TransportError as lost:
                 error = self._connection.translate_error(lost)

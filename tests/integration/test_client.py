@@ -342,6 +342,17 @@ async def test_watching_a_job_ends_with_the_job_and_shows_its_steps(
     assert [event async for event in client.watch(accepted, after=events[-1].seq)] == []
 
 
+async def test_watching_a_job_that_has_ended_tells_what_was_kept_since(
+    client: AsyncClient, service: Service
+) -> None:
+    job_id = await service.submitted(variants="2")
+    done = await service.ended(job_id)
+    await client.keep(JobRef("ana", job_id), 1)
+    events = [event async for event in client.watch(JobRef("ana", job_id), after=done["seq"] - 1)]
+    changes = [event.job for event in events if isinstance(event, JobChanged)]
+    assert [(job.status, job.kept) for job in changes] == [("DONE", None), ("DONE", 1)]
+
+
 async def test_no_change_is_missed_or_told_twice_however_often_the_line_is_cut(
     client: AsyncClient, line: Line, service: Service
 ) -> None:

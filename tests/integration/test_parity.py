@@ -280,7 +280,11 @@ async def test_a_choice_after_the_end_is_told_and_calls_no_webhook(service: Serv
             kept = await service.client.put(f"/customers/ana/photos/{job_id}/kept", json={"index": 1})
             event = await stream.next()
         late = await replayed(service, job_id, done["seq"])
+        whole = await replayed(service, job_id, done["seq"] - 1)
+        request = pb.StatusStreamRequest(customer_id="ana", job_id=job_id, after_seq=done["seq"] - 1)
+        streamed = [from_message(status) async for status in channels.grpc.StreamStatus(request)]
 
+    assert whole == streamed == [chapter(done), *late]
     assert kept.json() == {**done, "kept": 1, "seq": done["seq"] + 1}
     assert [chapter(event.data)] == late == [chapter(kept.json())]
     assert len(service.deliveries.list_reports("ana", job_id)) == 1

@@ -88,8 +88,8 @@ class JobStreams:
         """Stream the events of the customer's jobs, or of one of them, from now on or from `after` on.
 
         `None` says that nothing has happened for `heartbeat_seconds`, or since `after`. The stream ends after
-        the terminal event or the erasure of the one job that was asked for, after an overflow, and after
-        `max_stream_seconds`.
+        the terminal event or the erasure of the one job that was asked for, and what the log has of it beyond
+        `after`; after an overflow, and after `max_stream_seconds`.
         Raises at its first item `InvalidCustomerId`, `JobNotFound`, `InvalidRequest` for an `after` that no
         event has reached, `TooManyStreams` and `Unavailable`.
         """
@@ -107,12 +107,14 @@ class JobStreams:
         end = self._clock() + self._settings.max_stream_seconds * random.uniform(0.9, 1)
         # Listening begins before the past is read, so that nothing falls between the two.
         with self._live.subscribe(customer_id, job_id, self._settings.stream_buffer) as subscription:
-            seen = 0 if after is None else after
+            seen, is_over = 0 if after is None else after, False
             async for item in self._catch_up(customer_id, job_id, after):
                 seen = max(seen, item.seq)
                 yield item
-                if job_id is not None and _is_last(item):
-                    return
+                # The log may go on: what is kept can be chosen after the end.
+                is_over = job_id is not None and _is_last(item)
+            if is_over:
+                return
             if after is not None:
                 if job_id is not None and await self._is_over(customer_id, job_id, seen, after):
                     return
@@ -193,7 +195,7 @@ def _to_events(changes: Sequence[LoggedChange], job_id: str | None) -> Iterator[
 
 
 def _is_last(item: StreamEvent | None) -> bool:
-    """Tell whether nothing follows for the one job that the stream is about."""
+    """Tell whether the stream's one job has ended or is erased."""
     match item:
         case Snapshot(jobs=jobs):
             return all(live.job.status.is_terminal for live in jobs)
