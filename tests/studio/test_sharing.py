@@ -1,5 +1,6 @@
 """An avatar as it will look elsewhere, and how to take it there: files, the clipboard, links, archives."""
 
+import asyncio
 import re
 import zipfile
 from pathlib import Path
@@ -160,10 +161,29 @@ async def test_in_the_gallery_one_searches_chooses_several_and_saves_or_erases_t
     await page.click("#choose-all")
     await page.fill("#search", "")
     await page.get_by_role("checkbox", name=re.compile("^Select Neon of ")).check()
-    await page.get_by_role("checkbox", name=re.compile("^Select Watercolour of ")).uncheck()
     assert await grave_findings(page) == []
+    waiting = asyncio.Event()
+
+    async def fail_once(route: Route) -> None:
+        await page.unroute(f"**/photos/{jobs[0]}/generated*")
+        await waiting.wait()
+        problem = {"code": "storage_unavailable", "detail": "The storage is away."}
+        await route.fulfill(status=503, json=problem, content_type="application/problem+json")
+
+    async def miss(route: Route) -> None:
+        problem = {"code": "image_not_found", "detail": "There is none."}
+        await route.fulfill(status=404, json=problem, content_type="application/problem+json")
+
+    await page.route(f"**/photos/{jobs[0]}/generated*", fail_once)
+    await page.route(f"**/photos/{jobs[1]}/generated*", miss)
     async with page.expect_download() as download:
         await page.click("#zip")
+        await expect(page.locator("#zip")).to_have_text("2 of 3")
+        await expect(page.locator("#zip")).to_have_attribute("aria-disabled", "true")
+        waiting.set()
+    await expect(page.locator("#zip")).to_have_text("Download as ZIP")
+    await expect(page.locator(".toast").last).to_have_text("Left out, since there is no avatar: 1")
+    await page.get_by_role("checkbox", name=re.compile("^Select Watercolour of ")).uncheck()
     file = await download.value
     assert file.suggested_filename == "ana-avatars.zip"
     with zipfile.ZipFile(await file.path()) as archive:
@@ -175,7 +195,7 @@ async def test_in_the_gallery_one_searches_chooses_several_and_saves_or_erases_t
     await page.fill("#search", "neon")
     await expect(count).to_have_text("1 selected, 1 not shown")
     await page.click("#erase-chosen")
-    await expect(page.locator(".toast")).to_contain_text("Neon of ")
+    await expect(page.locator(".toast").last).to_contain_text("Neon of ")
     await expect(page.locator("#choosing")).to_be_focused()
     await page.fill("#search", "")
     await expect(card).to_have_count(2)

@@ -176,6 +176,7 @@ export default {
   chosenNotShown: "{n} selected, {others} not shown",
   saveZip: "Download as ZIP",
   nothingToSave: "None of these has an avatar.",
+  leftOutOfZip: "Left out, since there is no avatar: {n}",
   erase: "Erase",
   erasing: "{name} and its photo will be erased in {seconds} seconds.",
   erasingSeveral: "{n} avatars will be erased with their photos in {seconds} seconds.",

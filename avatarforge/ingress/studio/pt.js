@@ -176,6 +176,7 @@ export default {
   chosenNotShown: "{n} selecionados, {others} fora da vista",
   saveZip: "Baixar como ZIP",
   nothingToSave: "Nenhum destes tem avatar.",
+  leftOutOfZip: "Fora do arquivo, por não haver avatar: {n}",
   erase: "Apagar",
   erasing: "{name} e a foto serão apagados em {seconds} segundos.",
   erasingSeveral: "{n} avatares serão apagados com as fotos em {seconds} segundos.",

@@ -83,6 +83,23 @@ function choose(ids) {
   drawTools();
 }
 
+let saving = false;
+
+async function saveChosen() {
+  if (saving) return;
+  const words = $("#zip span");
+  const tell = (n, all) => write(words, t("found", { n: number(n), all: number(all) }));
+  saving = true;
+  $("#zip").setAttribute("aria-disabled", "true");
+  try {
+    await saveArchive(chosenJobs(), `${session.customer}-avatars`, tell);
+  } finally {
+    saving = false;
+    $("#zip").removeAttribute("aria-disabled");
+    write(words, t("saveZip"));
+  }
+}
+
 function eraseChosen() {
   const list = chosenJobs();
   const ids = list.map(({ jobId }) => jobId);
@@ -101,7 +118,7 @@ export function startSelection(draw) {
     choose([]);
   });
   $("#choose-all").addEventListener("click", () => choose(searched(jobs.all()).map(({ jobId }) => jobId)));
-  $("#zip").addEventListener("click", () => attempt(() => saveArchive(chosenJobs(), `${session.customer}-avatars`)));
+  $("#zip").addEventListener("click", () => attempt(saveChosen));
   $("#erase-chosen").addEventListener("click", eraseChosen);
   onSession(() => {
     $("#search").value = "";

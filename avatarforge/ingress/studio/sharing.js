@@ -6,12 +6,13 @@ import { ask } from "./dialogs.js";
 import { h } from "./dom.js";
 import { asPng, endingOf, file, saveAs } from "./images.js";
 import { longestLink } from "./input.js";
-import { duration, t } from "./i18n.js";
-import { note } from "./say.js";
+import { duration, number, t } from "./i18n.js";
+import { note, persist } from "./say.js";
 import { session } from "./session.js";
 import { fileNameOf, imagesOf } from "./states.js";
 import { zip } from "./zip.js";
 
+const GONE = ["job_not_found", "image_not_found"];
 const HOUR = 3600; // seconds
 const TIMES = { hour: HOUR, day: 24 * HOUR, week: 7 * 24 * HOUR };
 
@@ -27,19 +28,37 @@ function stampOf({ createdAt }) {
   return local.slice(0, 16).replace(":", "").replace("T", "-");
 }
 
-// Saves every image of the jobs in one archive.
-export async function saveArchive(list, name) {
+// The image, or null where it was erased meanwhile.
+async function fileOrNull(image) {
+  try {
+    return await file(avatarOf(image));
+  } catch (problem) {
+    if (GONE.includes(problem.code)) return null;
+    throw problem;
+  }
+}
+
+// Saves every image of the jobs in one archive, and says how many are missing in it. `onProgress` hears how many of
+// how many are here.
+export async function saveArchive(list, name, onProgress = () => {}) {
   const images = list.flatMap(imagesOf);
-  if (!images.length) return note(t("nothingToSave"));
+  const { number: begun } = session;
+  const isWanted = () => begun === session.number;
   const times = new Map(); // that a name has come
   const files = [];
-  for (const image of images) {
-    const blob = await file(avatarOf(image));
+  for (const [index, image] of images.entries()) {
+    onProgress(index, images.length);
+    const blob = await persist(() => fileOrNull(image), isWanted);
+    if (!isWanted()) return undefined;
+    if (!blob) continue;
     const base = fileNameOf(image, stampOf(image));
     times.set(base, (times.get(base) ?? 0) + 1);
     const counted = times.get(base) > 1 ? `${base}-${times.get(base)}` : base;
     files.push({ name: `${counted}.${endingOf(blob)}`, blob });
   }
+  if (!files.length) return note(t("nothingToSave"));
+  const missing = images.length - files.length + list.filter((job) => !imagesOf(job).length).length;
+  if (missing) note(t("leftOutOfZip", { n: number(missing) }));
   return saveAs(await zip(files), `${name}.zip`);
 }
 
