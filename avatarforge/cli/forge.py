@@ -2,14 +2,14 @@
 
 import asyncio
 import json
+import os
 import shlex
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import typer
@@ -32,11 +32,20 @@ from avatarforge.client import (
     Snapshot,
     StillRunning,
 )
+from avatarforge.domain.errors import FormattedError, PhotoTooLarge
+from avatarforge.settings import load_settings
 
 MAX_CONCURRENT_PHOTOS = 32
 """The server has a queue of its own."""
 
 STANDARD_INPUT = Path("-")
+
+
+class NoStandardInput(FormattedError):
+    """A photo is to come from standard input, which is closed."""
+
+    message = "'-' stands for a photo from standard input, but that is closed."
+
 
 DEMO_PARAMETERS = {"style": "watercolor", "seed": 7}
 """Defaults of the demo: they make the same avatar on every machine."""
@@ -76,48 +85,70 @@ def forge(
     as_json: bool,
 ) -> None:
     """Make the avatars. A photo that fails does not stop the others. Raises `NoServer` and the errors of
-    `list_photos`."""
+    `list_photos`, and `NoStandardInput` and `PhotoTooLarge` for the photo `-`."""
     if demo:
         given = {name: value for name, value in parameters.items() if value is not None}
         parameters = {**DEMO_PARAMETERS, **given}
     started_at = time.monotonic()
     unsaved: dict[str, None] = {}
+    chosen = _choose_photos(photos or [SAMPLE])
+    standard_input = b""
+    if STANDARD_INPUT in chosen:
+        limits = load_settings(environ={**os.environ, **options}).upload
+        standard_input = _read_standard_input(limits.max_bytes)
+    folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        chosen = list(_list_all_photos(photos or [SAMPLE], stack))
-        folder.mkdir(parents=True, exist_ok=True)
-        stack.callback(_print_how_to_save, unsaved, customer, folder, url)
         stack.enter_context(interrupt_on_signals())
-        with _open_server(url, options, start) as server:
+        with _open_server(url, options, start) as (server, restart):
+            # Said once the server is gone, if it goes.
+            stack.callback(_print_how_to_save, unsaved, customer, folder, server, restart)
             if demo:
                 what = str(chosen[0]) if len(chosen) == 1 else f"{len(chosen)} photos"
                 err.print(f"Uploading {what} to {server}")
-            forge = _Forge(server, api_key, parameters, customer, folder, timeout, unsaved)
+            forge = _Forge(server, api_key, parameters, customer, folder, timeout, unsaved, standard_input)
             results = asyncio.run(forge.make_avatars(chosen))
         _print_results(results, as_json, time.monotonic() - started_at)
 
 
-def _list_all_photos(paths: Iterable[Path], stack: ExitStack) -> Iterator[Path]:
-    """Yield the photos; that of standard input is kept in a file until the stack is closed."""
-    for path in paths:
-        if path == STANDARD_INPUT:
-            path = Path(stack.enter_context(TemporaryDirectory())) / "stdin"
-            path.write_bytes(sys.stdin.buffer.read())
-        yield from list_photos(path)
+def _choose_photos(paths: list[Path]) -> list[Path]:
+    """Return the photos, those of folders one by one. Raises the errors of `list_photos`."""
+    if paths.count(STANDARD_INPUT) > 1:
+        raise typer.BadParameter("'-' is given more than once, but standard input holds one photo.")
+    return [photo for path in paths for photo in ([path] if path == STANDARD_INPUT else list_photos(path))]
 
 
-def _print_how_to_save(unsaved: Collection[str], customer: str, folder: Path, url: str | None) -> None:
+def _read_standard_input(max_bytes: int) -> bytes:
+    """Return the photo. Raises `NoStandardInput`, and `PhotoTooLarge` without reading the rest."""
+    if sys.stdin is None or sys.stdin.closed:
+        raise NoStandardInput
+    content = sys.stdin.buffer.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise PhotoTooLarge(max_bytes)
+    return content
+
+
+def _print_how_to_save(
+    unsaved: Collection[str], customer: str, folder: Path, url: str, restart: str | None
+) -> None:
+    """`restart` is the command that starts the server again, where it was started here and has ended."""
     if not unsaved:
         return
-    where = [] if url is None else ["--url", url]
-    command = ["avatarforge", "jobs", "save", *unsaved, "--customer", customer, "--out", str(folder), *where]
-    what = "1 job goes" if len(unsaved) == 1 else f"{len(unsaved)} jobs go"
-    err.print(f"{what} on. Save what becomes of it with:\n  {escape(shlex.join(command))}", highlight=False)
+    where = [] if url == resolve_url(None) else ["--url", url]
+    save = ["avatarforge", "jobs", "save", *unsaved, "--customer", customer, "--out", str(folder), *where]
+    is_one = len(unsaved) == 1
+    what = "The avatar of 1 job is" if is_one else f"The avatars of {len(unsaved)} jobs are"
+    them = "it" if is_one else "them"
+    how = f"Save {them} with:"
+    if restart is not None:
+        how = f"The server starts again with\n  {restart}\nSave {them} then with:"
+    err.print(f"{what} not saved yet. {escape(how)}\n  {escape(shlex.join(save))}", highlight=False)
 
 
 @contextmanager
-def _open_server(url: str | None, options: dict[str, str], start: bool) -> Iterator[str]:
-    """Yield the URL of the server to use; one that is started here ends with the block."""
-    server = resolve_url(url, options)
+def _open_server(url: str | None, options: dict[str, str], start: bool) -> Iterator[tuple[str, str | None]]:
+    """Yield the URL of the server to use; one that is started here ends with the block, and the command that
+    starts it again comes with it."""
+    server, restart = resolve_url(url, options), None
     with Client(server, timeout=5, retry_timeout=0) as client:
         ready = client.is_ready()
     with ExitStack() as stack:
@@ -130,7 +161,9 @@ def _open_server(url: str | None, options: dict[str, str], start: bool) -> Itera
             err.print(f"AvatarForge is ready after {instance.timings.total_seconds:.1f} s.")
             stack.callback(err.print, "Stopping what was started …")
             server = instance.url
-        yield server
+            given = [f"{name}={shlex.quote(value)}" for name, value in options.items()]
+            restart = " ".join([*given, "avatarforge up"])
+        yield server, restart
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +178,8 @@ class _Forge:
     timeout: float
     unsaved: dict[str, None]
     """Ids of jobs that were accepted, as long as their avatars are neither saved nor given up."""
+    standard_input: bytes
+    """The photo that is called `-`."""
 
     async def make_avatars(self, photos: list[Path]) -> list[Result | Failure]:
         """Return one result for each photo, in their order."""
@@ -164,7 +199,8 @@ class _Forge:
 
     async def _make_avatar(self, client: AsyncClient, photo: Path, stem: Path, bars: ProgressBars) -> Result:
         bars.add(stem.name, photo)
-        accepted = await client.submit(self.customer, photo, **self.parameters)
+        source = self.standard_input if photo == STANDARD_INPUT else photo
+        accepted = await client.submit(self.customer, source, **self.parameters)
         self.unsaved[accepted.job_id] = None
         try:
             done = await self._follow(client, accepted, stem.name, bars)
@@ -211,8 +247,9 @@ def _choose_names(photos: list[Path]) -> list[str]:
     seen: dict[str, int] = {}
     names = []
     for photo in photos:
-        seen[photo.stem] = number = seen.get(photo.stem, 0) + 1
-        names.append(photo.stem if number == 1 else f"{photo.stem}-{number}")
+        stem = "stdin" if photo == STANDARD_INPUT else photo.stem
+        seen[stem] = number = seen.get(stem, 0) + 1
+        names.append(stem if number == 1 else f"{stem}-{number}")
     return names
 
 

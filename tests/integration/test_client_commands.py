@@ -16,6 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from avatarforge.cli import app, terminal
+from avatarforge.cli.forge import NoStandardInput, _print_how_to_save, _read_standard_input
 from avatarforge.cli.options import SHORT_ID_LENGTH
 from avatarforge.cli.photos import SAMPLE
 from avatarforge.cli.terminal import ExitCode
@@ -470,6 +471,20 @@ async def test_an_interrupted_forge_says_how_to_get_the_avatar(run: Shell, servi
     assert await follow_the_hint(run, err.decode()) == f"me-{job.job_id}.png"
 
 
+async def test_the_hint_names_the_server_where_it_is_another_than_the_default(
+    run: Shell, service: Service
+) -> None:
+    puppet = service.puppet()
+    port = service.url.rpartition(":")[2]
+    late = ("forge", "--port", port, "--timeout", "1", "--out", "my avatars")
+    done = await run.process(*late, AVATARFORGE_URL="")
+    assert done.code == ExitCode.STILL_RUNNING
+    assert "The avatar of 1 job is not saved yet. Save it with:" in done.err
+    assert f"--url http://127.0.0.1:{port}" in done.err
+    puppet.finish()
+    await follow_the_hint(run, done.err)
+
+
 async def follow_the_hint(run: Shell, said: str) -> str:
     """Type the command that was told, and return the name of the file that it makes."""
     [command] = [line.strip() for line in said.splitlines() if "jobs save" in line]
@@ -491,8 +506,48 @@ async def test_a_photo_comes_from_standard_input_and_the_avatar_in_the_asked_for
     [made] = json.loads(out)
     assert Path(made["avatars"][0]).name.startswith("stdin-avatar.")
     assert service.recorded(made["job"]["jobId"], "me").parameters.format == "jpeg"
+    assert made["photo"] == "-"
     wrong = await run("forge", "--format", "gif")
     assert (wrong.code, "'gif'" in wrong.err) == (ExitCode.USAGE, True)
+
+
+async def test_standard_input_that_holds_no_usable_photo_is_refused_by_its_name(
+    run: Shell, service: Service
+) -> None:
+    async def forge(content: bytes, *arguments: str, **variables: str) -> Done:
+        process = await run.start("forge", *arguments, stdin=asyncio.subprocess.PIPE, **variables)
+        out, err = await asyncio.wait_for(process.communicate(content), 30)
+        assert process.returncode is not None
+        return Done(process.returncode, out.decode(), err.decode())
+
+    text = await forge(b"hello", "-", "--json")
+    assert (json.loads(text.out)[0]["photo"], "Error: -: " in text.err) == ("-", True)
+    large = await forge(bytes(1001), "-", AVATARFORGE_UPLOAD_MAX_BYTES="1000")
+    assert (large.code, "larger than the limit of 1000 bytes" in large.err) == (ExitCode.FAILURE, True)
+    twice = await run("forge", "-", "-")
+    assert (twice.code, "'-' is given more than once" in twice.err) == (ExitCode.USAGE, True)
+    assert service.records.list_customers(None, 10) == []
+
+
+def test_closed_standard_input_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(NoStandardInput, match="closed"):
+        _read_standard_input(1000)
+
+
+def test_the_hint_starts_a_server_again_that_has_ended(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal.err, "file", sys.stderr)
+    ids = {"first": None, "second": None}
+    url = "http://127.0.0.1:8123"
+    _print_how_to_save(ids, "me", Path("out"), url, "AVATARFORGE_HTTP_PORT=8123 avatarforge up")
+    assert capsys.readouterr().err.splitlines() == [
+        "The avatars of 2 jobs are not saved yet. The server starts again with",
+        "  AVATARFORGE_HTTP_PORT=8123 avatarforge up",
+        "Save them then with:",
+        f"  avatarforge jobs save first second --customer me --out out --url {url}",
+    ]
 
 
 async def test_forge_hands_its_options_on(run: Shell, service: Service) -> None:
