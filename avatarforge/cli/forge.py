@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, aclosing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,23 +51,17 @@ DEMO_PARAMETERS = {"style": "watercolor", "seed": 7}
 """Defaults of the demo: they make the same avatar on every machine."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Result:
-    """The files that were made of one photo."""
+    """What became of one photo."""
 
     photo: Path
-    avatars: list[Path]
-    """By their index; one, unless more were asked for."""
-    comparison: Path
-    job: ProfilePhotoJobStatus
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Failure:
-    """A photo without an avatar, and why."""
-
-    photo: Path
-    error: ClientError | OSError
+    job: ProfilePhotoJobStatus | None = None
+    """`None` if it was not accepted."""
+    avatars: list[Path] = field(default_factory=list)
+    """The files, by their index; one, unless more were asked for. A job that failed may have made some."""
+    comparison: Path | None = None
+    error: ClientError | OSError | None = None
 
 
 def forge(
@@ -181,65 +175,66 @@ class _Forge:
     standard_input: bytes
     """The photo that is called `-`."""
 
-    async def make_avatars(self, photos: list[Path]) -> list[Result | Failure]:
+    async def make_avatars(self, photos: list[Path]) -> list[Result]:
         """Return one result for each photo, in their order."""
         semaphore = asyncio.Semaphore(MAX_CONCURRENT_PHOTOS)
         async with AsyncClient(self.url, api_key=self.api_key, retry_timeout=RETRY_TIMEOUT_SECONDS) as client:
             with ProgressBars(len(photos)) as bars:
 
-                async def make_in_turn(photo: Path, name: str) -> Result | Failure:
+                async def make_in_turn(photo: Path, name: str) -> Result:
+                    result = Result(photo=photo)
                     async with semaphore:
+                        bars.add(name, photo)
                         try:
-                            return await self._make_avatar(client, photo, self.folder / name, bars)
+                            await self._make_avatar(client, result, self.folder / name, bars)
                         except (ClientError, OSError) as error:
-                            bars.finish(name, has_failed=True)
-                            return Failure(photo=photo, error=error)
+                            result.error = error
+                        bars.finish(name, has_failed=result.error is not None)
+                    return result
 
                 return await asyncio.gather(*map(make_in_turn, photos, _choose_names(photos)))
 
-    async def _make_avatar(self, client: AsyncClient, photo: Path, stem: Path, bars: ProgressBars) -> Result:
-        bars.add(stem.name, photo)
-        source = self.standard_input if photo == STANDARD_INPUT else photo
-        accepted = await client.submit(self.customer, source, **self.parameters)
-        self.unsaved[accepted.job_id] = None
-        try:
-            done = await self._follow(client, accepted, stem.name, bars)
-        except JobFailed:
-            del self.unsaved[accepted.job_id]
-            raise
-        avatars, after = [], []
-        for image in done.images:
-            file = await client.download(done, index=image.index)
-            number, caption = "", f"{done.model}, seed {image.seed}"
-            if len(done.images) > 1:
-                number = f"-{image.index}"
-                caption = f"{image.index}: {image.style or done.model}, seed {image.seed}"
-            avatars.append(stem.with_name(f"{stem.name}-avatar{number}{file.suffix}"))
-            avatars[-1].write_bytes(file.content)
-            after.append((file.content, caption))
-        del self.unsaved[accepted.job_id]
-        comparison = stem.with_name(f"{stem.name}-before-after.png")
-        square = await client.download(done, "square")
-        await asyncio.to_thread(write_comparison, (square.content, photo.name), after, comparison)
-        bars.finish(stem.name)
-        return Result(photo=photo, avatars=avatars, comparison=comparison, job=done)
+    async def _make_avatar(self, client: AsyncClient, result: Result, stem: Path, bars: ProgressBars) -> None:
+        """Submit the result's photo, and note in it what becomes of that. Raises `JobFailed` after what a
+        failed job made is saved."""
+        source = self.standard_input if result.photo == STANDARD_INPUT else result.photo
+        job = result.job = await client.submit(self.customer, source, **self.parameters)
+        self.unsaved[job.job_id] = None
+        job = await self._follow(client, result, job, stem.name, bars)
+        after = []
+        # One that has not ended was erased, with its images.
+        for image in job.images if job.is_terminal else ():
+            file = await client.download(job, index=image.index)
+            number, title = "", job.model
+            if job.parameters.variants > 1:
+                number, title = f"-{image.index}", f"{image.index}: {image.style or job.model or 'avatar'}"
+            avatar = stem.with_name(f"{stem.name}-avatar{number}{file.suffix}")
+            avatar.write_bytes(file.content)
+            result.avatars.append(avatar)
+            after.append((file.content, f"{title}, seed {image.seed}"))
+        del self.unsaved[job.job_id]
+        if after:
+            comparison = stem.with_name(f"{stem.name}-before-after.png")
+            square = await client.download(job, "square")
+            await asyncio.to_thread(write_comparison, (square.content, result.photo.name), after, comparison)
+            result.comparison = comparison
+        if job.status != "DONE":
+            raise JobFailed(job)
 
     async def _follow(
-        self, client: AsyncClient, job: ProfilePhotoJobStatus, key: str, bars: ProgressBars
+        self, client: AsyncClient, result: Result, job: ProfilePhotoJobStatus, key: str, bars: ProgressBars
     ) -> ProfilePhotoJobStatus:
-        last = job
+        """Return the job as it ended."""
         try:
             async with asyncio.timeout(self.timeout), aclosing(client.watch(job)) as events:
                 async for event in events:
                     match event:
                         case JobChanged(job=latest) | JobProgressed(job=latest) | Snapshot(jobs=(latest,)):
-                            last = latest
+                            job = result.job = latest
                             bars.update(key, latest)
         except TimeoutError:
-            raise StillRunning(last, self.timeout) from None
-        if last.status != "DONE":
-            raise JobFailed(last)
-        return last
+            raise StillRunning(job, self.timeout) from None
+        return job
 
 
 def _choose_names(photos: list[Path]) -> list[str]:
@@ -253,32 +248,34 @@ def _choose_names(photos: list[Path]) -> list[str]:
     return names
 
 
-def _print_results(results: list[Result | Failure], as_json: bool, seconds: float) -> None:
-    """Print the files and errors. Raises `typer.Exit` with the first failure's code."""
-    failures = [result for result in results if isinstance(result, Failure)]
+def _print_results(results: list[Result], as_json: bool, seconds: float) -> None:
+    """Print the files and errors. Raises `typer.Exit` with the first error's code."""
     if as_json:
         out.print_json(data=[_result_to_json(result) for result in results])
     else:
         for result in results:
-            if isinstance(result, Result):
-                for avatar in result.avatars:
-                    out.print(f"avatar        {avatar.resolve()}", highlight=False)
+            for avatar in result.avatars:
+                out.print(f"avatar        {avatar.resolve()}", highlight=False)
+            if result.comparison is not None:
                 out.print(f"before/after  {result.comparison.resolve()}", highlight=False)
-    for failure in failures:
-        print_error(f"{failure.photo}: {failure.error}")
-    if failures:
-        raise typer.Exit(get_exit_code(failures[0].error))
+    errors = []
+    for result in results:
+        if result.error is not None:
+            print_error(f"{result.photo}: {result.error}")
+            errors.append(result.error)
+    if errors:
+        raise typer.Exit(get_exit_code(errors[0]))
     if not as_json:
         err.print(f"[bold green]Done[/] in {seconds:.1f} s.")
 
 
-def _result_to_json(result: Result | Failure) -> dict[str, Any]:
-    if isinstance(result, Failure):
+def _result_to_json(result: Result) -> dict[str, Any]:
+    message: dict[str, Any] = {"photo": str(result.photo)}
+    if result.error is not None:
         code = getattr(result.error, "code", type(result.error).__name__)
-        return {"photo": str(result.photo), "error": {"code": code, "message": str(result.error)}}
-    return {
-        "photo": str(result.photo),
-        "avatars": [str(avatar.resolve()) for avatar in result.avatars],
-        "beforeAfter": str(result.comparison.resolve()),
-        "job": json.loads(result.job.json_bytes()),
-    }
+        message["error"] = {"code": code, "message": str(result.error)}
+    if result.job is not None:
+        message["avatars"] = [str(avatar.resolve()) for avatar in result.avatars]
+        message["beforeAfter"] = None if result.comparison is None else str(result.comparison.resolve())
+        message["job"] = json.loads(result.job.json_bytes())
+    return message

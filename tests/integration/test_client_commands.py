@@ -449,6 +449,28 @@ async def test_photos_that_fail_are_told_one_by_one(run: Shell, service: Service
     assert "me.png: failed after" in done.err
 
 
+async def test_what_several_images_had_before_the_failure_is_saved(run: Shell, service: Service) -> None:
+    service.generations.avatar = lambda task: a_jpeg(128, 128)
+    puppet = service.puppet()
+    process = await run.start("forge", "--variants", "8", "--json")
+    await wait_until(puppet.runs.is_set, 20, "its job runs")
+    for index in (0, 3):
+        puppet.publish(index)
+    puppet.fail()
+    out, err = await asyncio.wait_for(process.communicate(), 30)
+
+    assert process.returncode == ExitCode.NO_AVATAR
+    assert "jobs save" not in err.decode()
+    [made] = json.loads(out)
+    assert (made["error"]["code"], made["job"]["status"]) == ("JobFailed", "FAILED")
+    files = [Path(path) for path in made["avatars"]]
+    assert [file.name for file in files] == ["portrait-avatar-0.png", "portrait-avatar-3.png"]
+    images = service.recorded(made["job"]["jobId"], "me").images
+    assert [file.read_bytes() for file in files] == [service.storage.get(each.stored.key) for each in images]
+    with Image.open(made["beforeAfter"]) as sheet:
+        assert sheet.size == (1120, 1232)
+
+
 async def test_a_job_that_takes_too_long_goes_on_and_says_so(run: Shell, service: Service) -> None:
     puppet = service.puppet()
     done = await run.process("forge", "--timeout", "1", "--out", "my avatars")
