@@ -11,12 +11,23 @@ def pickle_by_name(cls: _Class) -> _Class:
 
     Frozen ones with slots are pickled by position otherwise, so that a field in their middle shifts the
     others for a process that does not know it. Here a field that the sender lacks takes its default, and one
-    that the receiver lacks is dropped.
+    that the receiver lacks is dropped. One that has its default does not travel: its value may be of a class
+    that the receiver lacks, and pickle fails there before any field can be dropped.
     """
     known = {field.name: field for field in fields(cls)}
+    defaults = {
+        name: field.default if field.default_factory is MISSING else field.default_factory()
+        for name, field in known.items()
+    }
 
     def get_state(self: Any) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in known}
+        state = {}
+        for name, default in defaults.items():
+            value = getattr(self, name)
+            # Equal values of other types, as `True` and 1, are others where they arrive.
+            if value is not default and (type(value) is not type(default) or value != default):
+                state[name] = value
+        return state
 
     def set_state(self: Any, state: dict[str, Any]) -> None:
         for name, field in known.items():

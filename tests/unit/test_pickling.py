@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import avatarforge.domain
-from avatarforge.domain.jobs import GenerationParameters, ImageFormat
+from avatarforge.domain.jobs import GenerationParameters, ImageFormat, Vary
 from avatarforge.domain.pickling import pickle_by_name
 from avatarforge.domain.replicas import ReplicaReport, ReplicaState
 from avatarforge.messages import LiveJob
@@ -50,15 +50,33 @@ def test_a_value_is_the_same_after_its_journey(value: Any) -> None:
     assert pickle.loads(pickle.dumps(value)) == value
 
 
+def test_what_has_its_default_does_not_travel_so_that_no_release_meets_a_class_that_it_lacks() -> None:
+    ordinary = a_job(parameters=GenerationParameters(seed=7))
+    assert b"Vary" not in pickle.dumps(ordinary)
+    assert b"ImageFormat" not in pickle.dumps(ordinary)
+    assert ordinary.__getstate__().keys() == {  # type: ignore[attr-defined]  # a dict
+        field.name
+        for field in dataclasses.fields(ordinary)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    assert b"Vary" in pickle.dumps(GenerationParameters(seed=7, vary=Vary.STYLE))
+    # All defaults, one from a factory, and what is equal to its default alone.
+    for value in (FeedCursor(), a_report(step_seconds={}), dataclasses.replace(ordinary, attempt=False)):
+        received: Any = pickle.loads(pickle.dumps(value))
+        assert repr(received) == repr(value)
+
+
 def test_a_field_that_the_sender_lacks_takes_its_default_and_one_of_its_own_is_dropped() -> None:
-    parameters = GenerationParameters(seed=7, prompt="sea", width=512, height=512, format=ImageFormat.WEBP)
+    parameters = GenerationParameters(
+        seed=7, prompt="sea", width=512, height=512, request_id="r", format=ImageFormat.WEBP
+    )
     state: Any = parameters.__getstate__()
     for lacking in ("width", "height", "request_id"):
         del state[lacking]
     received = object.__new__(GenerationParameters)
     received.__setstate__({"of_the_next_release": 1, **state})  # type: ignore[attr-defined]  # by its decorator
 
-    assert received == dataclasses.replace(parameters, width=None, height=None)
+    assert received == dataclasses.replace(parameters, width=None, height=None, request_id=None)
     report = object.__new__(ReplicaReport)
     sent = a_report().__getstate__()
     del sent["step_seconds"]  # type: ignore[attr-defined]  # a dict
