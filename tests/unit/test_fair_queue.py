@@ -71,25 +71,25 @@ def test_a_job_stands_in_line_once() -> None:
             st.integers(-1, 1),
             st.sampled_from((1, 1, 2, 5)),
             st.booleans(),
-            st.booleans(),
+            st.sampled_from(("", "a", "ab", "abc")),
         ),
         max_size=40,
     )
 )
-def test_the_told_order_is_the_order_in_which_they_go(moves: list[tuple[str, int, int, bool, bool]]) -> None:
+def test_the_told_order_is_the_order_in_which_they_go(moves: list[tuple[str, int, int, bool, str]]) -> None:
     queue = FairQueue()
     inside: set[str] = set()
-    for customer_id, priority, images, removed, popped in moves:
+    for customer_id, priority, images, removed, fitting in moves:
         job = of_images(images, customer_id, priority)
         queue.add(job)
         inside.add(job.job_id)
         if removed:
             queue.remove(job.job_id)
             inside.discard(job.job_id)
-        if popped and (gone := queue.pop()) is not None:
+        if (gone := queue.pop(lambda job, fitting=fitting: job.customer_id in fitting)) is not None:  # type: ignore[misc]  # bound at once
             inside.discard(gone.job_id)
     assert len(queue) == len(inside)
-    told = queue.list_next(100)
+    told = queue.list_next(1000)
     assert list(told) == ids_of(queue)
     assert set(told) == inside
 
@@ -167,6 +167,27 @@ def test_a_customer_who_left_with_turns_to_come_waits_for_them() -> None:
     again = a_job()
     queue.add(again)
     assert ids_of(queue) == [job.job_id for job in (*others[:3], again, others[3])]
+
+
+def test_a_job_that_nobody_takes_holds_up_no_round() -> None:
+    queue = FairQueue()
+    stuck = [a_job(customer_id="ana") for _ in range(3)]
+    bens = [of_images(8, "ben"), *(a_job(customer_id="ben") for _ in range(3))]
+    for job in (*stuck, *bens, *(a_job(customer_id="eve") for _ in range(20))):
+        queue.add(job)
+    order = [job.customer_id for _ in range(16) if (job := queue.pop(lambda job: job not in stuck))]
+    assert order == ["ben", *["eve"] * 8, "ben", "eve", "ben", "eve", "ben", "eve", "eve"]
+    # Nor do those who wait for it stand behind all its turns that were not taken.
+    assert queue.list_next(1000) == tuple(ids_of(queue))
+
+
+def test_so_many_jobs_are_listed_that_they_wait_for_the_images_asked_for() -> None:
+    queue = FairQueue()
+    jobs = [of_images(4) for _ in range(5)]
+    for job in jobs:
+        queue.add(job)
+    for limit, listed in ((0, 0), (1, 1), (4, 1), (5, 2), (100, 5)):
+        assert queue.list_next(limit) == tuple(job.job_id for job in jobs[:listed])
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 8)), min_size=1, max_size=40))

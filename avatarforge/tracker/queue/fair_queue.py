@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
-from itertools import count, islice
+from itertools import count
 from typing import NamedTuple
 
 from avatarforge.domain.jobs import ProfilePhotoJob
@@ -101,14 +101,24 @@ class FairQueue:
         return min((job for job in others if fits(job)), key=lambda job: job.job_id, default=None)
 
     def list_next(self, limit: int) -> tuple[str, ...]:
-        """Return the ids of the first jobs in the order in which they would go as things stand."""
-        return tuple(islice(self._iterate(), limit))
+        """Return the ids of the first jobs in the order in which they would go as things stand. The last of
+        them brings the images that they wait for up to `limit`."""
+        listed: list[str] = []
+        images = 0
+        for job_id, waited_for in self._iterate():
+            if images >= limit:
+                break
+            listed.append(job_id)
+            images += waited_for
+        return tuple(listed)
 
-    def _iterate(self) -> Iterator[str]:
+    def _iterate(self) -> Iterator[tuple[str, int]]:
+        """Yield ids with the number of images that the job waits for."""
         for priority in sorted(self._rounds, reverse=True):
             # Begun as they are asked for: of very many customers the first ones are. Those who had a turn
             # come back among the others.
-            customers = self._rounds[priority].in_order()
+            round_robin = self._rounds[priority]
+            customers = round_robin.in_order()
             coming = next(customers, None)
             back: list[tuple[_Place, int, Iterator[str]]] = []
             for number in count():
@@ -120,8 +130,10 @@ class FairQueue:
                 else:
                     break
                 if (job_id := next(queue, None)) is not None:
-                    yield job_id
-                    heappush(back, (place.after(len(self._jobs[job_id].missing)), number, queue))
+                    job = self._jobs[job_id]
+                    images = 1 if job.parameters.variants == 1 else len(job.missing)
+                    yield job_id, images
+                    heappush(back, (round_robin.place_after(place, images), number, queue))
 
     def _iterate_heap(self, heap: list[str]) -> Iterator[str]:
         """Yield oldest first. Only what is asked for is put in order: of a long queue the first ones are."""
@@ -137,17 +149,14 @@ class _Place(NamedTuple):
     round: int
     had_turn: bool
 
-    def after(self, turns: int) -> "_Place":
-        """Return the place of a customer who takes so many turns here."""
-        return _Place(self.round + turns, had_turn=True)
-
 
 class _RoundRobin:
     """Customers in the order of their turns, each with a heap of job ids."""
 
     def __init__(self) -> None:
         self._round = 0
-        """The round that turns are taken in. It goes on when somebody has a turn and nobody stands in it."""
+        """The newest round that a turn was taken in. Customers whose jobs no backend takes may stand in an
+        older one."""
         self._groups: dict[_Place, dict[str, list[str]]] = {}
         """The heaps by place and customer; of one place those who came first go first."""
         self._places: dict[str, _Place] = {}
@@ -169,15 +178,19 @@ class _RoundRobin:
             for customer_id, heap in self._groups[place].items():
                 yield place, customer_id, heap
 
+    def place_after(self, place: _Place, turns: int) -> _Place:
+        """Return the place of a customer who takes so many turns at this one."""
+        return _Place(max(place.round, self._round) + turns, had_turn=True)
+
     def record_turn(self, customer_id: str, turns: int) -> None:
         """Put the customer where it stands after so many turns at once."""
         # Only now: whoever came in since the last turn stands before those who had one.
-        if (first := min(self._groups)).round > self._round:
-            self._round = first.round
+        if (own := self._places[customer_id]).round > self._round:
+            self._round = own.round
             self._had_turn = {
                 known: place for known, place in self._had_turn.items() if place.round > self._round
             }
-        place = self._had_turn[customer_id] = _Place(self._round, had_turn=True).after(turns)
+        place = self._had_turn[customer_id] = self.place_after(own, turns)
         self._put(customer_id, place, self.remove(customer_id))
 
     def remove(self, customer_id: str) -> list[str]:
