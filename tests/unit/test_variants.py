@@ -195,6 +195,16 @@ async def test_jobs_of_many_images_leave_the_slots_behind_them_to_others(
     assert bench.replicas.tasks[-1].job_id == single.job_id
 
 
+async def test_one_job_of_many_images_leaves_the_other_replicas_to_the_next(bench: Bench) -> None:
+    bench.replicas = ScriptedReplicas(slots=10, script=making(bench, until=0))
+    tracker = await bench.start()
+    for replica_id in ("a", "b"):
+        await tracker.record_replica_report(a_report(replica_id, limit=1))
+    many, single = await accepted(tracker, of_images(8)), await accepted(tracker, of_images(1, "ben"))
+    await wait_until(lambda: len(bench.replicas.tasks) == 2)
+    assert [task.job_id for task in bench.replicas.tasks] == [many.job_id, single.job_id]
+
+
 async def test_jobs_of_one_image_take_every_slot(bench: Bench) -> None:
     bench.replicas = ScriptedReplicas(slots=10, script=making(bench, until=0))
     tracker = await bench.start()

@@ -128,6 +128,10 @@ class Backend:
         """Images that it is still to make of them."""
         return self._throughput.running
 
+    def count_images(self, most: int) -> int:
+        """Return the images that it is still to make, at most so many of each job."""
+        return sum(min(left, most) for left in self._images.values())
+
     @property
     def is_away(self) -> bool:
         return self._clock() < self._backs_off_until
@@ -230,9 +234,10 @@ class Backends:
 
     def _is_full(self, backend: Backend) -> bool:
         """Tell whether its replicas have images enough, with one each to go on with. A slot is a job's, and
-        jobs of several images in all of them would let the next customer wait behind them all."""
+        jobs of several images in all of them would let the next customer wait behind them all. One job's
+        are in one replica, and fill no other."""
         limits = [report.limit for report in self._replica_registry.all() if report.backend == backend.name]
-        return bool(limits) and backend.image_count >= sum(limits) + len(limits)
+        return bool(limits) and backend.count_images(max(limits) + 1) >= sum(limits) + len(limits)
 
     def _is_overflowing(self) -> bool:
         backlog = self._local.estimate_seconds(self._queue.image_count)
