@@ -83,12 +83,16 @@ class _Speed:
         return steps * self.step_seconds(self.slots) * self.replicas / self.slots + self.coding
 
 
+_StepsLeft = tuple[str, float]
+"""A job's id and the steps left of one image of it."""
+
+
 class EtaModel:
     """Learns from the replicas' reports and from finished jobs, and forecasts when the others are done.
 
     A forecast simulates the replicas: images share the steps of a batch, a slot that becomes free goes to the
     next job in the queue, and each image costs its encoding and decoding besides. It takes time in proportion
-    to the jobs that it is given, however long the queue behind them is.
+    to the images of the jobs that it is given, however long the queue behind them is.
     """
 
     def __init__(self, shards: int = 1) -> None:
@@ -151,26 +155,32 @@ class EtaModel:
         time from one finished image to the next.
         """
         here = [entry for entry in running if entry.backend == LOCAL]
+        images = sum(len(entry.job.missing) for entry in here)
         # Without a replica that serves, its successor is expected to be like it.
-        self._speed = speed = self._measure_speed(reports, len(here)) or self._speed
+        self._speed = speed = self._measure_speed(reports, images) or self._speed
         if speed is None or self._remote_share.value > 0.5:
             return _forecast_from_throughput(running, waiting, queue_length, seconds_per_image)
-        seconds, newcomer = self._simulate(speed, here, waiting)
+        making = _list_steps_left(speed, here)
+        coming = [
+            (job.job_id, steps)
+            for job in waiting
+            for steps in [speed.steps_of(job.parameters)] * len(job.missing)
+        ]
+        seconds, newcomer = self._simulate(speed, making, coming)
         for entry in running:
             if entry.backend != LOCAL:
                 seconds[entry.job.job_id] = _estimate_share_left(entry.progress) * self._remote_job.value
-        costs = [speed.cost(speed.steps_of(job.parameters)) for job in waiting for _ in job.missing]
+        costs = [speed.cost(steps) for _, steps in coming]
         unseen = (queue_length - len(costs)) * sum(costs) / len(costs) if costs else 0.0
         return Forecast(
             order=tuple(job.job_id for job in waiting),
             seconds=seconds,
             estimated_wait_seconds=newcomer + unseen / speed.replicas,
-            backlog_seconds=unseen
-            + sum(costs)
-            + sum(speed.cost(left) for entry in here for left in _list_steps_left(speed, entry)),
+            backlog_seconds=unseen + sum(costs) + sum(speed.cost(left) for _, left in making),
         )
 
-    def _measure_speed(self, reports: Sequence[ReplicaReport], running: int) -> _Speed | None:
+    def _measure_speed(self, reports: Sequence[ReplicaReport], images: int) -> _Speed | None:
+        """`images` are this tracker's in the replicas."""
         serving = [
             report
             for report in reports
@@ -181,7 +191,7 @@ class EtaModel:
         share = 1.0
         if self._shards > 1:
             in_all = sum(report.active + report.waiting for report in serving)
-            share = running / max(running, in_all) if running else 1 / self._shards
+            share = images / max(images, in_all) if images else 1 / self._shards
         newest = max((report.model for report in serving if report.model), key=lambda model: model.since)
         return _Speed(
             replicas=len(serving) * share,
@@ -192,46 +202,36 @@ class EtaModel:
         )
 
     def _simulate(
-        self, speed: _Speed, running: Sequence[RunningJob], waiting: Sequence[ProfilePhotoJob]
+        self, speed: _Speed, making: Sequence[_StepsLeft], coming: Sequence[_StepsLeft]
     ) -> tuple[dict[str, float], float]:
         """Return the seconds until each is done, and until one that joined the queue now would be."""
-        begun = [entry for entry in running if entry.progress is not None and entry.progress.total_steps]
-        fetched = [entry for entry in running if entry not in begun]
         queue = deque(
             [
-                *(
-                    (entry.job.job_id, left, 0.0)
-                    for entry in (*begun, *fetched)
-                    for left in _list_steps_left(speed, entry)
-                ),
-                *(
-                    (job.job_id, speed.steps_of(job.parameters), self._fetch.value)
-                    for job in waiting
-                    for _ in job.missing
-                ),
+                *((job_id, left, 0.0) for job_id, left in making),
+                *((job_id, left, self._fetch.value) for job_id, left in coming),
             ]
         )
-        # The images in the making, by the number of steps at which each ends: all take the same steps.
-        making: list[tuple[float, int, str, float]] = []
+        # Those that have a slot, by the number of steps at which each ends: all take the same steps.
+        active: list[tuple[float, int, str, float]] = []
         seconds: dict[str, float] = {}
         now, steps, places = 0.0, 0.0, count()
         newcomer: float | None = None
         while True:
-            while queue and len(making) < speed.slots:
+            while queue and len(active) < speed.slots:
                 job_id, left, fetch = queue.popleft()
                 # Later ones are fetched while they wait.
                 beside = self._upload.value + (fetch if now == 0 else 0.0)
-                heappush(making, (steps + left, next(places), job_id, beside))
-            if newcomer is None and len(making) < speed.slots:
-                own = speed.model.steps_of(None, None) * speed.step_seconds(len(making) + 1) + speed.coding
+                heappush(active, (steps + left, next(places), job_id, beside))
+            if newcomer is None and len(active) < speed.slots:
+                own = speed.model.steps_of(None, None) * speed.step_seconds(len(active) + 1) + speed.coding
                 newcomer = now + own + self._upload.value + (self._fetch.value if now == 0 else 0.0)
-            if not making:
+            if not active:
                 assert newcomer is not None, "nobody is in the making"
                 return seconds, newcomer
-            ends, _, job_id, beside = making[0]
-            now += (ends - steps) * speed.step_seconds(len(making)) + speed.coding / speed.replicas
+            ends, _, job_id, beside = active[0]
+            now += (ends - steps) * speed.step_seconds(len(active)) + speed.coding / speed.replicas
             steps = ends
-            heappop(making)
+            heappop(active)
             # Of several images the last one counts.
             seconds[job_id] = beside + now
 
@@ -245,13 +245,19 @@ def _find_step_seconds(table: Mapping[int, float], images: float) -> float:
     return table[most] * images / most
 
 
-def _list_steps_left(speed: _Speed, entry: RunningJob) -> list[float]:
-    """Return the steps left of each image that the attempt makes, alike for all of them."""
-    progress, images = entry.progress, len(entry.job.missing)
-    if progress is None or not progress.total_steps:
-        return [speed.steps_of(entry.job.parameters)] * images
-    left = max(0, progress.total_steps - progress.step)
-    return [left * speed.model.share_of_pixels(entry.job.parameters) / images] * images
+def _list_steps_left(speed: _Speed, running: Sequence[RunningJob]) -> list[_StepsLeft]:
+    """Return the steps left of each image, alike for all that an attempt makes; first those begun."""
+    begun: list[_StepsLeft] = []
+    fetched: list[_StepsLeft] = []
+    for entry in running:
+        progress, images = entry.progress, len(entry.job.missing)
+        if progress is None or not progress.total_steps:
+            fetched += [(entry.job.job_id, speed.steps_of(entry.job.parameters))] * images
+        else:
+            left = max(0, progress.total_steps - progress.step)
+            share = speed.model.share_of_pixels(entry.job.parameters)
+            begun += [(entry.job.job_id, left * share / images)] * images
+    return begun + fetched
 
 
 def _estimate_share_left(progress: GenerationProgress | None) -> float:
@@ -288,7 +294,7 @@ class Forecaster:
     """Learns from the replicas' reports and from finished jobs, and forecasts the queue as it stands."""
 
     MAX_LISTED = 1000
-    """Waiting jobs whose place is told."""
+    """Images that the jobs wait for whose place is told."""
 
     def __init__(
         self, shards: int, job_table: JobTable, dispatcher: Dispatcher, replica_registry: ReplicaRegistry

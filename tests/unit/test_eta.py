@@ -166,6 +166,19 @@ def test_trackers_that_share_the_replicas_count_on_their_part() -> None:
     assert max(shared.seconds.values()) == pytest.approx(2 * max(alone.seconds.values()))
 
 
+def test_a_tracker_with_one_job_of_several_has_the_part_that_its_images_take() -> None:
+    waiting = [job_of() for _ in range(8)]
+    busy = a_report(limit=8, active=8)
+    of_several = [running(job_of(variants=8), 40, 80)]
+    singles = [running(job_of(), 5, 10) for _ in range(8)]
+    told, alike = (
+        forecast(EtaModel(shards=2), *active, waiting=waiting, reports=[busy])
+        for active in (of_several, singles)
+    )
+    assert told.estimated_wait_seconds == alike.estimated_wait_seconds
+    assert [told.seconds[job.job_id] for job in waiting] == [alike.seconds[job.job_id] for job in waiting]
+
+
 def test_the_pace_counts_where_most_jobs_go_to_a_remote_server() -> None:
     estimates = EtaModel()
     for _ in range(3):
