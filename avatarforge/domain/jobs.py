@@ -257,11 +257,16 @@ class ProfilePhotoJob:
 
     @property
     def images(self) -> tuple[AvatarImage, ...]:
-        """The images published so far, by index. One that makes a single image has it once it is DONE."""
-        if self.parameters.variants > 1 or self.outcome is None:
-            return self.variant_images
-        only = self.parameters
-        return (AvatarImage(index=0, seed=only.seed, style=only.style, stored=self.outcome.avatar),)
+        """The images published so far, by index. A job of a single image has it once it is DONE."""
+        published = self.variant_images
+        # Of several too, where a release ended the job that makes one image of each.
+        if self.outcome is None or (published and published[0].index == 0):
+            return published
+        first = self.parameters
+        return (
+            AvatarImage(index=0, seed=first.seed, style=first.style, stored=self.outcome.avatar),
+            *published,
+        )
 
     @property
     def object_keys(self) -> frozenset[str]:
@@ -271,6 +276,8 @@ class ProfilePhotoJob:
     @property
     def missing(self) -> tuple[int, ...]:
         """The indices of the images that are still to be made."""
+        if self.parameters.variants == 1:
+            return (0,) if self.outcome is None else ()
         there = {image.index for image in self.images}
         return tuple(index for index in range(self.parameters.variants) if index not in there)
 
@@ -294,7 +301,12 @@ class ProfilePhotoJob:
 
     def publish(self, image: AvatarImage, attempt: int) -> "ProfilePhotoJob":
         """Return the job with one more of its images. Raises `IllegalTransition` unless it is that attempt's
-        to publish, and one of those that are missing."""
+        to publish, one of those that are missing, and not the last of them, which comes with the outcome."""
+        if self.missing == (image.index,):
+            raise IllegalTransition(self.status, f"one with image {image.index} and no outcome")
+        return self._publish(image, attempt)
+
+    def _publish(self, image: AvatarImage, attempt: int) -> "ProfilePhotoJob":
         is_expected = self.attempt == attempt and image.index in self.missing
         if self.status is not ProcessingStatus.PROCESSING or not is_expected:
             raise IllegalTransition(self.status, f"one with image {image.index} of attempt {attempt}")
@@ -313,7 +325,7 @@ class ProfilePhotoJob:
         """Return the job as it is when all is made. Of one that makes several images, `last` came with the
         outcome. Raises `IllegalTransition`, also while an image is missing."""
         if self.parameters.variants > 1:
-            job = self if last is None else self.publish(last, self.attempt)
+            job = self if last is None else self._publish(last, self.attempt)
             if job.missing:
                 raise IllegalTransition(self.status, f"{ProcessingStatus.DONE} without images {job.missing}")
             images, outcome = job.variant_images, replace(outcome, avatar=job.variant_images[0].stored)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -135,6 +136,18 @@ def test_no_image_is_published_twice_and_no_job_is_done_without_all() -> None:
             job.publish(a_variant(job, index), 1)
     with pytest.raises(IllegalTransition, match=r"DONE without images \(1,\)"):
         job.complete(an_outcome(), LATER, a_variant(job, 2))
+    with pytest.raises(IllegalTransition, match="image 2 and no outcome"):
+        job.publish(a_variant(job, 1), 1).publish(a_variant(job, 2), 1)
+
+
+def test_a_job_of_several_that_an_older_release_ended_has_the_one_image_that_it_made() -> None:
+    job = of_three()
+    done = replace(job, status=ProcessingStatus.DONE, outcome=an_outcome())
+    assert [(image.index, image.stored) for image in done.images] == [(0, an_outcome().avatar)]
+    assert done.find_image() == done.images[0]
+    assert done.object_keys == {done.original.key, an_outcome().avatar.key}
+    later = replace(done, variant_images=(a_variant(job, 2),))
+    assert [image.index for image in later.images] == [0, 2]
 
 
 def test_what_was_published_stays_when_the_job_fails_or_is_cancelled() -> None:
