@@ -26,6 +26,7 @@ async def test_it_is_shown_round_and_small_and_saved_in_the_sizes_that_sites_ask
     job_id = await service.submitted(style="watercolor")
     await service.ended(job_id)
     await page.goto(f"{service.url}/#/photo/ana/{job_id}")
+    await page.locator(".look.dark img").last.wait_for()
     await wait_until(lambda: is_painted(page, ".look.dark img:last-child"))
     for ground in ("light", "dark"):
         looks = page.locator(f".look.{ground} img")
