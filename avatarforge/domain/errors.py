@@ -383,7 +383,7 @@ class BacklogFull(LimitReached):
 
     code = "backlog_full"
     message = (
-        "As many images as the service takes jobs for at a time ({limit}) are still to be made. "
+        "With this job more images than the service takes jobs for at a time ({limit}) would be waited for. "
         "Try again in {retry_after} seconds."
     )
 
@@ -393,7 +393,7 @@ class CustomerBacklogFull(BacklogFull):
 
     code = "customer_backlog_full"
     message = (
-        "As many images as a customer may wait for at a time ({limit}) are still to be made. "
+        "With this job more images than a customer may wait for at a time ({limit}) would be waited for. "
         "Try again in {retry_after} seconds."
     )
 

@@ -61,8 +61,8 @@ class TrackerMetrics:
             registry.declare(metrics.JOBS_ENDED, ProcessingStatus.FAILED.value, code)
 
     def on_change(self, change: JobChange) -> None:
-        """Write one line in the log and count one event, of the same name. The line of a start is written by
-        the dispatcher, which knows the replica."""
+        """Write one line in the log and count one event, of the same name. The lines of a start and of an
+        image are written by the dispatcher, which knows the replica and the image."""
         job, kind = change.job, change.event.kind
         self._registry.count(metrics.JOB_EVENTS, kind.value)
         self.accepted += job.parameters.variants if change.is_submission else 0
@@ -70,8 +70,8 @@ class TrackerMetrics:
             log.info(f"job {kind.value}", **_identity(change))
         elif kind in TERMINAL_EVENTS and job.finished_at is not None:
             self._record_end(change, job.finished_at)
-        elif kind in (EventKind.IMAGE, EventKind.KEPT):
-            log.info("image published" if kind is EventKind.IMAGE else "image kept", **_identity(change))
+        elif kind is EventKind.KEPT:
+            log.info("image kept", index=job.kept, **_identity(change))
         elif kind is EventKind.REQUEUED:
             log.info("job requeued", worker_losses=job.worker_losses, **_identity(change))
         elif kind is EventKind.STARTED and job.attempt == 1 and job.started_at is not None:

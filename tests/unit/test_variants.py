@@ -6,8 +6,9 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from avatarforge.domain.changes import NewJob
+from avatarforge.domain.changes import JobChange, NewJob
 from avatarforge.domain.errors import InvalidRequest, JobNotFound
 from avatarforge.domain.generations import (
     GenerationFailed,
@@ -85,8 +86,12 @@ def keys(bench: Bench) -> set[str]:
 async def test_each_image_is_an_event_and_the_last_one_the_end(bench: Bench) -> None:
     bench.replicas.script = making(bench)
     tracker = await bench.start()
-    job = await accepted(tracker, of_images(3))
-    done = await bench.ended(job)
+    with capture_logs() as lines:
+        job = await accepted(tracker, of_images(3))
+        done = await bench.ended(job)
+        await tracker.commands.keep("ana", job.job_id, 2)
+    told = [(line["event"], line["index"]) for line in lines if line["event"].startswith("image")]
+    assert told == [("image published", 0), ("image published", 1), ("image kept", 2)]
     assert [(image.index, image.seed) for image in done.images] == [(0, 7), (1, 8), (2, 9)]
     assert done.outcome is not None
     assert done.outcome.avatar == done.images[0].stored
@@ -99,6 +104,7 @@ async def test_each_image_is_an_event_and_the_last_one_the_end(bench: Bench) -> 
         (EventKind.IMAGE, 1),
         (EventKind.IMAGE, 2),
         (EventKind.DONE, 3),
+        (EventKind.KEPT, 3),
     ]
     assert tracker.describe()["localFinished"] == 3
 
@@ -112,6 +118,22 @@ async def test_a_lost_attempt_leaves_its_images_and_the_next_makes_only_the_othe
     assert [task.missing for task in bench.replicas.tasks] == [(0, 1, 2, 3), (1, 2, 3), (3,)]
     made_in = [image.stored.key.rpartition("/")[2].split("-")[1] for image in done.images]
     assert (done.status, made_in) == (ProcessingStatus.DONE, ["1", "2", "2", "3"])
+
+
+async def test_a_replica_of_an_older_release_which_makes_one_image_leaves_the_job_to_others(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Dispatcher, "RECHECK_SECONDS", 0.01)
+
+    async def older(task: GenerationTask) -> AsyncGenerator[GenerationUpdate, None]:
+        yield GenerationFinished(outcome=an_outcome(avatar=stored(bench, task, 0).stored))
+
+    bench.replicas.next_scripts += [older] * (bench.settings.max_attempts + 1)
+    bench.replicas.script = making(bench)
+    tracker = await bench.start()
+    done = await bench.ended(await accepted(tracker, of_images(2)))
+    assert (done.status, done.worker_losses, len(done.images)) == (ProcessingStatus.DONE, 0, 2)
+    await wait_until(lambda: keys(bench) == {image.stored.key for image in done.images})
 
 
 async def test_the_next_tracker_has_only_the_missing_images_made(bench: Bench) -> None:
@@ -140,6 +162,23 @@ async def test_a_job_that_fails_keeps_the_images_that_it_has_and_nothing_else(be
     failed = await bench.ended(await accepted(tracker, of_images(3)))
     assert (failed.status, [image.index for image in failed.images]) == (ProcessingStatus.FAILED, [1])
     await wait_until(lambda: keys(bench) == {failed.images[0].stored.key})
+
+
+async def test_storage_is_not_asked_for_images_of_a_job_that_never_began(bench: Bench) -> None:
+    bench.replicas = ScriptedReplicas(slots=0)
+    listed: list[str] = []
+    list_objects = bench.storage.list
+    bench.storage.list = lambda prefix: listed.append(prefix) or list_objects(prefix)  # type: ignore[method-assign,func-returns-value]
+    tracker = await bench.start()
+    job = await accepted(tracker, of_images(3))
+    await tracker.commands.cancel("ana", job.job_id)
+    began = a_job(parameters=job.parameters).start(job.created_at)
+    cancelled = began.cancel(job.created_at)
+    tracker._janitor.on_change(
+        JobChange(job=cancelled, event=cancelled.event(EventKind.CANCELLED, job.created_at))
+    )
+    await wait_until(lambda: listed)
+    assert all(began.job_id in prefix for prefix in listed)
 
 
 async def test_an_image_that_comes_after_the_end_is_removed(bench: Bench) -> None:

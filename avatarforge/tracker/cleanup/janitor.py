@@ -71,7 +71,8 @@ class Janitor:
         """Remove what earlier attempts have stored, once their job has ended."""
         job = change.job
         is_cut_short = job.status is not ProcessingStatus.DONE and job.parameters.variants > 1
-        has_stale = job.attempt > 1 or (job.attempt and job.status is ProcessingStatus.FAILED) or is_cut_short
+        is_failed = job.status is ProcessingStatus.FAILED
+        has_stale = job.attempt > 1 or (job.attempt == 1 and (is_failed or is_cut_short))
         if change.event.kind in TERMINAL_EVENTS and has_stale:
             self._tasks.spawn(self._delete_stale(job), "delete stale objects")
 

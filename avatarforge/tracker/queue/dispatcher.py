@@ -58,10 +58,10 @@ class Dispatcher:
     free at once, would take it again."""
     RECHECK_SECONDS = 0.25
     """Seconds until a backend that may have none of the waiting jobs is thought of again, and a job that a
-    stopping worker has given back."""
+    stopping worker has given back, or one of an older release has not made."""
     RECHECK_SECONDS_PER_IMAGE = 2e-5
-    """Seconds that are added for each image that is waited for: every waiting job is looked at, which takes a
-    few microseconds, and a long queue must not keep the event loop busy with it."""
+    """Seconds that are added for each image that is waited for: all waiting jobs, at most as many, are looked
+    at, which takes a few microseconds each, and a long queue must not keep the event loop busy with it."""
     FAILED_RESERVATION_DELAY_SECONDS = 2.0
     BACKEND_ERROR_CODES = frozenset({"model_unusable", "remote_refused"})
     """Codes of errors that lie with the backend, so that the other one may do better."""
@@ -203,8 +203,7 @@ class Dispatcher:
         started = await self._job_table.update(
             job.job_id, lambda current: current.start(self._now()), EventKind.STARTED
         )
-        identity = {**attempt_identity(started), "seq": started.seq, **started.parameters.origin}
-        log.info("job started", backend=backend.name, replica=replica_id, **identity)
+        log.info("job started", backend=backend.name, replica=replica_id, **_identity(started))
         return started
 
     # --- generations ------------------------------------------------------------------------------------
@@ -251,21 +250,25 @@ class Dispatcher:
         """Commit one of several images; the last one is committed with the job's end."""
         backend.record_image(job.job_id)
         try:
-            await self._job_table.update(
+            published = await self._job_table.update(
                 job.job_id, lambda current: current.publish(image, job.attempt), EventKind.IMAGE
             )
         except JobFinished:
             self._on_unpublished(image.stored)
             raise
+        log.info("image published", index=image.index, **_identity(published))
 
     async def _conclude(self, backend: Backend, job: ProfilePhotoJob, end: AttemptEnd) -> None:
         if isinstance(end, GenerationFinished):
-            await self._publish(job, end)
+            if end.image is not None or job.parameters.variants == 1:
+                await self._publish(job, end)
+            else:
+                log.warning("replica of an older release made one image only", **attempt_identity(job))
+                self._on_unpublished(end.outcome.avatar)
+                await self._requeue_soon(job)
             return
         if not end.counts_as_failure:
-            # Not at once: for a moment Serve may still choose the replica that is being stopped.
-            requeued = await self._requeue(job, lost=False)
-            self._tasks.spawn(self._enqueue_later(requeued, self.RECHECK_SECONDS), "retry")
+            await self._requeue_soon(job)
             return
         if end.away_seconds is not None:
             backend.back_off(end.away_seconds)
@@ -295,6 +298,11 @@ class Dispatcher:
             self._on_unpublished(end.outcome.avatar)
             raise
 
+    async def _requeue_soon(self, job: ProfilePhotoJob) -> None:
+        """Let another replica make the job. Not at once: for a moment Serve may still choose the same one."""
+        requeued = await self._requeue(job, lost=False)
+        self._tasks.spawn(self._enqueue_later(requeued, self.RECHECK_SECONDS), "retry")
+
     async def _enqueue_later(self, job: ProfilePhotoJob, delay: float) -> None:
         await asyncio.sleep(delay)
         self.enqueue(job)
@@ -323,6 +331,11 @@ class Dispatcher:
         await self._job_table.update(
             job_id, lambda current: current.fail(short, self._now()), EventKind.FAILED
         )
+
+
+def _identity(job: ProfilePhotoJob) -> dict[str, object]:
+    """Return what names the job's last change in the log."""
+    return {**attempt_identity(job), "seq": job.seq, **job.parameters.origin}
 
 
 def _outcome_label(generation: "asyncio.Task[AttemptEnd]") -> str:
