@@ -104,6 +104,7 @@ class Fleet:
         """What the trackers would tell."""
         seconds = self._world.job_seconds
         answer = {
+            "unfinished": len(self._line) + len(self._busy),
             "waiting": len(self._line),
             "localRunning": len(self._busy),
             "backlogSeconds": len(self._line) * seconds + sum(done - self.now for done in self._busy),

@@ -12,8 +12,9 @@ TOLD_TARGETS = {
 def told(
     waiting: int, running: int = 0, accepted: int = 0, finished: int = 0, backlog: float | None = None
 ) -> dict[str, object]:
-    """A tracker's answer."""
+    """A tracker's answer, with jobs of one image each."""
     return {
+        "unfinished": waiting + running,
         "waiting": waiting,
         "localRunning": running,
         "backlogSeconds": backlog,

@@ -22,6 +22,8 @@ Told = Mapping[str, Any]
 class Counts:
     """The answers of all trackers at one time, added up."""
 
+    unfinished: int
+    """Jobs that wait or run, wherever."""
     waiting: int
     """Images that wait for a replica."""
     running: int
@@ -57,6 +59,7 @@ class BacklogAggregator:
             self._totals[name] += sum(grown)
         busy = [told["backlogSeconds"] for told in answers if told["waiting"] or told["localRunning"]]
         return Counts(
+            unfinished=sum(int(told["unfinished"]) for told in answers),
             waiting=waiting,
             running=running,
             backlog_seconds=None if None in busy else float(sum(busy)),

@@ -15,7 +15,7 @@ class Load:
     """The work that all shards have, together."""
 
     unfinished: int
-    """Jobs that wait or run."""
+    """Jobs that wait or that our own replicas have."""
     backlog_seconds: float | None
     """Seconds that one replica would work on them; `None` while nobody knows how long a job takes."""
     demand: float = 0.0
@@ -34,9 +34,12 @@ def compute_replicas(load: Load, running: int, targets: ScalingSettings) -> int:
         # The first job of all: one replica will show how long it takes.
         backlog = 1 if load.unfinished else 0
     else:
-        growth = (load.demand - running) * targets.cold_start_seconds
-        left = max(0.0, load.backlog_seconds + growth)
-        backlog = max(math.ceil(left / targets.target_wait_seconds), 1 if load.unfinished else 0)
+        arriving = load.demand * targets.cold_start_seconds
+        left = max(0.0, load.backlog_seconds + arriving - running * targets.cold_start_seconds)
+        # More could not help: all images of a job are made by one replica.
+        most = load.unfinished + math.ceil(arriving / targets.target_wait_seconds)
+        backlog = min(math.ceil(left / targets.target_wait_seconds), most)
+        backlog = max(backlog, 1 if load.unfinished else 0)
     return clamp(max(demand, backlog), targets)
 
 

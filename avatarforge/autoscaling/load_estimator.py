@@ -48,7 +48,9 @@ class LoadEstimator:
         backlog = counts.backlog_seconds
         if backlog is None and self.job_seconds is not None:
             backlog = jobs * self.job_seconds
-        return Load(unfinished=counts.waiting + counts.running, backlog_seconds=backlog, demand=self._demand)
+        # The trackers' jobs are also those that another server makes; images are of our own replicas.
+        unfinished = min(counts.unfinished, counts.waiting + counts.running)
+        return Load(unfinished=unfinished, backlog_seconds=backlog, demand=self._demand)
 
     def _measure(self, before: Counts, counts: Counts, replicas: int) -> None:
         seconds = counts.at - before.at

@@ -1,5 +1,7 @@
 """From a load and targets to a number of replicas."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +25,8 @@ def targets(**changes: float) -> ScalingSettings:
 
 
 def load(seconds: float | None, demand: float = 0.0, unfinished: int | None = None) -> Load:
-    jobs = unfinished if unfinished is not None else int(bool(seconds))
+    # By default they take a second each.
+    jobs = unfinished if unfinished is not None else math.ceil(seconds or 0)
     return Load(unfinished=jobs, backlog_seconds=seconds, demand=demand)
 
 
@@ -41,6 +44,12 @@ class TestWanted:
 
     def test_there_are_never_fewer_than_the_demand(self) -> None:
         assert compute_replicas(load(5, demand=7.2), running=30, targets=targets()) == 8
+
+    def test_a_job_wants_one_replica_however_many_images_it_has(self) -> None:
+        assert compute_replicas(load(160, unfinished=1), running=0, targets=targets()) == 1
+        assert compute_replicas(load(160, unfinished=2), running=0, targets=targets()) == 2
+        # Beside those for what arrives meanwhile.
+        assert compute_replicas(load(160, demand=1, unfinished=1), running=0, targets=targets()) == 3
 
     def test_one_replica_is_started_for_the_first_job_of_all(self) -> None:
         unknown = load(None, unfinished=50)
@@ -105,7 +114,7 @@ class TestHold:
 class TestCounting:
     def test_shards_are_added_up(self) -> None:
         counts = BacklogAggregator().add([told(3, running=1), told(2, running=2)], at=1.0)
-        assert (counts.waiting, counts.running) == (5, 3)
+        assert (counts.unfinished, counts.waiting, counts.running) == (8, 5, 3)
 
     def test_targets_are_the_trackers(self) -> None:
         assert BacklogAggregator().add([told(0)], at=1.0).targets == ScalingSettings(
@@ -136,13 +145,14 @@ class Shop:
 
     def __init__(self) -> None:
         self.work = LoadEstimator()
-        self.waiting = self.running = self.accepted = self.finished = 0
+        self.waiting = self.running = self.remote = self.accepted = self.finished = 0
         self.at = 0.0
         self.told: float | None = None
 
     def after(self, seconds: float, replicas: int) -> Load:
         self.at += seconds
         counts = Counts(
+            unfinished=self.waiting + self.running + self.remote,
             waiting=self.waiting,
             running=self.running,
             backlog_seconds=self.told if self.waiting or self.running else 0.0,
@@ -159,6 +169,11 @@ class TestWork:
         shop = Shop()
         shop.waiting, shop.accepted = 9, 9
         assert shop.after(1, 0) == Load(unfinished=9, backlog_seconds=None)
+
+    def test_jobs_that_another_server_makes_want_no_replica(self) -> None:
+        shop = Shop()
+        shop.remote = 3
+        assert shop.after(1, 0) == Load(unfinished=0, backlog_seconds=0.0)
 
     def test_nothing_to_do_is_known_to_be_nothing(self) -> None:
         assert Shop().after(1, 0) == Load(unfinished=0, backlog_seconds=0.0)
