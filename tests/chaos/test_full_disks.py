@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 FULL_SECONDS = 15.0
-JOBS = 40
+JOBS = 160
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ def test_a_full_disk_of_mariadb_is_an_outage_that_is_over_once_there_is_room(tmp
 
 
 def live_through(rig: Rig, kind: str) -> None:
-    crowd = Crowd(rig.service.url, noisy_jpeg(600_000, 768), JOBS, pause=0.5)
+    # Four a second for 40 s, so that photos still come once there is room.
+    crowd = Crowd(rig.service.url, noisy_jpeg(600_000, 768), JOBS, pause=1.0)
     outcome = Outcome(crowd, rig.records, rig.storage)
     crowd.start()
     crowd.await_accepted(JOBS // 4)
