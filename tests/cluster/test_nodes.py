@@ -132,9 +132,12 @@ def test_the_last_replica_goes_and_the_next_job_brings_one_back(nodes: Nodes, ph
 
 def test_a_new_version_rolls_out_and_refuses_nothing(nodes: Nodes, photo: bytes) -> None:
     before = {**nodes.replicas("Ingress"), **nodes.replicas()}
-    crowd = nodes.crowd(photo, 2 * JOBS, pause=0.5)
+    # Forty jobs are under way at any moment of a long run.
+    under_way = {"threads": 40, "awaits_ends": True} if IS_LONG else {}
+    crowd = nodes.crowd(photo, 2 * JOBS, pause=0.5, **under_way)
     crowd.start()
     crowd.await_accepted(JOBS // 2)
+    deployed_at = now()
     nodes.deploy(
         Ingress={"ray_actor_options": {"num_cpus": 0.2}},
         StableDiffusion={"ray_actor_options": {"num_cpus": 0.5, "num_gpus": 1}},
@@ -146,9 +149,11 @@ def test_a_new_version_rolls_out_and_refuses_nothing(nodes: Nodes, photo: bytes)
 
     nodes.until(is_replaced, 150, "every replica is a new one")
     crowd.finish()
-    nodes.outcome(crowd).await_ends()
-    nodes.outcome(crowd).assert_all_done()
+    outcome = nodes.outcome(crowd)
+    outcome.await_ends()
+    outcome.assert_all_done()
     assert not crowd.refusals
+    told("new version", "jobs started again", len(outcome.started_again(deployed_at)), "")
 
 
 def test_jobs_of_a_worker_that_is_killed_are_done_by_another(nodes: Nodes, photo: bytes) -> None:
