@@ -100,7 +100,7 @@ class ProfilePhotoJobServiceServicer:
 
     def GetStatus(self, request, context):
         """A job's status. With `wait_seconds`: as soon as the job is in a terminal state, or has changed beyond
-        `after_seq`, and at the latest then.
+        `after_seq`, and at the latest then. A job that has ended is told at once, whatever `after_seq`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

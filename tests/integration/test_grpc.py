@@ -276,6 +276,13 @@ async def test_a_call_that_waits_for_a_change_hears_of_the_next_one(api: Grpc) -
         ),
         ("KeepImage", pb.KeepImageRequest(customer_id="ana"), "INVALID_ARGUMENT", "job_id is ''"),
         ("KeepImage", pb.KeepImageRequest(customer_id="", job_id="x"), "INVALID_ARGUMENT", "is ''"),
+        (
+            "KeepImage",
+            pb.KeepImageRequest(customer_id="ana", job_id="x"),
+            "INVALID_ARGUMENT",
+            "index is None, but it must be the index of an image",
+        ),
+        ("KeepImage", pb.KeepImageRequest(customer_id="ana", job_id="x", index=0), "NOT_FOUND", "'x'"),
         ("CancelJob", pb.CancelJobRequest(customer_id="ana"), "INVALID_ARGUMENT", "job_id is ''"),
         ("CancelJob", pb.CancelJobRequest(customer_id="", job_id="x"), "INVALID_ARGUMENT", "is ''"),
     ],

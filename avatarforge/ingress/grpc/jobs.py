@@ -146,7 +146,7 @@ class JobMethods:
             live = await self._photos.keep_image(
                 validate_customer_id(request.customer_id),
                 messages.parse_job_id(request.job_id),
-                request.index,
+                messages.parse_index(request),
             )
             return messages.job_status(live, self._prefix)
         return pb.ProfilePhotoJobStatus()

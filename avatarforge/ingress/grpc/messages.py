@@ -43,6 +43,13 @@ def parse_after_seq(request: pb.JobStatusRequest | pb.StatusStreamRequest) -> in
     return request.after_seq
 
 
+def parse_index(request: pb.KeepImageRequest) -> int:
+    """Return the image's index, which may not exist. Raises `InvalidRequest` if there is none."""
+    if not request.HasField("index"):
+        raise InvalidRequest("index", None, "the index of an image, as the job's `images` have it")
+    return request.index
+
+
 def job_status(live: LiveJob, prefix: str = "") -> pb.ProfilePhotoJobStatus:
     """Build the message of a job; its addresses begin with `prefix`."""
     message = live.to_message()
