@@ -115,7 +115,10 @@ async def test_a_size_is_made_if_the_model_can_and_a_square_is_else_scaled(
     assert (info["width"], info["height"]) == asked_for
 
 
-async def test_a_data_url_is_taken_and_pictures_can_be_asked_not_to_come_back(service: Service) -> None:
+async def test_a_data_url_is_taken_and_pictures_can_be_asked_not_to_come_back(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.photos, "stream_image", None)
     picture = "data:image/jpeg;base64," + a_picture()
     answer = await asked(service, init_images=[picture], send_images=False, include_init_images=True)
     assert answer.json()["images"] == []
@@ -138,6 +141,7 @@ async def test_a_data_url_is_taken_and_pictures_can_be_asked_not_to_come_back(se
         ({"n_iter": -1}, "n_iter", "1 or more"),
         ({"n_iter": 9}, "n_iter", "less: batch_size times n_iter is 9, and at most 8 are made"),
         ({"batch_size": 4, "n_iter": 3}, "batch_size", "batch_size times n_iter is 12"),
+        ({"batch_size": 2, "n_iter": 50}, "n_iter", "batch_size times n_iter is 100"),
         ({"width": 512, "height": 768}, "width", "a multiple of 8 from 64 to 128"),
         ({"width": 512}, "width", "given together with the height"),
         ({"width": 8, "height": 8}, "width", "from 64 to 2048"),
@@ -281,7 +285,7 @@ async def test_batches_are_one_job_whose_images_all_come_back(service: Service) 
     assert job.parameters.variants == 4
     assert [base64.b64decode(image) for image in answer["images"]] == made
     assert (info["seed"], info["all_seeds"], info["batch_size"]) == (7, [7, 8, 9, 10], 2)
-    assert [f"Seed: {seed}," in text for seed, text in zip(range(7, 11), info["infotexts"], strict=True)]
+    assert all(f"Seed: {seed}," in text for seed, text in zip(range(7, 11), info["infotexts"], strict=True))
     assert {len(info[name]) for name in ("all_prompts", "all_negative_prompts", "all_subseeds")} == {4}
 
 

@@ -155,10 +155,13 @@ class _Calls:
         if job.images:
             made = job.images[0].stored
             size = body.width or made.width, body.height or made.height
-        files = [await self._load(job.job_id, image.stored, size) for image in job.images]
-        if not files and preview is not None:
-            # As AUTOMATIC1111 does, an interrupted image comes as far as it got.
-            files = [await asyncio.to_thread(self._scale, preview, size)]
+        files: list[bytes] = []
+        if body.send_images:
+            loads = (self._load(job.job_id, image.stored, size) for image in job.images)
+            files = await asyncio.gather(*loads)
+            if not files and preview is not None:
+                # As AUTOMATIC1111 does, an interrupted image comes as far as it got.
+                files = [await asyncio.to_thread(self._scale, preview, size)]
         return JSONResponse(await asyncio.to_thread(img2img_response, body, job, manifest, files, size))
 
     async def txt2img(self, request: Request) -> Response:

@@ -92,7 +92,7 @@ class Img2Img(BaseModel):
             if (number := getattr(body, name)) is not None and number < 1:
                 raise InvalidRequest(name, number, "1 or more")
         if body.variants > MAX_VARIANTS:
-            name = "n_iter" if body.batch_size in (None, 1) else "batch_size"
+            name = max(("batch_size", "n_iter"), key=lambda field: getattr(body, field) or 1)
             expected = (
                 f"less: batch_size times n_iter is {body.variants}, and at most {MAX_VARIANTS} are made"
             )
@@ -227,7 +227,7 @@ class SdapiError:
 def img2img_response(
     body: Img2Img, job: ProfilePhotoJob, manifest: Manifest, files: Sequence[bytes], size: tuple[int, int]
 ) -> dict[str, Any]:
-    """Build the answer for the images, given their files; none for a job that was interrupted before."""
+    """Build the answer for the images, given the files that go with it."""
     parameters, defaults = job.parameters, manifest.defaults
     seeds = [image.seed for image in job.images] or [parameters.seed]
     width, height = size
@@ -284,7 +284,7 @@ def img2img_response(
         "interrupted": job.outcome is None,
     }
     return {
-        "images": [base64.b64encode(file).decode() for file in files] if body.send_images else [],
+        "images": [base64.b64encode(file).decode() for file in files],
         "parameters": body.model_dump(),
         "info": json.dumps(info),
     }
