@@ -1,4 +1,4 @@
-"""`avatarforge jobs`: list, show, watch, save, trace, cancel, retry and erase the jobs of a server."""
+"""`avatarforge jobs`: list, show, watch, save, trace, cancel, keep, retry and erase the jobs of a server."""
 
 import json
 import os
@@ -45,7 +45,7 @@ _MIN_TABLE_COLUMNS = 64
 """Of a terminal: with fewer, a job takes two lines."""
 _COLUMN_GAP = 2
 _MIN_PROMPT_COLUMNS, _MIN_CUSTOMER_COLUMNS = 10, 10
-_OPTIONAL = ("Model", "Prompt", "Took", "Style")
+_OPTIONAL = ("Model", "Prompt", "Took", "Style", "Images")
 """Columns that are left out in this order where a terminal has no room for them."""
 
 
@@ -410,7 +410,8 @@ def print_jobs(jobs: list["ProfilePhotoJobStatus"], *, with_customer: bool) -> N
         customer = f"  {escape(job.customer_id)}" if with_customer else ""
         age = format_age((now - job.created_at).total_seconds())
         style = f"  {escape(job.parameters.style)}" if job.parameters.style else ""
-        out.print(f"{job.job_id}\n  {format_state(job)}  {age}{customer}{style}", highlight=False)
+        images = f"  {_count_images(job)}" if job.parameters.variants > 1 else ""
+        out.print(f"{job.job_id}\n  {format_state(job)}{images}  {age}{customer}{style}", highlight=False)
 
 
 def _create_table(jobs: list["ProfilePhotoJobStatus"], *, with_customer: bool) -> Table:
@@ -423,11 +424,14 @@ def _create_table(jobs: list["ProfilePhotoJobStatus"], *, with_customer: bool) -
         "Customer": [Text(job.customer_id) for job in jobs],
         "Accepted": [Text(format_age((now - job.created_at).total_seconds())) for job in jobs],
         "Took": [Text(_format_duration(job)) for job in jobs],
+        "Images": [Text(f"{len(job.images)} of {job.parameters.variants}") for job in jobs],
         "Model": [Text(job.model or "") for job in jobs],
         "Style": [Text(job.parameters.style or "") for job in jobs],
         "Prompt": [Text(" ".join(job.parameters.prompt.split())) for job in jobs],
     }
-    widths = _fit_columns(columns, without=() if with_customer else ("Customer",))
+    has_several = any(job.parameters.variants > 1 for job in jobs)
+    shown = {"Customer": with_customer, "Images": has_several}
+    widths = _fit_columns(columns, without=[heading for heading, is_shown in shown.items() if not is_shown])
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading, width in widths.items():
         is_folded = heading == "Customer"
@@ -459,7 +463,7 @@ def _fit_columns(columns: Mapping[str, list[Text]], without: Collection[str]) ->
 
     for heading in _OPTIONAL:
         if count_free() < 0:
-            del widths[heading]
+            widths.pop(heading, None)
     if count_free() < 0 and "Customer" in widths:
         widths["Customer"] = max(_MIN_CUSTOMER_COLUMNS, widths["Customer"] + count_free())
     if "Prompt" in widths:
@@ -497,8 +501,7 @@ def _describe_job(
         yield "style", escape(job.parameters.style)
     if job.parameters.prompt:
         yield "prompt", escape(job.parameters.prompt)
-    if job.parameters.variants == 1:
-        yield "seed", str(job.seed)
+    yield "seed", str(job.seed)
     for image in job.images if job.parameters.variants > 1 else ():
         style, is_kept = f", {image.style}" if image.style else "", image.index == job.kept
         yield f"image {image.index}", f"seed {image.seed}{escape(style)}" + ", [bold]kept[/]" * is_kept
@@ -515,11 +518,20 @@ def _describe_job(
 
 
 def _format_position(job: "ProfilePhotoJobStatus") -> str:
-    if job.images and not job.is_terminal:
-        return f", {len(job.images)} of {job.parameters.variants} images"
+    parts = []
     if job.progress is not None:
-        return f", step {job.progress.step} of {job.progress.total_steps}"
-    return "" if job.queue_position is None else f", number {job.queue_position} in the queue"
+        parts.append(f"step {job.progress.step} of {job.progress.total_steps}")
+    elif job.queue_position is not None:
+        parts.append(f"number {job.queue_position} in the queue")
+    if job.parameters.variants > 1 and job.status != "DONE":
+        parts.append(_count_images(job))
+    if job.kept is not None:
+        parts.append(f"image {job.kept} kept")
+    return "".join(f", {part}" for part in parts)
+
+
+def _count_images(job: "ProfilePhotoJobStatus") -> str:
+    return f"{len(job.images)} of {job.parameters.variants} images"
 
 
 def _format_job(job: "ProfilePhotoJobStatus") -> str:

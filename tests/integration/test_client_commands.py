@@ -602,8 +602,8 @@ async def test_of_several_avatars_all_are_saved_and_one_is_kept(
     [made] = (await run.process("forge", "--variants", "3", "--vary", "style", "--json")).json
     job_id = made["job"]["jobId"]
     kept = await run("jobs", "keep", job_id, "2", "--json")
-    shown = await run("jobs", "show", job_id)
-    missing = await run("jobs", "keep", job_id, "3")
+    shown, listed = await run("jobs", "show", job_id), await run("jobs", "list")
+    missing, again = await run("jobs", "keep", job_id, "3"), await run("jobs", "keep", job_id, "2")
     [saved] = (await run("jobs", "save", job_id, "--json", "--out", str(tmp_path))).json
     story = (await run("jobs", "trace", job_id, "--data-dir", str(service.settings.data_dir), "--json")).json
 
@@ -615,7 +615,12 @@ async def test_of_several_avatars_all_are_saved_and_one_is_kept(
         assert [file.read_bytes() for file in files] == images
     with Image.open(made["beforeAfter"]) as sheet:
         assert sheet.size == (1120, 1232)
-    assert kept.json["kept"] == 2
+    assert (kept.json["kept"], "DONE, image 2 kept" in again.out) == (2, True)
+    assert f"seed       {made['job']['seed']}\n" in shown.out
+    assert [("Images" in line, "3 of 3" in line) for line in listed.out.splitlines()] == [
+        (True, False),
+        (False, True),
+    ]
     told = dict(line.split("  ", 1) for line in shown.out.splitlines() if line.startswith("image "))
     assert ["kept" in told[f"image {index}"] for index in range(3)] == [False, False, True]
     assert (missing.code, "0, 1, 2" in missing.err) == (ExitCode.API_ERROR, True)

@@ -15,15 +15,20 @@ from typer.testing import CliRunner, Result
 import avatarforge
 from avatarforge.cli import app
 from avatarforge.cli.comparison import write_comparison
+from avatarforge.cli.jobs import _format_job
 from avatarforge.cli.photos import list_photos
 from avatarforge.cli.terminal import ExitCode
+from avatarforge.domain.generations import GenerationProgress
 from avatarforge.domain.jobs import ProfilePhotoJob
 from avatarforge.imaging.formats import PHOTO_ENDINGS, PhotoFormat
+from avatarforge.messages import LiveJob
 from avatarforge.persistence import JobRepository, open_engine
 from avatarforge.persistence.upgrade import latest
 from avatarforge.settings import load_settings, variables
 from avatarforge.storage import open_storage
 from avatarforge.storage.keys import original_key
+from tests.factories import NOON, a_variant
+from tests.factories import a_job as an_asked_job
 from tests.jobs import a_job, submission
 from tests.pictures import png
 
@@ -47,6 +52,21 @@ def run(*arguments: str) -> Result:
 def test_the_version_is_the_packages() -> None:
     assert run("version").stdout.strip() == avatarforge.__version__
     assert json.loads(run("version", "--json").stdout) == {"version": avatarforge.__version__}
+
+
+def test_a_jobs_line_tells_its_steps_or_place_beside_its_images() -> None:
+    waiting = an_asked_job()
+    waiting = replace(waiting, parameters=replace(waiting.parameters, variants=3))
+    job = waiting.start(NOON)
+    job = job.publish(a_variant(job, 1), attempt=1).keep(1)
+    progress = GenerationProgress(step=40, total_steps=60)
+
+    def line(live: LiveJob) -> str:
+        return _format_job(live.to_message()).partition("[/]")[2]
+
+    assert line(LiveJob(job=waiting, queue_position=7)) == ", number 7 in the queue, 0 of 3 images"
+    assert line(LiveJob(job=job, progress=progress)) == ", step 40 of 60, 1 of 3 images, image 1 kept"
+    assert line(LiveJob(job=job.cancel(NOON))) == ", 1 of 3 images, image 1 kept"
 
 
 def test_help_names_every_command() -> None:
