@@ -21,8 +21,11 @@ async def main(customer_id: str, folder: Path) -> None:
                 case JobChanged(seq=seq, job=job):
                     print(f"{job.job_id}  {job.status} (event {seq})", flush=True)
                     if job.status == "DONE":
-                        avatar = await client.download(job)
-                        (folder / job.job_id).with_suffix(".png").write_bytes(avatar.content)
+                        for image in job.images:
+                            avatar = await client.download(job, index=image.index)
+                            number = f"-{image.index}" if job.parameters.variants > 1 else ""
+                            name = f"{job.job_id}{number}{avatar.suffix}"
+                            (folder / name).write_bytes(avatar.content)
 
 
 if __name__ == "__main__":

@@ -101,13 +101,16 @@ async def test_a_watcher_keeps_every_avatar_over_the_death_of_the_tracker(
         await watcher.says(f"{first}  DONE")
         await service.kill_trackers()
         await service.start_trackers()
-        second = await service.submitted()
+        second = await service.submitted(variants="2")
         await watcher.says(f"{second}  DONE")
         avatars = tmp_path / "avatars"
-        await wait_until(lambda: len(list(avatars.iterdir())) == 2, SECONDS)
+        await wait_until(lambda: len(list(avatars.iterdir())) == 3, SECONDS)
     finally:
         await watcher.stop()
-    assert (avatars / f"{second}.png").read_bytes() == b"\x89PNG avatar of " + second.encode()
+    assert (avatars / f"{first}.png").read_bytes() == b"\x89PNG avatar of " + first.encode()
+    for image in service.recorded(second).images:
+        made = service.storage.get(image.stored.key)
+        assert (avatars / f"{second}-{image.index}.png").read_bytes() == made
 
 
 async def test_a_grpc_client_follows_its_photo(service: Service, address: str) -> None:
