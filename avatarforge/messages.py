@@ -101,6 +101,9 @@ class Parameters(RequestedParameters):
 class ProfilePhotoJobStatus(Message):
     """Where a job stands."""
 
+    # Only clients meet the defaults, those of `images` and `kept`, in the messages of a server that is older.
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+
     job_id: str
     customer_id: str
     status: ProcessingStatus
@@ -115,10 +118,10 @@ class ProfilePhotoJobStatus(Message):
     original_url: PublicPath | None
     generated_url: PublicPath | None
     """The image that is kept, else the first; null until the job is DONE."""
-    images: tuple[Image, ...]
+    images: tuple[Image, ...] = ()
     """Those that are there, by index: while it is PROCESSING they become more; the end leaves them as they
     are."""
-    kept: int | None
+    kept: int | None = None
     """The index of the image that the client keeps; null until it chose."""
     callback_url: str | None
     error: Failure | None

@@ -13,7 +13,7 @@ from avatarforge.domain.errors import InvalidRequest
 from avatarforge.domain.generations import GenerationProgress
 from avatarforge.domain.jobs import Crop, GenerationParameters, ImageFormat, JobError, Vary
 from avatarforge.ingress.upload.form import FORM_NAMES, Submission, read_submission
-from avatarforge.messages import LiveJob, Parameters
+from avatarforge.messages import LiveJob, Parameters, ProfilePhotoJobStatus
 from tests.factories import NOON, a_job, a_manifest, a_variant, an_outcome
 
 MANIFEST = a_manifest()
@@ -103,6 +103,15 @@ def test_a_waiting_job_is_told_with_every_field() -> None:
         "timings": dict.fromkeys(("queued", "fetch", "encode", "steps", "decode", "upload")),
         "parameters": ASKED_FOR,
     }
+
+
+def test_a_message_of_a_server_without_several_images_is_understood() -> None:
+    told = json.loads(LiveJob(job=a_job()).to_message().json_bytes())
+    del told["images"], told["kept"]
+    message = ProfilePhotoJobStatus.model_validate(told)
+    assert (message.images, message.kept) == ((), None)
+    promised = ProfilePhotoJobStatus.model_json_schema(mode="serialization")["required"]
+    assert {"images", "kept"} <= set(promised)
 
 
 def test_a_finished_job_tells_how_its_avatar_came_about() -> None:
