@@ -270,7 +270,8 @@ class TicketMessage(Message):
 
 
 class KeptImage(Message):
-    index: int = Field(ge=0)
+    # Not checked: the job's own error names the images that there are.
+    index: int = Field(json_schema_extra={"minimum": 0})
     """The image's number among the job's `images`."""
 
 
@@ -283,7 +284,8 @@ class ImageLink(Message):
 class ImageLinks(Message):
     original_url: PublicPath | None
     generated_url: PublicPath | None
-    """Null until the job is DONE."""
+    """The image that is kept, else the first, also if another one is kept later. Null until the job is
+    DONE."""
     images: tuple[ImageLink, ...]
     """Of each of the job's images that there are."""
     expires_at: Time

@@ -250,10 +250,10 @@ class UnsupportedContentEncoding(InvalidUpload):
 
 
 class MalformedUpload(InvalidUpload):
-    """The multipart body breaks its own grammar or ends early."""
+    """The body breaks its own grammar, ends early, or stops coming; nothing was changed."""
 
     code = "malformed_upload"
-    message = "The multipart body cannot be read: {reason}."
+    message = "The body cannot be read: {reason}. Nothing was changed."
     reason: str
 
 
@@ -293,9 +293,16 @@ class ImageNotFound(NotFound):
     """The job is known and has no such image (yet, or any more)."""
 
     code = "image_not_found"
-    message = "Job {job_id!r} has no {kind} image."
+    message = "Job {job_id!r} has no {image}."
     job_id: str
     kind: str
+    index: int | None = None
+    """Of one of several images; then `there` tells those that the job has."""
+    there: str = ""
+
+    @property
+    def image(self) -> str:
+        return f"{self.kind} image" if self.index is None else f"image {self.index}; it has {self.there}"
 
 
 class ObjectNotFound(NotFound):

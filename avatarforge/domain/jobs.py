@@ -225,7 +225,7 @@ class Outcome:
 @pickle_by_name
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProfilePhotoJob:
-    """One request for one avatar. Every change makes a new value and one `JobEvent`."""
+    """One request for one or more avatars of a photo. Every change makes a new value and one `JobEvent`."""
 
     job_id: str
     customer_id: str
@@ -287,6 +287,11 @@ class ProfilePhotoJob:
         wanted = (self.kept or 0) if index is None else index
         return next((image for image in self.images if image.index == wanted), None)
 
+    def list_images(self) -> str:
+        """Return the indices of the images that are there, for people."""
+        indices = ", ".join(str(image.index) for image in self.images)
+        return indices or ("none" if self.status.is_terminal else "none yet")
+
     # --- moves: each returns the job as it becomes; this value stays as it is ------------------------
 
     def start(self, at: datetime) -> "ProfilePhotoJob":
@@ -317,8 +322,7 @@ class ProfilePhotoJob:
         """Return the job with this image as the one that the client keeps. Raises `InvalidRequest` for an
         image that is not there."""
         if self.find_image(index) is None:
-            there = ", ".join(str(image.index) for image in self.images) or "none yet"
-            raise InvalidRequest("index", index, f"that of an image that there is: {there}")
+            raise InvalidRequest("index", index, f"that of an image that there is: {self.list_images()}")
         return replace(self, revision=self.revision + 1, kept=index)
 
     def complete(self, outcome: Outcome, at: datetime, last: AvatarImage | None = None) -> "ProfilePhotoJob":

@@ -364,7 +364,7 @@ class ProfilePhotoService:
             raise ImageNotFound(job_id, ImageKind.GENERATED)
         image = job.find_image(index)
         if image is None:
-            raise ImageNotFound(job_id, f"{ImageKind.GENERATED}/{index}")
+            raise ImageNotFound(job_id, ImageKind.GENERATED, index, job.list_images())
         return FoundImage(
             stored=image.stored,
             made_at=job.finished_at or job.created_at,
@@ -392,8 +392,8 @@ class ProfilePhotoService:
             raise ImageNotFound(job_id, kind) from error
 
     async def crop_original(self, customer_id: str, job_id: str) -> bytes:
-        """Return the part of the photo that the avatar is made from, as a JPEG. Raises the errors of
-        `image` and `stream_image`."""
+        """Return the part of the photo that the avatar is made from, as a JPEG. Raises
+        `JobNotFound`, `ImageNotFound` if storage has lost the photo, and `StorageUnavailable`."""
         job = (await self.status(customer_id, job_id)).job
         try:
             async with self._square_slots:

@@ -31,9 +31,9 @@ async def test_an_image_can_be_had_as_soon_as_it_is_there(rest: Rest) -> None:
     assert shown[1].headers["content-disposition"] == f'inline; filename="avatar-{job.job_id}-1.png"'
     assert shown[1].headers["cache-control"] == "private, max-age=3600"
     for missing, named in (
-        ("generated/2", "generated/2"),
-        ("generated/99", "99"),
-        ("generated", "generated"),
+        ("generated/2", "has no image 2; it has 0, 1."),
+        ("generated/99", "has no image 99; it has 0, 1."),
+        ("generated", "has no generated image."),
     ):
         refused = problem(await rest.client.get(f"{path}/{missing}"))
         assert (refused["status"], refused["code"]) == (404, "image_not_found")
@@ -114,6 +114,16 @@ async def test_an_image_that_is_not_there_cannot_be_kept(service: Service) -> No
     assert "none yet" in refused["detail"]
     assert (await keep(service, "none", '{"index": 0}')).status_code == 404
     assert service.recorded(waiting).kept is None
+    missing = await service.client.get(f"/customers/ana/photos/{waiting}/generated/0")
+    assert "has no image 0; it has none yet." in problem(missing)["detail"]
+    await service.command("cancel", waiting)
+    assert problem(await keep(service, waiting, '{"index": 0}'))["detail"].endswith("there is: none.")
+    done = await service.submitted(variants="2")
+    await service.ended(done)
+    for index in (-1, 2):
+        refused = problem(await keep(service, done, f'{{"index": {index}}}'))
+        assert (refused["status"], refused["field"], refused["value"]) == (422, "index", index)
+        assert refused["detail"].endswith("there is: 0, 1.")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +135,6 @@ async def test_an_image_that_is_not_there_cannot_be_kept(service: Service) -> No
         (b"\xff", "body", "\ufffd"),
         ("{}", "index", None),
         ('{"index": "0"}', "index", "0"),
-        ('{"index": -1}', "index", -1),
         ('{"index": true}', "index", True),
         ('{"index": 0' + " " * 5000 + "}", "body", "more than 1024 bytes"),
     ],

@@ -17,7 +17,7 @@ def subclasses(of: type[AvatarForgeError]) -> Iterator[type[AvatarForgeError]]:
 
 def example_of(error: type[AvatarForgeError]) -> AvatarForgeError:
     """An instance with a plausible value for each parameter of the constructor."""
-    values: dict[Any, Any] = {int: 7, float: 1.5, str: "text", object: ["anything"]}
+    values: dict[Any, Any] = {int: 7, float: 1.5, int | None: 5, str: "text", object: ["anything"]}
     if error.__init__ is AvatarForgeError.__init__:
         return error()
     return error(

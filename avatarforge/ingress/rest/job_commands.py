@@ -1,4 +1,4 @@
-"""The calls that change a job after its upload: cancel, retry, erase, and webhooks again."""
+"""The calls that change a job after its upload: cancel, retry, keep an image, erase, and webhooks again."""
 
 from typing import Annotated
 
@@ -81,7 +81,9 @@ async def retry_photo(
     "/customers/{customerId}/photos/{jobId}/kept",
     response_model=ProfilePhotoJobStatus,
     openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": _KEPT}}}},
-    responses=error_responses(errors.JobNotFound, errors.InvalidRequest, errors.TrackerUnavailable),
+    responses=error_responses(
+        errors.JobNotFound, errors.MalformedUpload, errors.InvalidRequest, errors.TrackerUnavailable
+    ),
     tags=["photos"],
 )
 async def keep_image(request: Request, customer_id: CustomerId, job_id: JobId) -> Response:

@@ -100,7 +100,8 @@ STATUS_PARAMETERS = [
         "in": "query",
         "schema": {"type": "integer", "minimum": 0, "maximum": 10**MAX_SEQ_DIGITS - 1},
         "description": "Answer as soon as the job's `seq` is higher than this: on any change. "
-        "Waits as long as it may unless `waitSeconds` says otherwise.",
+        "Waits as long as it may unless `waitSeconds` says otherwise, and not for a job that has ended: what "
+        "is kept of it later is told by the stream.",
     },
 ]
 
