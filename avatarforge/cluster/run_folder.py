@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -12,6 +13,8 @@ from avatarforge.domain.errors import FormattedError
 _LONGEST = 26
 """Longest path for a folder of sockets, in bytes. A socket's path has at most 107 on Linux and 103 on
 macOS; HAProxy needs 77 below the folder (`/<56 digits>/admin.sock.<pid>.tmp`), Ray 63."""
+_PLAIN = re.compile(r"[A-Za-z0-9/._-]+")
+"""What HAProxy's configuration takes without quotes: Ray writes the path there as it stands."""
 
 
 class DataFolderInUse(FormattedError):
@@ -26,7 +29,7 @@ class DataFolderInUse(FormattedError):
 
 
 class RunFolder:
-    """The folder, emptied of what an earlier instance left, and a path to it that is short enough.
+    """The folder, emptied of what an earlier instance left, and a path to it that is short and plain enough.
 
     `path` is the folder itself or a link to it in the system's temporary folder. The lock goes with the
     process, however it ends; links that a killed process left are removed by the next start.
@@ -84,18 +87,22 @@ class RunFolder:
             shutil.rmtree(self._folder)
 
     def _short_path(self) -> Path:
-        if len(os.fsencode(self._folder)) <= _LONGEST:
+        if _suits_sockets(self._folder):
             return self._folder
         link = _new_link(self._folder)
         self._link_record.write_text(str(link), encoding="utf-8")
         return link
 
 
+def _suits_sockets(path: Path) -> bool:
+    return len(os.fsencode(path)) <= _LONGEST and _PLAIN.fullmatch(str(path)) is not None
+
+
 def _new_link(target: Path) -> Path:
-    """A link to `target` under a fresh name, in the first folder whose path is short enough."""
+    """A link to `target` under a fresh name, in the first folder whose path suits sockets."""
     for parent in (Path(tempfile.gettempdir()), Path("/tmp")):
         link = parent / f"forge-{secrets.token_hex(4)}"
-        if len(os.fsencode(link)) <= _LONGEST:
+        if _suits_sockets(link):
             link.symlink_to(target)
             return link
-    raise AssertionError("/tmp is short enough")
+    raise AssertionError("/tmp suits sockets")

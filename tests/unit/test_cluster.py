@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -51,6 +53,17 @@ def test_a_deep_data_folder_is_reached_by_a_path_short_enough_for_sockets(deep: 
         assert (deep / "run" / "file").exists()
     finally:
         folder.close()
+
+
+def test_a_folder_whose_name_haproxy_cannot_read_is_reached_by_a_plain_path() -> None:
+    with tempfile.TemporaryDirectory(prefix="my ", dir="/tmp") as data:
+        folder = RunFolder(Path(data))
+        folder.open()
+        try:
+            assert folder.path.resolve() == Path(data) / "run"
+            assert re.fullmatch("[a-z0-9/-]+", str(folder.path))
+        finally:
+            folder.close()
 
 
 def test_closing_removes_the_link_and_keeps_the_logs(deep: Path) -> None:
