@@ -295,6 +295,40 @@ async def test_decoding_takes_no_more_at_once_than_memory_held_before(
     assert engine.report().limit == 8
 
 
+async def test_encoding_takes_no_more_photos_at_once_than_memory_held_before(pipeline: Any) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    encoded: list[int] = []
+
+    def narrow(module: Any, arguments: Any) -> None:
+        began.set()
+        go_on.wait(30)
+        if (photos := len(arguments[0])) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        encoded.append(photos)
+
+    hook = pipeline.vae.encoder.register_forward_pre_hook(narrow)
+    try:
+        with engine_of(pipeline, max_batch=16) as engine:
+            # As on a GPU: a CPU encodes photo by photo.
+            engine._autoencoder_limits = BatchLimits(16)
+            first = asyncio.create_task(picture_of(engine, SHORT))
+            await wait_until(began.is_set)
+            photos = [SHORT.image.copy() for _ in range(4)]
+            requests = [
+                replace(SHORT, image=image, seed=seed)
+                for seed, image in enumerate([photos[0]] * 5 + photos[1:])
+            ]
+            others = [asyncio.create_task(picture_of(engine, request)) for request in requests]
+            await wait_until(lambda: engine.report().waiting == len(others))
+            go_on.set()
+            assert all(await asyncio.gather(first, *others))
+    finally:
+        hook.remove()
+    # One photo had five images: neither the limit nor the halves go by them.
+    assert encoded == [1, 2, 2]
+    assert engine._autoencoder_limits.limit() == 2
+
+
 # --- what is measured and shown -----------------------------------------------------------------------------
 
 

@@ -324,7 +324,7 @@ class BatchingEngine(Engine):
         if len(requests) == 1:
             requests[0].fail(translate_error(failure, self.name, self.device))
             return
-        half = len(requests) // 2
+        half = self._find_half(requests, work)
         self._run_isolated(requests[:half], work)
         self._run_isolated(requests[half:], work)
 
@@ -333,8 +333,20 @@ class BatchingEngine(Engine):
             torch.cuda.empty_cache()
         if work == self._step:
             self._batch_limits.lower(requests[0].shape, len(requests))
-        elif work in (self._encode, self._decode):
+        elif work == self._encode:
+            photos = {id(request.params.image) for request in requests}
+            self._autoencoder_limits.lower(_pixel_shape(requests[0]), len(photos))
+        elif work == self._decode:
             self._autoencoder_limits.lower(_pixel_shape(requests[0]), len(requests))
+
+    def _find_half(self, requests: Sequence[ActiveRequest], work: BatchWork) -> int:
+        """Return where to cut. A photo is encoded once for all its images, so cutting there saves nothing."""
+        if work == self._encode:
+            photos = [id(request.params.image) for request in requests]
+            starts = [place for place in range(1, len(photos)) if photos[place] != photos[place - 1]]
+            if starts:
+                return starts[len(starts) // 2]
+        return len(requests) // 2
 
     def _fail_device(self, error: Exception) -> None:
         device_error = DeviceLost(self.device, f"{type(error).__name__}: {error}")
