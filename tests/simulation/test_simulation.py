@@ -5,23 +5,29 @@ A seed that fails is named with its story. `pytest tests/simulation --seed N` ru
 
 import gc
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event
 
+from avatarforge.domain.jobs import GenerationParameters
 from avatarforge.persistence import DeletionRepository, DeliveryRepository, JobRepository, open_engine
 from avatarforge.persistence.tables import metadata
 from avatarforge.persistence.upgrade import upgrade
 from avatarforge.settings import DatabaseSettings
+from avatarforge.tracker.queue.fair_queue import _RoundRobin
+from tests.factories import a_job
 from tests.simulation.conftest import SEEDS
 from tests.simulation.memory_database import MemoryDatabase
 from tests.simulation.plants import PLANTS, Plant
 from tests.simulation.simulation import Simulation
+from tests.simulation.witness import watched_line
 
 COLLECT = 50
 """Seeds after which garbage is collected: not while one runs, so that each runs alike."""
@@ -100,6 +106,35 @@ def test_a_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -
         except AssertionError:
             return
     pytest.fail(f"{MOST_FOR_A_PLANT} seeds did not find out that {plant.__name__.replace('_', ' ')}.")
+
+
+def count_passed_over() -> int:
+    """Count the long queues, rare in simulations, in which a customer is passed over."""
+    passed_over: set[int] = set()
+    for number in range(40):
+        chance = random.Random(number)
+        witness: Any = SimpleNamespace(violated=lambda _, number=number: passed_over.add(number))
+        queue = watched_line(witness, fits_vary=False)()
+        for _ in range(120):
+            if chance.random() < 0.6:
+                parameters = GenerationParameters(seed=1, variants=chance.choice((1, 1, 2, 8)))
+                queue.add(a_job(customer_id=chance.choice("abcd"), parameters=parameters))
+            else:
+                queue.pop()
+    return len(passed_over)
+
+
+def test_whoever_asked_for_several_images_is_passed_over_for_no_more_turns_than_they_cost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert count_passed_over() == 0
+    record_turn = _RoundRobin.record_turn
+    monkeypatch.setattr(
+        _RoundRobin,
+        "record_turn",
+        lambda self, customer_id, turns: record_turn(self, customer_id, turns if turns == 1 else 10 * turns),
+    )
+    assert count_passed_over() > 0
 
 
 # --- over the real record -----------------------------------------------------------------------------

@@ -301,10 +301,10 @@ def watched_line(witness: Witness, *, fits_vary: bool) -> type[FairQueue]:
             self._came: dict[str, int] = {}
             """Jobs in line, with the number of picks before they came."""
             self._here: dict[str, ProfilePhotoJob] = {}
-            self._picked: dict[tuple[int, str], int] = {}
-            """When each customer had its last turn in each priority."""
-            self._waits_for_several: set[tuple[int, str]] = set()
-            """Those who had a job of several images, and may have to let others pass for it."""
+            self._picked: dict[tuple[int, str], list[int]] = {}
+            """When each customer had its turns in each priority."""
+            self._charged: dict[tuple[int, str], int] = {}
+            """How many turns of every other customer its last job of several images stands for."""
 
         def add(self, job: ProfilePhotoJob) -> bool:
             self._came.setdefault(job.job_id, self._picks)
@@ -327,9 +327,9 @@ def watched_line(witness: Witness, *, fits_vary: bool) -> type[FairQueue]:
                 if other.job_id != picked.job_id:
                     self._compare(picked, other)
             self._picks += 1
-            self._picked[picked.priority, picked.customer_id] = self._picks
-            if len(picked.missing) > 1:
-                self._waits_for_several.add((picked.priority, picked.customer_id))
+            customer = picked.priority, picked.customer_id
+            self._picked.setdefault(customer, []).append(self._picks)
+            self._charged[customer] = len(picked.missing) - 1
             self._came.pop(picked.job_id, None)
             self._here.pop(picked.job_id, None)
             return picked
@@ -343,11 +343,12 @@ def watched_line(witness: Witness, *, fits_vary: bool) -> type[FairQueue]:
                 if other.job_id < picked.job_id:
                     witness.violated(f"{picked.job_id} goes before {other.job_id}, which is older")
                 return
-            turn = self._picked.get((picked.priority, picked.customer_id))
-            others = self._picked.get((other.priority, other.customer_id), 0)
-            if (other.priority, other.customer_id) in self._waits_for_several:
+            if fits_vary:
                 return
-            if not fits_vary and turn is not None and self._came[other.job_id] < turn and others < turn:
-                witness.violated(f"{picked.customer_id} has two turns while {other.job_id} waits")
+            own, others = (picked.priority, picked.customer_id), (other.priority, other.customer_id)
+            since = max(self._came[other.job_id], *self._picked.get(others, [0])[-1:])
+            passed = sum(turn > since for turn in self._picked.get(own, ()))
+            if passed > self._charged.get(others, 0):
+                witness.violated(f"{picked.customer_id} has {passed + 1} turns while {other.job_id} waits")
 
     return WatchedLine
