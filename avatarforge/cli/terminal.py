@@ -116,7 +116,10 @@ def interrupt_on_signals() -> Iterator[None]:
     def interrupt(number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+    # Python's own for SIGINT: `asyncio.run` cancels its task in place of that one alone. An error raised
+    # wherever a loop happens to be can be lost in a callback.
+    handlers = {signal.SIGTERM: interrupt, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
