@@ -59,7 +59,11 @@ async def test_what_a_closed_page_has_not_erased_the_next_one_erases(service: Se
     await page.click(f"[data-key='Erase {refused}']")
     await page.clock.run_for(11_000)
     await expect(page.locator(".toast.error")).to_have_text("The database is away.")
-    await page.close()
+    async with page.expect_event("dialog") as asked:
+        await page.close(run_before_unload=True)
+    assert (await asked.value).type == "beforeunload"
+    async with page.expect_event("close"):
+        await (await asked.value).accept()
     await context.unroute_all()
     assert service.recorded(refused).status == ProcessingStatus.DONE
     page = await reopened(2, refused)

@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from PIL import Image
 from playwright.async_api import Browser, CDPSession, Page, Route, expect
 
 from avatarforge.diffusion.models.catalogue import Manifest
+from avatarforge.domain.jobs import Crop
 from avatarforge.domain.replicas import ModelFailure
 from avatarforge.domain.status import ProcessingStatus
 from avatarforge.imaging.crop import find_square
 from tests import pictures
-from tests.factories import NOON, a_manifest, a_model, a_report, write_model
+from tests.factories import NOON, a_manifest, a_model, a_report, an_outcome, write_model
 from tests.integration.rest import a_jpeg
 from tests.integration.service import Service, a_preview, running_service
 from tests.studio.browser import (
@@ -227,7 +229,11 @@ async def test_the_square_is_shown_before_sending_and_is_what_is_made(
     assert await framed(page) == shown
 
 
-async def test_an_avatar_need_not_be_square(service: Service, page: Page, tmp_path: Path) -> None:
+async def test_an_avatar_need_not_be_square(
+    service: Service, page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As a replica tells it of a photo that was framed in the page.
+    monkeypatch.setattr("tests.integration.service.an_outcome", partial(an_outcome, crop=Crop.CENTRE))
     service.generations.avatar = lambda task: a_jpeg(192, 256)
     wide = beside_a_wall(tmp_path)
     await page.set_input_files("#photo", wide)
@@ -257,7 +263,7 @@ async def test_an_avatar_need_not_be_square(service: Service, page: Page, tmp_pa
 
     # Whatever shape the next one was to have.
     await page.click(".thumb.add")
-    await page.select_option("#size", "")
+    await page.select_option("#size", "256x192")
     await page.goto(f"{service.url}/#/photo/ana/{job.job_id}")
     await page.get_by_role("button", name="Remix").click()
     await expect(page.locator("#size")).to_have_value("192x256")

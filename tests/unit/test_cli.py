@@ -251,7 +251,7 @@ def test_before_and_after_stand_side_by_side(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize(
-    "command", [["db", "current"], ["db", "upgrade"], ["keys", "list"], ["jobs", "trace", "x"]]
+    "command", [["db", "current"], ["db", "upgrade"], ["keys", "list"], ["jobs", "trace", "019a1b2c"]]
 )
 def test_a_database_that_cannot_be_used_is_one_sentence(
     command: list[str], url: str, told: str, monkeypatch: pytest.MonkeyPatch
