@@ -22,7 +22,7 @@ USER_CONFIGS: Mapping[str, Collection[str]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UserConfig:
-    """What a deployment takes from its `user_config`; what is `None` stays as it was."""
+    """The values that a deployment takes from its `user_config`; those that are `None` stay as they were."""
 
     model: str | None
     scaling: ScalingSettings | None

@@ -53,7 +53,7 @@ DEMO_PARAMETERS = {"style": "watercolor", "seed": 7}
 
 @dataclass(kw_only=True, slots=True)
 class Result:
-    """What became of one photo."""
+    """The outcome of one photo."""
 
     photo: Path
     job: ProfilePhotoJobStatus | None = None

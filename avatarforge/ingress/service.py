@@ -114,6 +114,9 @@ class ProfilePhotoService:
     RECHECK_INTERVAL_SECONDS = 1.0
     """Until a long poll looks up a job again that the cache does not know yet."""
 
+    user_config_faults: tuple[str, ...] = ()
+    """A sentence for each name and value of Ingress' `user_config` that is wrong and left out."""
+
     def __init__(
         self,
         settings: Settings,
@@ -142,8 +145,6 @@ class ProfilePhotoService:
         self.crop_limit = ConcurrencyLimit(self.MAX_CROPS, TooManyCrops)
         """Limits those of them that `find_crop` is asked about."""
         self.model = ServedModel(settings.diffusion.model, catalogue, self.read, lambda: live.replicas)
-        self.user_config_faults: tuple[str, ...] = ()
-        """A sentence for each name and value of Ingress' `user_config` that is wrong and left out."""
         self._records = records
         self._storage = storage
         self.live = live

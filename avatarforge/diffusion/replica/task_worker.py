@@ -312,7 +312,7 @@ class Generation:
 
     @property
     def has_preview(self) -> bool:
-        """Whether a preview waits to be sent."""
+        """True while a preview waits to be sent."""
         return bool(self._previews)
 
     def record_step(self, index: int, step: int, total_steps: int, preview: bytes | None = None) -> None:
