@@ -116,7 +116,7 @@ async def test_jobs_are_listed_newest_first_and_by_their_state(run: Shell, servi
 async def test_a_long_prompt_leaves_room_for_ids_states_and_times(
     run: Shell, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(terminal.out, "width", 80)
+    monkeypatch.setenv("COLUMNS", "80")
     done = await service.submitted("ana", prompt="a knight in armour " * 15, style="pixel-art")
     await service.ended(done, "ana")
 
@@ -129,13 +129,13 @@ async def test_a_long_prompt_leaves_room_for_ids_states_and_times(
     assert line.split()[2] == "ana"
     assert "a knight" in (await run("jobs", "list", "--customer", "ana")).out
 
-    monkeypatch.setattr(terminal.out, "width", 64)
+    monkeypatch.setenv("COLUMNS", "64")
     heading, line = (await run("jobs", "list", "--all")).out.splitlines()
     assert line.startswith(f"{done[:SHORT_ID_LENGTH]}  DONE   ana ")
     assert "Model" not in heading
     assert len(line) <= 64
 
-    monkeypatch.setattr(terminal.out, "width", 80)
+    monkeypatch.setenv("COLUMNS", "80")
     long = "a" * 64
     await service.ended(await service.submitted(long), long)
     listed = (await run("jobs", "list", "--all")).out
