@@ -269,6 +269,9 @@ class MemoryDatabase:
     def find_job_by_id(self, job_id: str) -> ProfilePhotoJob | None:
         return self.jobs.get(job_id)
 
+    def list_jobs_by_prefix(self, prefix: str, limit: int) -> list[ProfilePhotoJob]:
+        return [self.jobs[job_id] for job_id in sorted(self.jobs) if job_id.startswith(prefix)][:limit]
+
     def list_job_ids(self, prefix: str, limit: int) -> list[str]:
         ids = {*self.jobs, *(entry.event.job_id for entry in self.log)}
         return sorted(job_id for job_id in ids if job_id.startswith(prefix))[:limit]
