@@ -487,9 +487,8 @@ async def test_an_upload_tells_its_progress_can_be_cancelled_and_goes_on_in_the_
     assert job.original.width == 1200
 
 
-async def test_what_is_cancelled_after_it_was_received_is_no_job_and_can_be_sent_again(
-    service: Service, page: Page, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def hold_storage(service: Service, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Let no photo be stored before the event that is returned is set."""
     gate, put = threading.Event(), service.storage.put
 
     def put_late(*image: Any) -> None:
@@ -497,6 +496,13 @@ async def test_what_is_cancelled_after_it_was_received_is_no_job_and_can_be_sent
         put(*image)
 
     monkeypatch.setattr(service.storage, "put", put_late)
+    return gate
+
+
+async def test_what_is_cancelled_after_it_was_received_is_no_job_and_can_be_sent_again(
+    service: Service, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = hold_storage(service, monkeypatch)
     row = page.locator("#sending li")
     await page.set_input_files("#photo", PORTRAIT)
     await expect(page.locator("#crop-place")).to_contain_text("Around the face")
@@ -523,13 +529,7 @@ async def test_what_is_cancelled_after_it_was_received_is_no_job_and_can_be_sent
 async def test_a_job_whose_answer_never_came_is_there_when_the_page_is_opened_again(
     service: Service, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate, put = threading.Event(), service.storage.put
-
-    def put_late(*image: Any) -> None:
-        gate.wait(60)
-        put(*image)
-
-    monkeypatch.setattr(service.storage, "put", put_late)
+    gate = hold_storage(service, monkeypatch)
     async with opened(browser, service.url, is_stranger=True) as page:
         customer = await page.inner_text("#customer-name")
         await send(page)
